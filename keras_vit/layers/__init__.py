@@ -1,0 +1,23 @@
+"""The Keras layers of a Vision Transformer."""
+
+from keras_vit.layers.attention_pooling import AttentionPooling
+from keras_vit.layers.drop_path import DropPath
+from keras_vit.layers.image_preprocessing import ImagePreprocessing
+from keras_vit.layers.mlp import MLP
+from keras_vit.layers.multi_head_self_attention import MultiHeadSelfAttention
+from keras_vit.layers.patch_encoder import PatchEncoder
+from keras_vit.layers.patches import Patches
+from keras_vit.layers.token_pooling import TokenPooling
+from keras_vit.layers.transformer_block import TransformerBlock
+
+__all__ = [
+    "MLP",
+    "AttentionPooling",
+    "DropPath",
+    "ImagePreprocessing",
+    "MultiHeadSelfAttention",
+    "PatchEncoder",
+    "Patches",
+    "TokenPooling",
+    "TransformerBlock",
+]

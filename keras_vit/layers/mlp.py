@@ -1,0 +1,74 @@
+"""The MLP of a Transformer block."""
+
+import keras
+
+from keras_vit.layers.activations import get_activation
+from keras_vit.layers.initializers import bias_initializer, kernel_initializer
+
+
+@keras.saving.register_keras_serializable(package="keras_vit")
+class MLP(keras.layers.Layer):
+    """Two linear layers with an activation between, applied to each token.
+
+    [Dosovitskiy et al., 2020](https://arxiv.org/abs/2010.11929), section 3.1, with dropout after
+    each linear layer.
+
+    Args:
+        mlp_dim: Width of the hidden layer.
+        activation: `"gelu"` (exact), `"gelu_tanh"` or `"quick_gelu"`.
+        dropout: Share of the values that are dropped in training, in [0, 1).
+
+    Input shape:
+        `(..., hidden_size)`.
+
+    Output shape:
+        The same.
+
+    Raises:
+        ValueError: For an unknown activation.
+
+    Example:
+
+    >>> import numpy as np
+    >>> MLP(64)(np.zeros((2, 10, 32), "float32")).shape == (2, 10, 32)
+    True
+    """
+
+    def __init__(self, mlp_dim, *, activation="gelu", dropout=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.mlp_dim = mlp_dim
+        self.activation = activation
+        self.activation_function = get_activation(activation)
+        self.dropout_rate = dropout
+        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+
+    def build(self, input_shape):
+        self.expansion = self._dense(self.mlp_dim, "expansion")
+        self.expansion.build(input_shape)
+        self.projection = self._dense(input_shape[-1], "projection")
+        self.projection.build((*input_shape[:-1], self.mlp_dim))
+
+    def _dense(self, units, name):
+        return keras.layers.Dense(
+            units,
+            kernel_initializer=kernel_initializer(),
+            bias_initializer=bias_initializer(),
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def call(self, tokens, training=None):
+        hidden = self.activation_function(self.expansion(tokens))
+        hidden = self.dropout(hidden, training=training)
+        return self.dropout(self.projection(hidden), training=training)
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "mlp_dim": self.mlp_dim,
+            "activation": self.activation,
+            "dropout": self.dropout_rate,
+        }

@@ -1,0 +1,66 @@
+"""Pooling without weights: the class token, the mean of the patches, or both."""
+
+import keras
+from keras import ops
+
+POOLINGS = ("token", "avg", "token+avg")
+
+
+@keras.saving.register_keras_serializable(package="keras_vit")
+class TokenPooling(keras.layers.Layer):
+    """Pools tokens into one vector.
+
+    Args:
+        pooling: `"token"` (the first token), `"avg"` (the mean of the patch tokens), or
+            `"token+avg"` (both, concatenated, as DINOv2's linear head takes them).
+        prefix_tokens: Number of tokens before the patches; the mean leaves them out.
+
+    Input shape:
+        `(batch, tokens, hidden_size)`.
+
+    Output shape:
+        `(batch, hidden_size)`, twice as wide for `"token+avg"`.
+
+    Raises:
+        ValueError: For an unknown pooling, or one that needs a token where there is none.
+
+    Example:
+
+    >>> import numpy as np
+    >>> tokens = np.array([[[8.0], [1.0], [3.0]]], "float32")
+    >>> np.asarray(TokenPooling("token+avg", prefix_tokens=1)(tokens)).tolist()
+    [[8.0, 2.0]]
+    """
+
+    def __init__(self, pooling="token", *, prefix_tokens=1, **kwargs):
+        super().__init__(**kwargs)
+        if pooling not in POOLINGS:
+            raise ValueError(
+                f"`pooling` must be one of {', '.join(POOLINGS)}. Received: pooling={pooling!r}"
+            )
+        if "token" in pooling and prefix_tokens < 1:
+            raise ValueError(
+                f"`pooling={pooling!r}` needs a class token. Received: "
+                f"prefix_tokens={prefix_tokens}"
+            )
+        self.pooling = pooling
+        self.prefix_tokens = prefix_tokens
+
+    def call(self, tokens):
+        pooled = []
+        if "token" in self.pooling:
+            pooled.append(tokens[:, 0])
+        if "avg" in self.pooling:
+            pooled.append(ops.mean(tokens[:, self.prefix_tokens :], axis=1))
+        return pooled[0] if len(pooled) == 1 else ops.concatenate(pooled, axis=-1)
+
+    def compute_output_shape(self, input_shape):
+        width = 2 if self.pooling == "token+avg" else 1
+        return (input_shape[0], width * input_shape[-1])
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "pooling": self.pooling,
+            "prefix_tokens": self.prefix_tokens,
+        }

@@ -1,0 +1,15 @@
+"""The architecture of Vision Transformers."""
+
+from keras_vit.models.config import VisionTransformerConfig
+from keras_vit.models.preprocessing import PRESETS, Preprocessing
+from keras_vit.models.variants import VARIANTS
+from keras_vit.models.vision_transformer import config_of, vision_transformer
+
+__all__ = [
+    "PRESETS",
+    "VARIANTS",
+    "Preprocessing",
+    "VisionTransformerConfig",
+    "config_of",
+    "vision_transformer",
+]
