@@ -1,0 +1,224 @@
+"""SavedModel for TensorFlow Serving: encoded images in, named classes out."""
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+
+from keras_vit.export.image_graph import decode_and_prepare, prepare
+from keras_vit.layers.image_preprocessing import ImagePreprocessing
+
+
+def export_saved_model(
+    model: keras.Model,
+    path: str | os.PathLike,
+    *,
+    class_names: Sequence[str],
+    version: int | None = None,
+    top: int = 5,
+) -> Path:
+    """Writes a classifier as a SavedModel that TensorFlow Serving can mount.
+
+    The SavedModel decodes images, brings them to the model's size as the model's `preprocessing`
+    layer says (see `keras_vit.layers.ImagePreprocessing`) and classifies them. It needs neither
+    keras nor keras_vit to run. It has two signatures; the first axis of every input and output is
+    the batch, of any size:
+
+    - `serving_default`: `image_bytes`, string `(batch,)`, JPEG or PNG files whose sizes may differ
+      within the batch → `probabilities` and `logits`, float32 `(batch, num_classes)`, and the best
+      classes, best first: `classes`, string `(batch, top)`, and `scores`, their probabilities.
+    - `pixels`: `pixels`, uint8 `(batch, height, width, 3)` of any height and width →
+      `probabilities` and `logits`.
+
+    It is written beside and then renamed: a server that watches `path` sees a whole version or
+    none, and an export that fails leaves nothing behind.
+
+    Args:
+        model: A model with a `preprocessing` layer and a classifier as its last layer, whose
+            activation is None (logits) or `"softmax"`.
+        path: Folder of the exported model; the version is a sub-folder of it.
+        class_names: Name of each class, in the order of the model's outputs.
+        version: Positive number of the version. None takes the one after the highest present.
+        top: Number of `classes` and `scores`; at most all classes are given.
+
+    Returns:
+        The folder written, `path/version`.
+
+    Raises:
+        RuntimeError: If the Keras backend is not TensorFlow.
+        ValueError: If the model or an argument cannot be exported.
+        FileExistsError: If the version exists, or `path` is no folder.
+
+    Example:
+
+    ```python
+    folder = keras_vit.export_saved_model(model, "saved_models/pets", class_names=["cat", "dog"])
+    serve = tf.saved_model.load(folder).signatures["serving_default"]
+    serve(image_bytes=tf.constant([Path("cat.jpg").read_bytes()]))["classes"]
+    ```
+    """
+    _check_backend()
+    preprocessing = _preprocessing_layer(model)
+    image_size = _image_size(model)
+    logits_model = _logits_model(model)
+    class_names = _checked_class_names(class_names, model.output_shape[-1])
+    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+        raise ValueError(f"`top` must be a positive integer. Received: top={top!r}")
+    destination = _destination(Path(path), version)
+    signatures = _trace(logits_model, preprocessing, image_size, class_names, top)
+    _refuse_compiled_functions(signatures)
+    _write(signatures, destination)
+    return destination
+
+
+def _check_backend():
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            "A SavedModel can be exported on the TensorFlow backend only; the backend is "
+            f"{keras.backend.backend()!r}. Save the model with `model.save('model.keras')` and "
+            "export that file in a process with KERAS_BACKEND=tensorflow."
+        )
+
+
+def _preprocessing_layer(model):
+    for layer in model.layers:
+        if layer.name == "preprocessing" and isinstance(layer, ImagePreprocessing):
+            return layer
+    raise ValueError(
+        f"Model {model.name!r} has no `preprocessing` layer, which says how images are resized and "
+        "scaled. Build it with `include_preprocessing=True`, or put "
+        "`keras_vit.layers.ImagePreprocessing(mean, std, name='preprocessing')` before it."
+    )
+
+
+def _image_size(model):
+    shape = getattr(model, "input_shape", None)
+    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:] or shape[3] != 3:
+        raise ValueError(
+            f"Model {model.name!r} must take one input of shape (batch, height, width, 3) with "
+            f"known height and width. Its input shape is {shape}."
+        )
+    return shape[1:3]
+
+
+def _logits_model(model):
+    """The model itself, or for a softmax head one that ends before the softmax."""
+    head = model.layers[-1]
+    shape = model.output_shape
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        raise ValueError(
+            f"Model {model.name!r} must be a classifier with one output of shape "
+            f"(batch, num_classes). Its output shape is {shape}."
+        )
+    activation = getattr(head, "activation", "not there")
+    name = getattr(activation, "__name__", activation)
+    if head.output is not model.outputs[0] or name not in ("linear", "softmax"):
+        raise ValueError(
+            "The model's output must come from a layer whose activation is None (logits) or "
+            f"'softmax', such as the head of a Vision Transformer. The last layer of model "
+            f"{model.name!r} is {head.name!r} ({type(head).__name__}), its activation {name!r}."
+        )
+    if name == "linear":
+        return model
+    linear_head = type(head).from_config({**head.get_config(), "activation": "linear"})
+    logits_model = keras.Model(model.input, linear_head(head.input), name=model.name)
+    linear_head.set_weights(head.get_weights())
+    return logits_model
+
+
+def _checked_class_names(class_names, num_classes):
+    names = class_names if isinstance(class_names, str) else tuple(class_names)
+    if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(
+            "`class_names` must be a sequence of non-empty strings, one a class. "
+            f"Received: class_names={class_names!r}"
+        )
+    if len(names) != num_classes:
+        raise ValueError(
+            f"`class_names` must name each of the model's {num_classes} classes. Received "
+            f"{len(names)} names."
+        )
+    return names
+
+
+def _destination(path, version):
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file. Give a folder to export to.")
+    if version is None:
+        present = [int(entry.name) for entry in path.glob("*") if entry.name.isdecimal()]
+        version = max(present, default=0) + 1
+    # TensorFlow Serving takes the folder's name for the version, and 0 for none.
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise ValueError(f"`version` must be a positive integer. Received: version={version!r}")
+    destination = path / str(version)
+    if destination.exists():
+        raise FileExistsError(
+            f"{destination} exists, and a version is never overwritten. Give another `version`, "
+            "or None for the next one."
+        )
+    return destination
+
+
+def _trace(model, preprocessing, image_size, class_names, top):
+    import tensorflow as tf
+
+    names = tf.constant(class_names)
+
+    def classify(images):
+        logits = tf.cast(model(images, training=False), tf.float32)
+        return {"probabilities": tf.nn.softmax(logits), "logits": logits}
+
+    def classify_bytes(image_bytes):
+        outputs = classify(decode_and_prepare(image_bytes, image_size, preprocessing))
+        scores, best = tf.math.top_k(outputs["probabilities"], min(top, len(class_names)))
+        return {**outputs, "classes": tf.gather(names, best), "scores": scores}
+
+    def classify_pixels(pixels):
+        return classify(prepare(pixels, image_size, preprocessing))
+
+    def traced(function, shape, dtype):
+        # TensorFlow Serving cannot run a function with jit_compile=True.
+        function = tf.function(function, autograph=False, jit_compile=False)
+        return function.get_concrete_function(tf.TensorSpec(shape, dtype))
+
+    return {
+        "serving_default": traced(classify_bytes, (None,), tf.string),
+        "pixels": traced(classify_pixels, (None, None, None, 3), tf.uint8),
+    }
+
+
+def _refuse_compiled_functions(signatures):
+    for signature, function in signatures.items():
+        for inner in function.graph.as_graph_def().library.function:
+            if inner.attr["_XlaMustCompile"].b:
+                raise ValueError(
+                    f"Signature {signature!r} calls {inner.signature.name!r}, a function with "
+                    "jit_compile=True, which TensorFlow Serving cannot run. Remove jit_compile "
+                    "from the layer that defines it."
+                )
+
+
+def _write(signatures, destination):
+    import tensorflow as tf
+
+    module = tf.Module()
+    # What the graphs read and no more; a tracked keras object would bring keras into the file.
+    module.weights = list(signatures["serving_default"].variables)
+    folder = destination.parent
+    created = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    # A server that watches the folder looks only at names that are numbers.
+    partial = folder / f".{destination.name}.partial-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tf.saved_model.save(module, os.fspath(partial), signatures=signatures)
+        os.rename(partial, destination)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in created:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise

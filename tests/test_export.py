@@ -1,0 +1,448 @@
+"""SavedModels for serving: the numbers of the model, without any of our code."""
+
+import io
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from keras_vit.data import evaluation_geometry, prepare_image
+from keras_vit.export import export_saved_model
+from keras_vit.export.image_graph import prepare
+from keras_vit.layers import ImagePreprocessing
+from keras_vit.models import VisionTransformerConfig, vision_transformer
+
+tf = pytest.importorskip("tensorflow", reason="a SavedModel needs TensorFlow")
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("a SavedModel is exported on the TensorFlow backend", allow_module_level=True)
+
+NAMES = ("cat", "dog", "naïve", "ox", "pig", "rat", "yak")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def small_model(image_size=(12, 20), activation=None, classes=7, **policy):
+    """A model of the library's outline whose logits spread over several units."""
+    keras.utils.set_random_seed(1)
+    images = keras.Input((*image_size, 3), name="images")
+    x = ImagePreprocessing(MEAN, STD, name="preprocessing", **policy)(images)
+    x = keras.layers.Conv2D(16, 4, strides=4, activation="gelu", name="patches")(x)
+    x = keras.layers.Dropout(0.5)(keras.layers.Flatten()(x))
+    head = keras.layers.Dense(
+        classes, activation, kernel_initializer="he_normal", dtype="float32", name="head"
+    )
+    return keras.Model(images, head(x))
+
+
+def photograph(height, width, seed):
+    """Waves with an edge: smooth enough for JPEG, sharp enough that bicubic overshoots."""
+    rng = np.random.default_rng(seed)
+    row, column = np.mgrid[:height, :width]
+    phase = rng.uniform(0, 6, 3)
+    wave = np.sin(row[..., None] / 5 + phase) + np.cos(column[..., None] / 3 - phase)
+    wave[height // 3 :, width // 2 :] *= -1
+    return np.uint8(np.clip(127.5 + 90 * wave, 0, 255))
+
+
+def encode(image, kind, **options):
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def decoded(encoded):
+    return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+
+
+def mixed_files():
+    grey = photograph(25, 31, 5)[..., 0]
+    return [
+        encode(photograph(40, 30, 0), "JPEG", quality=80),
+        encode(photograph(9, 57, 1), "JPEG", subsampling=2, progressive=True),
+        encode(photograph(33, 64, 2), "PNG"),
+        encode(np.dstack([photograph(12, 20, 3), grey[:12, :20]]), "PNG"),
+        encode(grey, "PNG"),
+        encode(grey, "JPEG"),
+        encode(photograph(300, 211, 4), "JPEG", subsampling=1),
+    ]
+
+
+def expected(model, images, image_size):
+    preprocessing = model.get_layer("preprocessing")
+    batch = [prepare_image(image, image_size, preprocessing) for image in images]
+    return model.predict(np.stack(batch), verbose=0)
+
+
+def softmax(logits):
+    exponential = np.exp(logits - logits.max(-1, keepdims=True).astype("float64"))
+    return exponential / exponential.sum(-1, keepdims=True)
+
+
+def signature(folder, name="serving_default"):
+    loaded = tf.saved_model.load(str(folder))
+    run = loaded.signatures[name]
+    # The signature does not keep the variables of the loaded object alive.
+    run.loaded = loaded
+    return run
+
+
+POLICIES = [
+    {"crop_mode": "center", "crop_fraction": 0.875, "interpolation": "bicubic"},
+    {"crop_mode": "center", "crop_fraction": 1.0, "interpolation": "bilinear"},
+    {"crop_mode": "center", "crop_fraction": 0.9, "interpolation": "nearest"},
+    {"crop_mode": "squash", "crop_fraction": 1.0, "interpolation": "bilinear"},
+    {"crop_mode": "squash", "crop_fraction": 0.8, "interpolation": "bicubic"},
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: "-".join(map(str, p.values())))
+@pytest.mark.parametrize("image_size", [(16, 16), (12, 20)], ids=["square", "wide"])
+def test_both_signatures_give_the_numbers_of_the_model(tmp_path, policy, image_size):
+    model = small_model(image_size, **policy)
+    folder = export_saved_model(model, tmp_path / "pets", class_names=NAMES)
+    assert folder == tmp_path / "pets" / "1"
+
+    files = mixed_files()
+    logits = expected(model, [decoded(file) for file in files], image_size)
+    outputs = signature(folder)(image_bytes=tf.constant(files))
+    outputs = {name: value.numpy() for name, value in outputs.items()}
+    assert set(outputs) == {"probabilities", "logits", "classes", "scores"}
+    assert all(len(value) == len(files) for value in outputs.values())
+    # Only the resizing differs: TensorFlow's kernel computes positions in float32.
+    np.testing.assert_allclose(outputs["logits"], logits, atol=1e-4)
+    np.testing.assert_allclose(outputs["probabilities"], softmax(logits), atol=1e-5)
+    order = np.argsort(-logits, axis=-1)[:, :5]
+    assert [[name.decode() for name in row] for row in outputs["classes"]] == [
+        [NAMES[index] for index in row] for row in order
+    ]
+    np.testing.assert_array_equal(
+        outputs["scores"], np.take_along_axis(outputs["probabilities"], order, axis=-1)
+    )
+
+    pixels = np.stack([photograph(37, 29, seed) for seed in range(2)])
+    outputs = signature(folder, "pixels")(pixels=tf.constant(pixels))
+    assert set(outputs) == {"probabilities", "logits"}
+    logits = expected(model, pixels, image_size)
+    np.testing.assert_allclose(outputs["logits"], logits, atol=1e-4)
+    np.testing.assert_allclose(outputs["probabilities"], softmax(logits), atol=1e-5)
+
+
+def test_the_batch_may_have_any_size(tmp_path):
+    model = small_model()
+    folder = export_saved_model(model, tmp_path, class_names=NAMES)
+    serve, files = signature(folder), mixed_files()
+    together = serve(image_bytes=tf.constant(files))["logits"].numpy()
+    for index, file in enumerate(files):
+        alone = serve(image_bytes=tf.constant([file]))["logits"].numpy()
+        np.testing.assert_allclose(alone, together[index : index + 1], atol=1e-5)
+    none = serve(image_bytes=tf.constant([], tf.string))
+    assert none["probabilities"].shape == (0, len(NAMES)) and none["classes"].shape == (0, 5)
+
+
+CONSUMER = '''
+import json, sys
+
+class Without:
+    """A finder that finds everything but keras and keras_vit."""
+
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] not in ("keras", "tf_keras", "keras_vit"):
+            return self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = map(Without, sys.meta_path)
+import tensorflow as tf
+
+for name in ("keras", "keras_vit"):
+    try:
+        __import__(name)
+    except ImportError:
+        continue
+    sys.exit(name + " could be imported")
+model = tf.saved_model.load(sys.argv[1])
+files = tf.constant([open(name, "rb").read() for name in sys.argv[2:]])
+outputs = model.signatures["serving_default"](image_bytes=files)
+print(json.dumps({
+    "probabilities": outputs["probabilities"].numpy().tolist(),
+    "classes": [[name.decode() for name in row] for row in outputs["classes"].numpy()],
+    "variables": len(model.weights),
+}))
+'''
+
+
+def test_a_process_without_keras_and_keras_vit_can_serve_it(tmp_path):
+    model = small_model()
+    folder = export_saved_model(model, tmp_path / "pets", class_names=NAMES)
+    files = mixed_files()
+    for index, file in enumerate(files):
+        (tmp_path / str(index)).write_bytes(file)
+    result = subprocess.run(
+        [sys.executable, "-c", CONSUMER, folder, *(tmp_path / str(i) for i in range(len(files)))],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    logits = expected(model, [decoded(file) for file in files], (12, 20))
+    np.testing.assert_allclose(answer["probabilities"], softmax(logits), atol=1e-5)
+    assert [row[0] for row in answer["classes"]] == [NAMES[i] for i in logits.argmax(-1)]
+    assert answer["variables"] == len(model.weights)
+
+
+def test_what_is_written_suits_tensorflow_serving(tmp_path):
+    """No function to compile, batch first everywhere, serve tag, the weights and no other state."""
+    model = small_model()
+    # The compiled training step must not leak into the exported graph.
+    model.compile("sgd", "sparse_categorical_crossentropy", jit_compile=True)
+    folder = export_saved_model(model, tmp_path, class_names=NAMES)
+
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    (graph,) = saved.meta_graphs
+    assert list(graph.meta_info_def.tags) == ["serve"]
+    for function in graph.graph_def.library.function:
+        assert not function.attr["_XlaMustCompile"].b
+        assert not any(node.attr["_XlaMustCompile"].b for node in function.node_def)
+    for name in ("serving_default", "pixels"):
+        definition = graph.signature_def[name]
+        assert definition.method_name == "tensorflow/serving/predict"
+        for tensor in (*definition.inputs.values(), *definition.outputs.values()):
+            assert tensor.tensor_shape.dim[0].size == -1
+    inputs = graph.signature_def["serving_default"].inputs
+    assert list(inputs) == ["image_bytes"]
+    assert list(graph.signature_def["pixels"].inputs) == ["pixels"]
+
+    written = {
+        name: shape
+        for name, shape in tf.train.list_variables(str(folder / "variables" / "variables"))
+        if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
+    }
+    assert sorted(map(tuple, written.values())) == sorted(
+        tuple(variable.shape) for variable in model.weights
+    )
+
+
+@pytest.mark.parametrize("pooling", ["token", "map"])
+def test_a_vision_transformer(tmp_path, pooling):
+    config = VisionTransformerConfig(
+        patch_size=4,
+        hidden_size=32,
+        depth=2,
+        mlp_dim=64,
+        num_heads=4,
+        image_size=(12, 20),
+        num_classes=len(NAMES),
+        pooling=pooling,
+        dropout=0.3,
+        attention_dropout=0.3,
+        drop_path=0.3,
+        classifier_activation="softmax",
+    )
+    model = vision_transformer(config)
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(0, 0.3, weight.shape) for weight in model.get_weights()])
+    files = mixed_files()
+    folder = export_saved_model(model, tmp_path, class_names=NAMES)
+    outputs = signature(folder)(image_bytes=tf.constant(files))
+    probabilities = expected(model, [decoded(file) for file in files], (12, 20))
+    assert np.ptp(probabilities) > 0.1
+    np.testing.assert_allclose(outputs["probabilities"], probabilities, atol=1e-5)
+    np.testing.assert_allclose(softmax(outputs["logits"].numpy()), probabilities, atol=1e-5)
+
+
+def test_softmax_head_gives_the_logits_before_it(tmp_path):
+    linear, softmaxed = small_model(), small_model(activation="softmax")
+    softmaxed.set_weights(linear.get_weights())
+    folder = export_saved_model(softmaxed, tmp_path, class_names=NAMES)
+    pixels = np.stack([photograph(30, 40, 1)])
+    outputs = signature(folder, "pixels")(pixels=tf.constant(pixels))
+    logits = expected(linear, pixels, (12, 20))
+    probabilities = expected(softmaxed, pixels, (12, 20))
+    np.testing.assert_allclose(outputs["logits"], logits, atol=1e-4)
+    np.testing.assert_allclose(outputs["probabilities"], probabilities, atol=1e-5)
+    assert softmaxed.get_layer("head").activation is keras.activations.softmax
+
+
+def test_mixed_precision_keeps_float32_outputs(tmp_path):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = small_model()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    folder = export_saved_model(model, tmp_path, class_names=NAMES)
+    pixels = np.stack([photograph(12, 20, 1)])
+    outputs = signature(folder, "pixels")(pixels=tf.constant(pixels))
+    assert outputs["logits"].dtype == tf.float32
+    # bfloat16 keeps 8 bits; the graphs are the same, their fusion may differ.
+    np.testing.assert_allclose(outputs["logits"], expected(model, pixels, (12, 20)), rtol=2e-2)
+
+
+def test_fewer_classes_than_top(tmp_path):
+    folder = export_saved_model(small_model(classes=2), tmp_path, class_names=["a", "b"])
+    outputs = signature(folder)(image_bytes=tf.constant(mixed_files()[:3]))
+    assert outputs["classes"].shape == outputs["scores"].shape == (3, 2)
+
+
+def test_a_file_that_is_no_image_is_refused(tmp_path):
+    serve = signature(export_saved_model(small_model(), tmp_path, class_names=NAMES))
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        serve(image_bytes=tf.constant([mixed_files()[0], b"no image"]))
+
+
+sizes = st.integers(1, 60)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    source=st.tuples(sizes, sizes),
+    image_size=st.tuples(st.integers(1, 24), st.integers(1, 24)),
+    crop_fraction=st.floats(0.5, 1.0),
+    crop_mode=st.sampled_from(["center", "squash"]),
+)
+def test_the_graph_crops_where_evaluation_geometry_says(
+    source, image_size, crop_fraction, crop_mode
+):
+    # Pixels that hold their own position show where nearest took them from.
+    policy = ImagePreprocessing(
+        crop_fraction=crop_fraction, crop_mode=crop_mode, interpolation="nearest"
+    )
+    height, width, top, left = evaluation_geometry(
+        *source, image_size, crop_fraction=crop_fraction, crop_mode=crop_mode
+    )
+    row, column = np.mgrid[: source[0], : source[1]].astype("uint8")
+    image = np.stack([row, column, column], axis=-1)
+    cropped = prepare(tf.constant(image[None]), image_size, policy)[0].numpy()
+    rows = (2 * (np.arange(image_size[0]) + top) + 1) * source[0] // (2 * height)
+    columns = (2 * (np.arange(image_size[1]) + left) + 1) * source[1] // (2 * width)
+    np.testing.assert_array_equal(cropped[..., 0], np.tile(rows[:, None], (1, image_size[1])))
+    np.testing.assert_array_equal(cropped[..., 1], np.tile(columns, (image_size[0], 1)))
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+def test_the_graph_resizes_as_prepare_image(interpolation):
+    """Also for noise of full contrast, the worst case for positions rounded to float32."""
+    policy = ImagePreprocessing(crop_fraction=0.9, interpolation=interpolation)
+    rng = np.random.default_rng(0)
+    for source in [(500, 375), (64, 48), (31, 200), (5, 3)]:
+        image = rng.integers(0, 2, (*source, 3), dtype="uint8") * np.uint8(255)
+        here = prepare(tf.constant(image[None]), (64, 48), policy)[0].numpy()
+        assert here.min() >= 0 and here.max() <= 255
+        np.testing.assert_allclose(here, prepare_image(image, (64, 48), policy), atol=0.02)
+
+
+def test_versions_count_up_and_are_never_overwritten(tmp_path):
+    model = small_model()
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "mine").write_text("kept")
+    (tmp_path / "notes").mkdir()
+    assert export_saved_model(model, tmp_path, class_names=NAMES).name == "8"
+    assert export_saved_model(model, tmp_path, class_names=NAMES, version=3).name == "3"
+    with pytest.raises(FileExistsError, match="7 exists"):
+        export_saved_model(model, tmp_path, class_names=NAMES, version=7)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["3", "7", "8", "notes"]
+    assert (tmp_path / "7" / "mine").read_text() == "kept"
+    # Readable by a server that runs as another user, as far as the umask of this one allows.
+    (tmp_path / "new").mkdir()
+    assert (tmp_path / "8").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+def no_preprocessing():
+    return keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(7)])
+
+
+def unknown_size():
+    x = images = keras.Input((None, None, 3))
+    x = ImagePreprocessing(name="preprocessing")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(images, keras.layers.Dense(7)(x))
+
+
+def ends_in_softmax_layer():
+    model = small_model()
+    return keras.Model(model.input, keras.layers.Softmax()(model.output))
+
+
+def ends_in_operation():
+    model = small_model()
+    return keras.Model(model.input, keras.ops.softmax(model.output))
+
+
+def token_outputs():
+    model = small_model()
+    return keras.Model(model.input, model.get_layer("patches").output)
+
+
+def compiled_layer():
+    @keras.saving.register_keras_serializable(package="test_export")
+    class Compiled(keras.layers.Layer):
+        def call(self, x):
+            return tf.function(lambda x: x * 2, jit_compile=True)(x)
+
+    images = keras.Input((8, 8, 3))
+    x = keras.layers.Flatten()(Compiled()(ImagePreprocessing(name="preprocessing")(images)))
+    return keras.Model(images, keras.layers.Dense(7)(x))
+
+
+@pytest.mark.parametrize(
+    "build, arguments, message",
+    [
+        (small_model, {"class_names": NAMES[:-1]}, "7 classes. Received 6 names"),
+        (small_model, {"class_names": "abcdefg"}, "sequence of non-empty strings"),
+        (small_model, {"class_names": range(7)}, "sequence of non-empty strings"),
+        (small_model, {"top": 0}, "`top` must be a positive integer"),
+        (small_model, {"version": 0}, "`version` must be a positive integer"),
+        (small_model, {"version": "1"}, "`version` must be a positive integer"),
+        (no_preprocessing, {}, "no `preprocessing` layer"),
+        (unknown_size, {}, "known height and width"),
+        (lambda: small_model(activation="sigmoid"), {}, "its activation 'sigmoid'"),
+        (ends_in_softmax_layer, {}, "whose activation is None"),
+        (ends_in_operation, {}, "whose activation is None"),
+        (token_outputs, {}, "one output of shape"),
+        (compiled_layer, {}, "jit_compile=True"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_writing(tmp_path, build, arguments, message):
+    model = build()
+    with pytest.raises(ValueError, match=message):
+        export_saved_model(model, tmp_path / "out", **{"class_names": NAMES, **arguments})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_path_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(FileExistsError, match="is a file"):
+        export_saved_model(small_model(), tmp_path / "out", class_names=NAMES)
+
+
+def test_another_backend_is_refused(tmp_path, monkeypatch):
+    model = small_model()
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(RuntimeError, match="KERAS_BACKEND=tensorflow"):
+        export_saved_model(model, tmp_path / "out", class_names=NAMES)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_export_leaves_nothing_behind(tmp_path, monkeypatch):
+    save = tf.saved_model.save
+
+    def full_disk(module, path, signatures):
+        save(module, path, signatures=signatures)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(tf.saved_model, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        export_saved_model(small_model(), tmp_path / "new" / "pets", class_names=NAMES)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "pets" / "4").mkdir(parents=True)
+    with pytest.raises(OSError, match="No space left"):
+        export_saved_model(small_model(), tmp_path / "pets", class_names=NAMES)
+    assert [entry.name for entry in (tmp_path / "pets").iterdir()] == ["4"]
