@@ -113,7 +113,6 @@ def test_both_signatures_give_the_numbers_of_the_model(tmp_path, policy, image_s
     outputs = {name: value.numpy() for name, value in outputs.items()}
     assert set(outputs) == {"probabilities", "logits", "classes", "scores"}
     assert all(len(value) == len(files) for value in outputs.values())
-    # Only the resizing differs: TensorFlow's kernel computes positions in float32.
     np.testing.assert_allclose(outputs["logits"], logits, atol=1e-4)
     np.testing.assert_allclose(outputs["probabilities"], softmax(logits), atol=1e-5)
     order = np.argsort(-logits, axis=-1)[:, :5]
@@ -283,7 +282,9 @@ def test_mixed_precision_keeps_float32_outputs(tmp_path):
     outputs = signature(folder, "pixels")(pixels=tf.constant(pixels))
     assert outputs["logits"].dtype == tf.float32
     # bfloat16 keeps 8 bits; the graphs are the same, their fusion may differ.
-    np.testing.assert_allclose(outputs["logits"], expected(model, pixels, (12, 20)), rtol=2e-2)
+    np.testing.assert_allclose(
+        outputs["logits"], expected(model, pixels, (12, 20)), rtol=2e-2, atol=1e-2
+    )
 
 
 def test_fewer_classes_than_top(tmp_path):
@@ -329,14 +330,14 @@ def test_the_graph_crops_where_evaluation_geometry_says(
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
 def test_the_graph_resizes_as_prepare_image(interpolation):
-    """Also for noise of full contrast, the worst case for positions rounded to float32."""
+    """Also for noise of full contrast, the worst case for weights that are not exact."""
     policy = ImagePreprocessing(crop_fraction=0.9, interpolation=interpolation)
     rng = np.random.default_rng(0)
     for source in [(500, 375), (64, 48), (31, 200), (5, 3)]:
         image = rng.integers(0, 2, (*source, 3), dtype="uint8") * np.uint8(255)
         here = prepare(tf.constant(image[None]), (64, 48), policy)[0].numpy()
         assert here.min() >= 0 and here.max() <= 255
-        np.testing.assert_allclose(here, prepare_image(image, (64, 48), policy), atol=0.02)
+        np.testing.assert_allclose(here, prepare_image(image, (64, 48), policy), atol=5e-4)
 
 
 def test_versions_count_up_and_are_never_overwritten(tmp_path):

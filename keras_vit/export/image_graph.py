@@ -5,9 +5,6 @@ The arithmetic is that of `keras_vit.data.prepare_image`, without anything of ou
 
 import math
 
-# tf.image.resize(antialias=True) names its kernels so; it cannot leave out what the crop discards.
-_KERNELS = {"bilinear": "triangle", "bicubic": "keyscubic"}
-
 
 def decode_and_prepare(image_bytes, image_size, preprocessing):
     """Decodes a batch of encoded images of any sizes and brings them to the model's size.
@@ -51,22 +48,20 @@ def prepare(images, image_size, preprocessing):
     """
     import tensorflow as tf
 
-    source = tf.shape(images, out_type=tf.int64)[1:3]
-    resized = _resized_size(source, image_size, preprocessing)
-    offset = (resized - tf.constant(image_size, tf.int64)) // 2
-    if preprocessing.interpolation == "nearest":
-        crop = _nearest(images, image_size, source, resized, offset)
-    else:
-        crop = tf.raw_ops.ScaleAndTranslate(
-            images=images,
-            size=tf.constant(image_size, tf.int32),
-            scale=tf.cast(resized, tf.float32) / tf.cast(source, tf.float32),
-            translation=-tf.cast(offset, tf.float32),
-            kernel_type=_KERNELS[preprocessing.interpolation],
-            antialias=True,
-        )
-    # Bicubic overshoots at edges.
-    return tf.clip_by_value(tf.ensure_shape(crop, (None, *image_size, 3)), 0.0, 255.0)
+    # Not on a GPU, whose float32 products may round to TF32's 11 bits.
+    with tf.device("CPU:0"):
+        source = tf.shape(images, out_type=tf.int64)[1:3]
+        resized = _resized_size(source, image_size, preprocessing)
+        offset = (resized - tf.constant(image_size, tf.int64)) // 2
+        axes = zip(*map(tf.unstack, (source, resized, offset)), image_size, strict=True)
+        if preprocessing.interpolation == "nearest":
+            rows, columns = (_nearest(*axis) for axis in axes)
+            crop = tf.cast(tf.gather(tf.gather(images, rows, axis=1), columns, axis=2), tf.float32)
+        else:
+            rows, columns = (_matrix(*axis, preprocessing.interpolation) for axis in axes)
+            crop = _resample(images, rows, columns)
+        # Bicubic overshoots at edges.
+        return tf.clip_by_value(tf.ensure_shape(crop, (None, *image_size, 3)), 0.0, 255.0)
 
 
 def _resized_size(source, image_size, preprocessing):
@@ -84,12 +79,42 @@ def _resized_size(source, image_size, preprocessing):
     return tf.where(target[0] * width >= target[1] * height, by_height, by_width)
 
 
-def _nearest(images, image_size, source, resized, offset):
+def _nearest(source, resized, offset, size):
+    """The `size` source pixels that the crop of one axis takes."""
     import tensorflow as tf
 
-    for axis in (0, 1):
-        index = tf.range(image_size[axis], dtype=tf.int64) + offset[axis]
-        # floor((index + 0.5) * source / resized), exact.
-        nearest = (2 * index + 1) * source[axis] // (2 * resized[axis])
-        images = tf.gather(images, nearest, axis=axis + 1)
-    return tf.cast(images, tf.float32)
+    # floor((index + 0.5) * source / resized), exact.
+    return (2 * (tf.range(size, dtype=tf.int64) + offset) + 1) * source // (2 * resized)
+
+
+def _matrix(source, resized, offset, size, interpolation):
+    """Rows `offset` to `offset + size` of `resampling_matrix(source, resized, interpolation)`.
+
+    tf.image.resize computes positions in float32, which is not close enough: a trained ViT-Ti's
+    probabilities then differ by more than 1e-5.
+    """
+    import tensorflow as tf
+
+    source, resized, offset = (tf.cast(value, tf.float64) for value in (source, resized, offset))
+    step = source / resized
+    centre = (tf.range(size, dtype=tf.float64) + offset + 0.5) * step - 0.5
+    stretch = tf.maximum(step, tf.ones((), tf.float64))
+    d = tf.abs(tf.range(source, dtype=tf.float64) - centre[:, None]) / stretch
+    if interpolation == "bilinear":
+        weights = tf.nn.relu(1.0 - d)
+    else:
+        # Keys' cubic with a = -0.5.
+        inner = (1.5 * d - 2.5) * d * d + 1.0
+        outer = ((2.5 - 0.5 * d) * d - 4.0) * d + 2.0
+        weights = tf.where(d <= 1.0, inner, tf.where(d < 2.0, outer, tf.zeros_like(d)))
+    return tf.cast(weights / tf.reduce_sum(weights, axis=1, keepdims=True), tf.float32)
+
+
+def _resample(images, rows, columns):
+    import tensorflow as tf
+
+    batch, height, width, channels = tf.unstack(tf.shape(images))
+    # Rows first: their product needs no transposed copy of the large image.
+    lines = tf.reshape(tf.cast(images, tf.float32), (batch, height, width * channels))
+    lines = tf.reshape(tf.matmul(rows, lines), (batch, -1, width, channels))
+    return tf.einsum("wx,bhxc->bhwc", columns, lines)

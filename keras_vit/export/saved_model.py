@@ -151,7 +151,7 @@ def _destination(path, version):
     if version is None:
         present = [int(entry.name) for entry in path.glob("*") if entry.name.isdecimal()]
         version = max(present, default=0) + 1
-    # TensorFlow Serving takes the folder's name for the version, and 0 for none.
+    # TensorFlow Serving reads the version off the folder's name.
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise ValueError(f"`version` must be a positive integer. Received: version={version!r}")
     destination = path / str(version)
