@@ -1,0 +1,44 @@
+# The commands of this repository; each makes the virtual environment it needs, once.
+#   make quickstart   digits, end to end: train, report, export, ask the exported model
+#   make test         the whole suite on TensorFlow, then the pure Keras part on JAX
+#   make lint         formatting, lint rules, types, layering
+#   make clean        removes what the others made
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# `layers`, `models`, `checkpoints` and `zoo` run on every backend; so do their tests.
+PURE_KERAS_TESTS := $(wildcard $(foreach part,layers models checkpoints zoo,tests/test_$(part)*.py))
+PURE_KERAS_DOCTESTS := keras_vit/layers keras_vit/models keras_vit/checkpoints keras_vit/zoo
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/recipes-installed
+	$(BIN)/python recipes/digits.py
+
+test: $(VENV)/dev-installed
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -n 2
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -n 2 $(PURE_KERAS_TESTS) $(PURE_KERAS_DOCTESTS)
+
+lint: $(VENV)/dev-installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is older than pyproject.toml after a change of the dependencies: then install again.
+$(VENV)/recipes-installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --editable ".[recipes]"
+	touch $@
+
+$(VENV)/dev-installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --editable ".[dev]"
+	touch $@

@@ -1,0 +1,44 @@
+"""Vision Transformers in Keras 3: published weights in, fine-tuned, SavedModel out."""
+
+from keras_vit import checkpoints, layers, models, zoo
+from keras_vit._version import __version__
+from keras_vit.checkpoints import load_checkpoint
+from keras_vit.zoo import (
+    ViTB8,
+    ViTB16,
+    ViTB32,
+    ViTg14,
+    ViTH14,
+    ViTL16,
+    ViTL32,
+    ViTS8,
+    ViTS16,
+    ViTS32,
+    ViTTi16,
+    create,
+    from_checkpoint,
+    list_models,
+)
+
+__all__ = [
+    "ViTB8",
+    "ViTB16",
+    "ViTB32",
+    "ViTH14",
+    "ViTL16",
+    "ViTL32",
+    "ViTS8",
+    "ViTS16",
+    "ViTS32",
+    "ViTTi16",
+    "ViTg14",
+    "__version__",
+    "checkpoints",
+    "create",
+    "from_checkpoint",
+    "layers",
+    "list_models",
+    "load_checkpoint",
+    "models",
+    "zoo",
+]

@@ -1,0 +1,30 @@
+"""What all tests share: quiet logs, a seed each, and the folder of real data."""
+
+import os
+from pathlib import Path
+
+# Before anything imports TensorFlow.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Every test starts from the same random state, alone or in the suite."""
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data, weights and reference figures; without it the test is skipped."""
+    folder = REPOSITORY / os.environ.get("KERAS_VIT_SHARED", "../shared")
+    if not folder.is_dir():
+        pytest.skip(
+            f"needs the shared folder of data and weights, not found at {folder}; "
+            "say where it is with KERAS_VIT_SHARED"
+        )
+    return folder.resolve()
