@@ -13,10 +13,31 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PURE_KERAS_TESTS := $(wildcard $(foreach part,layers models checkpoints zoo,tests/test_$(part)*.py))
 PURE_KERAS_DOCTESTS := keras_vit/layers keras_vit/models keras_vit/checkpoints keras_vit/zoo
 
+# Less of TensorFlow's start-up notes.
+export TF_CPP_MIN_LOG_LEVEL := 3
+
+# Asks the exported model as a consumer does: with TensorFlow, without Keras and without keras_vit.
+define ASK
+import sys
+import tensorflow as tf
+from sklearn.datasets import load_digits
+
+seven = load_digits().images[7] * 255 / 16
+image = tf.io.encode_png(tf.cast(seven[..., None], tf.uint8))
+serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
+answer = serve(image_bytes=image[None])
+print(f"\n{sys.argv[1]}, asked about a picture of a 7:")
+for name, score in zip(answer["classes"][0].numpy(), answer["scores"][0].numpy()):
+    print(f"  {score:7.2%}  {name.decode()}")
+endef
+export ASK
+
 .PHONY: quickstart test lint clean
 
 quickstart: $(VENV)/recipes-installed
 	$(BIN)/python recipes/digits.py
+	folder=$$($(BIN)/keras-vit export --model runs/digits-5-to-9 --output saved_models/digits) \
+	    && $(BIN)/python -c "$$ASK" "$$folder"
 
 test: $(VENV)/dev-installed
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -n 2

@@ -1,0 +1,226 @@
+"""The command line `keras-vit`: each subcommand is one function that calls the package."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import keras
+import numpy as np
+from tyro.conf import Positional, arg
+from tyro.extras import subcommand_cli_from_dict
+
+from keras_vit import checkpoints, data, export, finetune, models, zoo
+from keras_vit.finetune.log import ProgressLine
+from keras_vit.layers.nearest import nearest_names
+
+# What the package raises when a file, an argument or the machine is not as it must be.
+USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
+
+
+def list_models(pattern: Positional[str] = "*") -> None:
+    """Lists the models that can be built by name.
+
+    Args:
+        pattern: Shell pattern that the names must match, such as "*16*".
+    """
+    names = zoo.list_models(pattern)
+    if not names:
+        raise ValueError(
+            f"No model is called {pattern!r}. {nearest_names(pattern, models.VARIANTS)}"
+        )
+    columns = ("patch_size", "hidden_size", "depth", "mlp_dim", "num_heads")
+    print(f"{'name':10}" + "".join(f"{column:>13}" for column in columns))
+    for name in names:
+        row = models.VARIANTS[name]
+        print(f"{name:10}" + "".join(f"{row[column]:13}" for column in columns))
+
+
+def inspect_file(file: Positional[str]) -> None:
+    """Prints what a checkpoint holds: its format, the architecture found, its tensors.
+
+    Args:
+        file: A .npz, .safetensors or .keras file, or a folder as on the hub.
+    """
+    print(checkpoints.inspect_checkpoint(file))
+
+
+def run_recipe(recipe: Annotated[finetune.Recipe, arg(name="")]) -> None:
+    """Fine-tunes a model, or goes on with a run that was interrupted.
+
+    The defaults are the paper's protocol. OUTPUT/NAME then holds model.keras, class_names.txt,
+    log.csv, tensorboard, checkpoints, and result.json with the test accuracy.
+
+    Args:
+        recipe: All options of the run.
+    """
+    finetune.run(recipe)
+
+
+def evaluate(
+    model: Positional[str],
+    data: str,
+    data_dir: str | None = None,
+    split: Literal["train", "validation", "test"] = "test",
+    batch_size: int = 64,
+    image_size: int | None = None,
+    preprocessing: Literal["inception", "imagenet"] | None = None,
+) -> None:
+    """Prints a model's accuracy on labelled images.
+
+    Args:
+        model: A run's folder, a .keras file, or a published checkpoint or its hub folder.
+        data: A TFDS name, "digits", a folder with one sub-folder a class, or a .csv manifest.
+        data_dir: Folder of prepared TFDS data sets; None: the default of TFDS.
+        split: Which images.
+        batch_size: Images a batch.
+        image_size: Height and width of the images the network sees, in pixels; None: the model's.
+        preprocessing: How pixels are scaled, where the checkpoint does not say.
+    """
+    classifier, class_names = _load_classifier(model, image_size, preprocessing)
+    images = _labelled_for(class_names, _load_split(data, data_dir, split))
+    line = ProgressLine(len(images), " images")
+    result = finetune.evaluate(
+        classifier, images, batch_size=batch_size, progress=lambda done, _: line.show(done, "")
+    )
+    line.end()
+    low, high = result.interval
+    print(f"top-1   {result.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%})")
+    print(f"top-5   {result.top5_accuracy:.2%}")
+    print(f"images  {result.count:,} ({result.images_per_second:,.1f} a second)")
+
+
+def predict(
+    images: Positional[tuple[str, ...]],
+    model: str,
+    image_size: int | None = None,
+    preprocessing: Literal["inception", "imagenet"] | None = None,
+) -> None:
+    """Prints the five likeliest classes of each image.
+
+    Args:
+        images: Image files.
+        model: A run's folder, a .keras file, or a published checkpoint or its hub folder.
+        image_size: Height and width of the images the network sees, in pixels; None: the model's.
+        preprocessing: How pixels are scaled, where the checkpoint does not say.
+    """
+    if not images:
+        raise ValueError("Expected one image file or more, found none on the command line")
+    classifier, class_names = _load_classifier(model, image_size, preprocessing)
+    policy = classifier.get_layer("preprocessing")
+    for file in images:
+        pixels = data.prepare_image(data.decode_image(file), classifier.input_shape[1:3], policy)
+        logits = classifier.predict_on_batch(pixels[None])
+        probabilities = np.asarray(keras.ops.softmax(logits))[0]
+        print(file)
+        for index in np.argsort(-probabilities, kind="stable")[:5]:
+            print(f"  {probabilities[index]:7.2%}  {class_names[index]}")
+
+
+def export_model(
+    model: str,
+    output: str,
+    top: int = 5,
+    image_size: int | None = None,
+    preprocessing: Literal["inception", "imagenet"] | None = None,
+) -> None:
+    """Writes a SavedModel for TensorFlow Serving, which takes encoded images or pixels.
+
+    Args:
+        model: A run's folder, a .keras file, or a published checkpoint or its hub folder.
+        output: Folder of the exported model; the next free version becomes a sub-folder of it.
+        top: Number of classes and scores that are handed back for an encoded image.
+        image_size: Height and width of the images the network sees, in pixels; None: the model's.
+        preprocessing: How pixels are scaled, where the checkpoint does not say.
+    """
+    classifier, class_names = _load_classifier(model, image_size, preprocessing)
+    print(export.export_saved_model(classifier, output, class_names=class_names, top=top))
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "list": list_models,
+    "inspect": inspect_file,
+    "finetune": run_recipe,
+    "evaluate": evaluate,
+    "predict": predict,
+    "export": export_model,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `keras-vit`.
+
+    Args:
+        arguments: The command line without the program's name; None: the process's.
+
+    Returns:
+        The exit status: 0, 2 after an error, or 130 when interrupted from the keyboard.
+
+    Raises:
+        SystemExit: After `--help`, and for a command line that cannot be read.
+    """
+    try:
+        subcommand_cli_from_dict(
+            COMMANDS,
+            prog="keras-vit",
+            description="Vision Transformers: published weights in, fine-tuned, SavedModel out.",
+            args=arguments,
+        )
+    except USER_ERRORS as error:
+        if os.environ.get("KERAS_VIT_TRACEBACK"):
+            raise
+        print(f"keras-vit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("keras-vit: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _load_classifier(model, image_size, preprocessing):
+    """The model to be asked, which returns logits, and the names of its classes."""
+    path = Path(model).expanduser()
+    file = path / "model.keras" if (path / "model.keras").exists() else path
+    classifier = zoo.from_checkpoint(file, image_size=image_size, preprocessing=preprocessing)
+    if classifier.layers[-1].name != "head":
+        raise ValueError(f"{file} has no classification head; fine-tune it first")
+    return classifier, _class_names(file.parent / "class_names.txt", classifier.output_shape[-1])
+
+
+def _class_names(file, count):
+    if file.exists():
+        names = tuple(file.read_text(encoding="utf-8").splitlines())
+        if len(names) != count:
+            raise ValueError(f"{file} must hold {count} lines, one a class. Found: {len(names)}")
+        return names
+    return data.imagenet_class_names() if count == 1000 else tuple(map(str, range(count)))
+
+
+def _load_split(source, data_dir, split):
+    loaded = data.load_data(source, data_dir=data_dir)
+    images = getattr(loaded, split)
+    if images is None:
+        present = [name for name in ("train", "validation", "test") if getattr(loaded, name)]
+        raise ValueError(
+            f"The data set {source!r} has no {split} images. Expected --split "
+            f"{' or '.join(present)}"
+        )
+    return images
+
+
+def _labelled_for(class_names, images):
+    """The same images with a model's classes: matched by name, or by index where they have none."""
+    index_of = {name: index for index, name in enumerate(class_names)}
+    indices = [
+        index_of.get(name, int(name) if name.isdecimal() else -1) for name in images.class_names
+    ]
+    for name, index in zip(images.class_names, indices, strict=True):
+        if not 0 <= index < len(class_names):
+            raise ValueError(
+                f"The data set's class {name!r} is none of the model's {len(class_names)} classes "
+                f"({', '.join(class_names[:3])}, …). {nearest_names(name, class_names)}"
+            )
+    labels = np.array(indices, "int32")[images.labels]
+    return dataclasses.replace(images, labels=labels, class_names=class_names)

@@ -1,0 +1,239 @@
+"""The command line: what it prints, and how it ends."""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_vit import zoo
+from keras_vit.cli import COMMANDS, main
+from keras_vit.finetune import Recipe
+from keras_vit.models import VisionTransformerConfig, vision_transformer
+
+CLASS_NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A folder as a run leaves it: a model whose answers differ from image to image."""
+    keras.utils.set_random_seed(1)
+    config = VisionTransformerConfig(
+        patch_size=4,
+        hidden_size=16,
+        depth=1,
+        mlp_dim=32,
+        num_heads=2,
+        num_classes=len(CLASS_NAMES),
+        image_size=8,
+    )
+    model = vision_transformer(config)
+    head = model.get_layer("head")
+    head.kernel.assign(5 * np.random.default_rng(1).standard_normal(head.kernel.shape))
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    folder.mkdir()
+    model.save(folder / "model.keras")
+    (folder / "class_names.txt").write_text("\n".join(CLASS_NAMES) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Image files of the model's own size, so that preparing them changes nothing."""
+    folder = tmp_path_factory.mktemp("images")
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), "uint8")
+    files = [folder / f"{index}.png" for index in range(len(pixels))]
+    for image, file in zip(pixels, files, strict=True):
+        Image.fromarray(image).save(file)
+    return files
+
+
+def pixels_of(files):
+    return np.stack([np.asarray(Image.open(file)) for file in files]).astype("float32")
+
+
+def answers(run_folder, files):
+    model = keras.saving.load_model(run_folder / "model.keras")
+    return np.asarray(model(pixels_of(files)))
+
+
+def error_of(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    assert captured.err.startswith("keras-vit: ")
+    return captured.err
+
+
+def printed_by(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_list_names_every_model(capsys):
+    lines = printed_by(capsys, "list").splitlines()
+    assert [line.split()[0] for line in lines[1:]] == zoo.list_models()
+
+
+def test_list_takes_a_pattern(capsys):
+    lines = printed_by(capsys, "list", "*b16").splitlines()
+    assert [line.split() for line in lines[1:]] == [["vit_b16", "16", "768", "12", "3072", "12"]]
+
+
+def test_list_names_the_nearest_model(capsys):
+    assert "Did you mean vit_b16" in error_of(capsys, "list", "vit_b61")
+
+
+def test_inspect_prints_format_and_architecture(capsys, run_folder):
+    printed = printed_by(capsys, "inspect", run_folder / "model.keras")
+    assert "keras" in printed
+    assert "hidden_size" in printed
+    assert "patch_encoder" in printed
+
+
+def test_inspect_names_a_missing_file(capsys, tmp_path):
+    assert "absent.npz" in error_of(capsys, "inspect", tmp_path / "absent.npz")
+
+
+def test_predict_prints_five_classes_by_probability(capsys, run_folder, images):
+    printed = printed_by(capsys, "predict", "--model", run_folder, *images[:2])
+    logits = answers(run_folder, images[:2])
+    expected = []
+    for file, row in zip(images[:2], logits, strict=True):
+        shares = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+        best = np.argsort(-shares)[:5]
+        expected.append(str(file))
+        expected += [f"{shares[index]:.2%} {CLASS_NAMES[index]}" for index in best]
+    assert [" ".join(line.split()) for line in printed.splitlines()] == expected
+
+
+def test_predict_takes_a_keras_file_and_finds_the_class_names_beside_it(capsys, run_folder, images):
+    from_folder = printed_by(capsys, "predict", images[0], "--model", run_folder)
+    from_file = printed_by(capsys, "predict", images[0], "--model", run_folder / "model.keras")
+    assert from_folder == from_file
+
+
+def test_predict_without_class_names_prints_indices(capsys, run_folder, images, tmp_path):
+    file = tmp_path / "model.keras"
+    file.write_bytes((run_folder / "model.keras").read_bytes())
+    printed = printed_by(capsys, "predict", images[0], "--model", file)
+    best = int(answers(run_folder, images[:1])[0].argmax())
+    assert printed.splitlines()[1].split()[1] == str(best)
+
+
+def test_predict_names_a_file_that_is_no_image(capsys, run_folder, tmp_path):
+    file = tmp_path / "notes.jpg"
+    file.write_text("no image")
+    assert "notes.jpg" in error_of(capsys, "predict", file, "--model", run_folder)
+
+
+def test_predict_needs_an_image(capsys, run_folder):
+    assert "one image" in error_of(capsys, "predict", "--model", run_folder)
+
+
+def test_class_names_must_fit_the_model(capsys, run_folder, images, tmp_path):
+    (tmp_path / "model.keras").write_bytes((run_folder / "model.keras").read_bytes())
+    (tmp_path / "class_names.txt").write_text("ant\nbee\n")
+    error = error_of(capsys, "predict", images[0], "--model", tmp_path)
+    assert "class_names.txt" in error
+    assert "6 lines" in error
+
+
+def write_manifest(folder, files, labels):
+    manifest = folder / "labels.csv"
+    rows = [f"{file},{label},test" for file, label in zip(files, labels, strict=True)]
+    # The data set's train images are not looked at here, but must be there.
+    rows += [f"{files[0]},{label},train" for label in sorted(set(map(str, labels)))]
+    manifest.write_text("\n".join(["file,label,split", *rows]) + "\n")
+    return manifest
+
+
+def percentages(printed):
+    lines = dict(line.split(maxsplit=1) for line in printed.splitlines() if " " in line)
+    return lines["top-1"].split()[0], lines["top-5"].split()[0], lines["images"].split()[0]
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_evaluate_matches_classes_by_name_or_index(capsys, run_folder, images, tmp_path, by_name):
+    order = np.argsort(-answers(run_folder, images), axis=1)
+    # Nine right, two second best, one last.
+    labels = [*order[:9, 0], *order[9:11, 1], order[11, -1]]
+    given = [CLASS_NAMES[label] if by_name else int(label) for label in labels]
+    manifest = write_manifest(tmp_path, images, given)
+    printed = printed_by(capsys, "evaluate", run_folder, "--data", manifest, "--batch-size", "5")
+    assert percentages(printed) == ("75.00%", "91.67%", "12")
+    assert "46.77% to 91.11%" in printed
+
+
+def test_evaluate_names_a_class_the_model_does_not_know(capsys, run_folder, images, tmp_path):
+    labels = ["ant", "bee", "dgo"] * 4
+    manifest = write_manifest(tmp_path, images, labels)
+    error = error_of(capsys, "evaluate", run_folder, "--data", manifest)
+    assert "'dgo'" in error
+    assert "Did you mean dog" in error
+
+
+def test_export_writes_versions(capsys, run_folder, tmp_path):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("a SavedModel is exported on the TensorFlow backend")
+    for version in "12":
+        printed = printed_by(
+            capsys, "export", "--model", run_folder, "--output", tmp_path / "served"
+        )
+        assert printed.splitlines()[-1] == str(tmp_path / "served" / version)
+        assert (tmp_path / "served" / version / "saved_model.pb").exists()
+
+
+def test_finetune_runs_a_recipe(capsys, tmp_path):
+    options = (
+        "--name tiny --data digits --image-size 16 --steps 2 --warmup-steps 1 --batch-size 8 "
+        "--train-images 40 --test-images 20 --validation-fraction 0.25 --no-horizontal-flip"
+    )
+    printed = printed_by(capsys, "finetune", *options.split(), "--output", tmp_path)
+    result = json.loads((tmp_path / "tiny" / "result.json").read_text())
+    assert result["steps"] == 2
+    assert result["test"]["count"] == 20
+    assert str(tmp_path / "tiny") in printed
+
+
+def test_finetune_refuses_an_option_out_of_range(capsys, tmp_path):
+    error = error_of(capsys, "finetune", "--momentum", "1.5", "--output", tmp_path)
+    assert "momentum" in error
+    assert not list(tmp_path.iterdir())
+
+
+def help_of(capsys, command):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_a_command_does(capsys, command):
+    assert COMMANDS[command].__doc__.splitlines()[0].rstrip(".") in help_of(capsys, command)
+
+
+def test_help_shows_every_option_of_a_recipe_and_its_default(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    printed = help_of(capsys, "finetune")
+    for field in dataclasses.fields(Recipe):
+        assert field.name.replace("_", "-") in printed
+    assert "(default: 0.03)" in printed
+    assert "(default: vit_ti16)" in printed
+
+
+@pytest.mark.parametrize("arguments", [["lsit"], ["finetune", "--stpes", "3"], []])
+def test_an_unreadable_command_line_ends_with_status_2(capsys, arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "--help" in capsys.readouterr().err
+
+
+def test_a_traceback_is_shown_on_demand(monkeypatch):
+    monkeypatch.setenv("KERAS_VIT_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="vit_b61"):
+        main(["list", "vit_b61"])
