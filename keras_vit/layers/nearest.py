@@ -9,7 +9,7 @@ def nearest_names(name, names):
     Example:
 
     >>> nearest_names("vit_b61", ["vit_b16", "vit_l16"])
-    'Did you mean vit_b16?'
+    'Did you mean vit_b16 or vit_l16?'
     >>> nearest_names("x", ["vit_b16", "vit_l16"])
     'Known: vit_b16, vit_l16.'
     """

@@ -27,8 +27,8 @@ VARIANTS = {
 }
 
 
-def get_variant(name):
-    """The table's row called `name`, as arguments of `VisionTransformerConfig`.
+def get_variant(variant):
+    """The table's row called `variant`, as arguments of `VisionTransformerConfig`.
 
     Raises:
         ValueError: For an unknown name, with the nearest ones.
@@ -38,8 +38,8 @@ def get_variant(name):
     >>> get_variant("vit_b16")["hidden_size"]
     768
     """
-    if name not in VARIANTS:
+    if variant not in VARIANTS:
         raise ValueError(
-            f"Unknown model. {nearest_names(name, VARIANTS)} Received: name={name!r}"
+            f"Unknown model. {nearest_names(variant, VARIANTS)} Received: variant={variant!r}"
         )
-    return dict(VARIANTS[name])
+    return dict(VARIANTS[variant])

@@ -1,0 +1,348 @@
+"""Every layer, by one set of tests; then what each one computes."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_vit import layers
+
+TOKENS = (2, 6, 16)
+# Class → (constructor arguments, input shape, output shape).
+LAYERS = {
+    layers.ImagePreprocessing: (
+        {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4), "crop_fraction": 0.9},
+        (2, 8, 8, 3),
+        (2, 8, 8, 3),
+    ),
+    layers.Patches: ({"patch_size": (4, 2)}, (2, 8, 8, 3), (2, 8, 24)),
+    layers.PatchEncoder: ({"hidden_size": 16, "dropout": 0.1}, (2, 6, 24), (2, 7, 16)),
+    layers.DropPath: ({"rate": 0.3, "seed": 5}, TOKENS, TOKENS),
+    layers.MultiHeadSelfAttention: ({"num_heads": 4, "dropout": 0.1}, TOKENS, TOKENS),
+    layers.MLP: ({"mlp_dim": 32, "activation": "quick_gelu", "dropout": 0.1}, TOKENS, TOKENS),
+    layers.TransformerBlock: (
+        {
+            "num_heads": 4,
+            "mlp_dim": 32,
+            "activation": "gelu_tanh",
+            "dropout": 0.1,
+            "attention_dropout": 0.1,
+            "drop_path": 0.2,
+            "layer_norm_epsilon": 1e-5,
+        },
+        TOKENS,
+        TOKENS,
+    ),
+    layers.AttentionPooling: ({"num_heads": 4, "mlp_dim": 32}, TOKENS, (2, 16)),
+    layers.TokenPooling: ({"pooling": "token+avg", "prefix_tokens": 2}, TOKENS, (2, 32)),
+}
+every_layer = pytest.mark.parametrize("cls", LAYERS, ids=lambda cls: cls.__name__)
+
+
+def build(cls, **kwargs):
+    options, input_shape, _ = LAYERS[cls]
+    layer = cls(**{**options, **kwargs})
+    inputs = np.random.default_rng(0).uniform(0, 2, input_shape).astype("float32")
+    return layer, inputs
+
+
+def to_numpy(x):
+    return keras.ops.convert_to_numpy(keras.ops.cast(x, "float32"))
+
+
+def test_the_table_covers_every_layer():
+    assert {cls.__name__ for cls in LAYERS} == set(layers.__all__)
+
+
+@every_layer
+def test_config_round_trip(cls):
+    layer, inputs = build(cls)
+    layer(inputs)
+    config = json.loads(json.dumps(layer.get_config()))
+    twin = cls.from_config(config)
+    assert twin.get_config() == cls.from_config(twin.get_config()).get_config()
+    assert json.loads(json.dumps(twin.get_config())) == config
+    assert set(LAYERS[cls][0]) <= set(config)
+    # Derived values do not belong in a config: all but the base layer's are arguments.
+    base = set(keras.layers.Layer().get_config())
+    arguments = set(cls.__init__.__code__.co_varnames)
+    assert set(config) - base <= arguments
+
+
+@every_layer
+def test_registered_under_the_package(cls):
+    assert keras.saving.get_registered_name(cls) == f"keras_vit>{cls.__name__}"
+
+
+@every_layer
+def test_output_shape_is_the_computed_one(cls):
+    layer, inputs = build(cls)
+    _, input_shape, output_shape = LAYERS[cls]
+    assert tuple(layer.compute_output_shape(input_shape)) == output_shape
+    assert tuple(layer(inputs).shape) == output_shape
+
+
+@every_layer
+def test_symbolic_and_dynamic_batch(cls):
+    layer, inputs = build(cls)
+    symbolic = keras.Input(inputs.shape[1:])
+    model = keras.Model(symbolic, layer(symbolic))
+    assert model.output_shape == (None, *LAYERS[cls][2][1:])
+    whole = model.predict(np.concatenate([inputs, inputs[:1]]), verbose=0)
+    assert whole.shape[0] == 3
+    np.testing.assert_allclose(
+        whole[:1], model.predict(inputs[:1], verbose=0), rtol=1e-4, atol=1e-5
+    )
+
+
+@every_layer
+@pytest.mark.parametrize(
+    "policy", ["float32", "float64", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16"]
+)
+def test_dtype_policies(cls, policy):
+    if policy == "float64" and keras.backend.backend() == "jax":
+        pytest.skip("JAX computes in float64 only where JAX_ENABLE_X64 is set")
+    layer, inputs = build(cls, dtype=policy)
+    outputs = layer(inputs, training=True) if "training" in call_args(cls) else layer(inputs)
+    policy = keras.dtype_policies.get(policy)
+    assert keras.backend.standardize_dtype(outputs.dtype) == policy.compute_dtype
+    assert {w.dtype for w in layer.weights} <= {policy.variable_dtype}
+    assert np.isfinite(to_numpy(outputs)).all()
+
+
+def call_args(cls):
+    return cls.call.__code__.co_varnames
+
+
+@every_layer
+def test_dropout_only_in_training(cls):
+    layer, inputs = build(cls)
+    np.testing.assert_array_equal(to_numpy(layer(inputs)), to_numpy(layer(inputs)))
+    stochastic = {"dropout", "attention_dropout", "drop_path", "rate"} & set(LAYERS[cls][0])
+    if stochastic:
+        inputs = np.repeat(inputs, 32, axis=0)
+        one, two = (to_numpy(layer(inputs, training=True)) for _ in range(2))
+        assert np.abs(one - two).max() > 0
+        still = to_numpy(layer(inputs, training=False))
+        np.testing.assert_array_equal(to_numpy(layer(inputs)), still)
+
+
+@every_layer
+def test_saved_file_reloads_in_safe_mode(cls, tmp_path):
+    layer, inputs = build(cls)
+    symbolic = keras.Input(inputs.shape[1:])
+    model = keras.Model(symbolic, layer(symbolic))
+    model.save(tmp_path / "model.keras")
+    twin = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    np.testing.assert_array_equal(model.predict(inputs, verbose=0), twin.predict(inputs, verbose=0))
+
+
+def test_a_process_that_only_imported_keras_vit_reloads_all(tmp_path):
+    for cls in LAYERS:
+        layer, inputs = build(cls)
+        symbolic = keras.Input(inputs.shape[1:])
+        keras.Model(symbolic, layer(symbolic)).save(tmp_path / f"{cls.__name__}.keras")
+    code = (
+        "import sys, pathlib, keras_vit, keras\n"
+        "for path in pathlib.Path(sys.argv[1]).glob('*.keras'):\n"
+        "    keras.saving.load_model(path, safe_mode=True)\n"
+        "    print(path.stem)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
+    )
+    assert set(run.stdout.split()) >= {cls.__name__ for cls in LAYERS}
+
+
+# What each layer computes.
+
+
+def test_preprocessing_scales_each_channel():
+    layer = layers.ImagePreprocessing(mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 0.25))
+    pixels = np.full((1, 1, 1, 3), 255, "uint8")
+    np.testing.assert_allclose(to_numpy(layer(pixels)).ravel(), [1.0, 1.0, 0.0], atol=1e-6)
+
+
+def test_preprocessing_rounds_to_the_short_dtype_only_at_the_end():
+    fractions = np.linspace(0, 255, 1000, dtype="float32").reshape(1, 10, 100, 1)
+    exact = to_numpy(layers.ImagePreprocessing(0.5, 0.5)(fractions))
+    short = to_numpy(layers.ImagePreprocessing(0.5, 0.5, dtype="mixed_bfloat16")(fractions))
+    # Half a unit in the last of eight bits, near 1.
+    assert np.abs(exact - short).max() <= 2**-8 / 2 + 1e-7
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    patch=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+)
+def test_patches_are_row_major(grid, patch):
+    height, width = grid[0] * patch[0], grid[1] * patch[1]
+    images = np.arange(2 * height * width * 3, dtype="float32").reshape(2, height, width, 3)
+    found = to_numpy(layers.Patches(patch)(images))
+    assert found.shape == (2, grid[0] * grid[1], patch[0] * patch[1] * 3)
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            block = images[
+                :,
+                row * patch[0] : (row + 1) * patch[0],
+                column * patch[1] : (column + 1) * patch[1],
+            ]
+            np.testing.assert_array_equal(found[:, row * grid[1] + column], block.reshape(2, -1))
+
+
+def test_patches_keep_an_unknown_size_symbolic():
+    patches = layers.Patches(4)
+    assert patches.compute_output_shape((None, None, None, 3)) == (None, None, 48)
+
+
+@pytest.mark.parametrize("size", [(15, 16), (16, 10), (4, 16)])
+def test_patches_refuse_other_sizes(size):
+    with pytest.raises(ValueError, match="multiple of the patch"):
+        layers.Patches(8)(np.zeros((1, *size, 3), "float32"))
+
+
+@pytest.mark.parametrize("patch_size", [0, -4, (8, 0), (8, 8, 8), 2.5, "16"])
+def test_bad_patch_sizes(patch_size):
+    with pytest.raises(ValueError, match="`patch_size` must be a positive int"):
+        layers.Patches(patch_size)
+
+
+def test_class_token_comes_first_and_positions_are_added():
+    encoder = layers.PatchEncoder(4)
+    encoder.build((None, 3, 8))
+    positions = np.random.default_rng(0).normal(size=(1, 4, 4)).astype("float32")
+    encoder.position_embedding.assign(positions)
+    encoder.class_token.assign(np.full((1, 1, 4), 10.0, "float32"))
+    encoder.projection.bias.assign(np.zeros(4, "float32"))
+    tokens = to_numpy(encoder(np.zeros((2, 3, 8), "float32")))
+    np.testing.assert_allclose(tokens[0, 0], positions[0, 0] + 10.0, rtol=1e-6)
+    np.testing.assert_allclose(tokens[0, 1:], positions[0, 1:], rtol=1e-6)
+
+
+def test_drop_path_drops_whole_samples_at_its_rate():
+    layer = layers.DropPath(0.3, seed=1)
+    outputs = to_numpy(layer(np.ones((4000, 3, 2), "float32"), training=True))
+    kept = outputs[:, 0, 0] > 0
+    np.testing.assert_allclose(outputs[kept], 1 / 0.7, rtol=1e-5)
+    assert not outputs[~kept].any()
+    # Four standard deviations of a binomial.
+    assert abs(kept.mean() - 0.7) < 4 * np.sqrt(0.3 * 0.7 / 4000)
+    again = to_numpy(layer(np.ones((4000, 3, 2), "float32"), training=True))
+    assert (again != outputs).any()
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 2])
+def test_drop_path_refuses_a_rate_outside_its_range(rate):
+    with pytest.raises(ValueError, match=r"`rate` must be in \[0, 1\)"):
+        layers.DropPath(rate)
+
+
+def test_heads_must_divide_the_width():
+    for cls in (layers.MultiHeadSelfAttention, lambda h: layers.AttentionPooling(h, 8)):
+        with pytest.raises(ValueError, match="multiple of `num_heads`"):
+            cls(3)(np.zeros((1, 2, 16), "float32"))
+
+
+def test_attention_is_keras_multi_head_attention():
+    ours = layers.MultiHeadSelfAttention(4)
+    theirs = keras.layers.MultiHeadAttention(4, 4)
+    x = np.random.default_rng(0).normal(size=TOKENS).astype("float32")
+    ours(x), theirs(x, x)
+    rng = np.random.default_rng(1)
+    kernels = rng.normal(size=(3, 16, 16)).astype("float32")
+    biases = rng.normal(size=(3, 16)).astype("float32")
+    out, out_bias = rng.normal(size=(16, 16)).astype("float32"), biases[0] + 1
+    ours.query_key_value.set_weights([np.concatenate(list(kernels), 1), biases.ravel()])
+    ours.projection.set_weights([out, out_bias])
+    theirs.set_weights(
+        [
+            part
+            for kernel, bias in zip(kernels, biases, strict=True)
+            for part in (kernel.reshape(16, 4, 4), bias.reshape(4, 4))
+        ]
+        + [out.reshape(4, 4, 16), out_bias]
+    )
+    np.testing.assert_allclose(to_numpy(ours(x)), to_numpy(theirs(x, x)), rtol=1e-4, atol=1e-4)
+
+
+def test_attention_pooling_is_its_equation():
+    layer = layers.AttentionPooling(2, 8)
+    x = np.random.default_rng(0).normal(size=(3, 5, 4)).astype("float32")
+    layer(x)
+    rng = np.random.default_rng(1)
+    for weight in layer.weights:
+        weight.assign(rng.normal(size=weight.shape).astype("float32"))
+    w = {
+        weight.path.split("/", 1)[1]: to_numpy(weight).astype("float64") for weight in layer.weights
+    }
+
+    def dense(x, name):
+        return x @ w[f"{name}/kernel"] + w[f"{name}/bias"]
+
+    from reference_forward import attend, gelu, layer_norm
+
+    query = dense(w["probe"], "query").reshape(1, 1, 2, 2).repeat(3, 0)
+    key, value = np.split(dense(x.astype("float64"), "key_value"), 2, -1)
+    y = attend(query, key.reshape(3, 5, 2, 2), value.reshape(3, 5, 2, 2)).reshape(3, 4)
+    y = dense(y, "projection")
+    z = gelu(dense(layer_norm(y, w["norm/gamma"], w["norm/beta"]), "mlp/expansion"))
+    expected = y + dense(z, "mlp/projection")
+    np.testing.assert_allclose(to_numpy(layer(x)), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_token_pooling():
+    tokens = np.random.default_rng(0).normal(size=(2, 5, 4)).astype("float32")
+    mean = tokens[:, 1:].mean(1)
+    for pooling, expected in {
+        "token": tokens[:, 0],
+        "avg": mean,
+        "token+avg": np.concatenate([tokens[:, 0], mean], -1),
+    }.items():
+        found = to_numpy(layers.TokenPooling(pooling)(tokens))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="needs a class token"):
+        layers.TokenPooling("token", prefix_tokens=0)
+
+
+@pytest.mark.parametrize("name", ["relu6", "gelu_exact", "GELU"])
+def test_unknown_activation(name):
+    with pytest.raises(ValueError, match="Unknown activation"):
+        layers.MLP(8, activation=name)
+
+
+def test_activations_differ_as_published():
+    from reference_forward import gelu, gelu_tanh
+
+    from keras_vit.layers.activations import get_activation
+
+    x = np.linspace(-4, 4, 201).astype("float32")
+    tensor = keras.ops.convert_to_tensor(x)
+    exact, tanh = (to_numpy(get_activation(name)(tensor)) for name in ("gelu", "gelu_tanh"))
+    np.testing.assert_allclose(exact, gelu(x.astype("float64")), atol=2e-6)
+    np.testing.assert_allclose(tanh, gelu_tanh(x.astype("float64")), atol=2e-6)
+    assert 3e-4 < np.abs(exact - tanh).max() < 6e-4
+    quick = to_numpy(get_activation("quick_gelu")(tensor))
+    np.testing.assert_allclose(quick, x / (1 + np.exp(-1.702 * x)), atol=2e-6)
+
+
+def test_random_initialisation():
+    """As the design states it: Xavier uniform, biases 1e-6, positions 0.02, class token zero."""
+    block = layers.TransformerBlock(num_heads=4, mlp_dim=512)
+    block.build((None, None, 128))
+    limit = np.sqrt(6 / (128 + 128))
+    query_key_value = to_numpy(block.attention.query_key_value.kernel)
+    assert 0.98 * limit < np.abs(query_key_value).max() <= limit
+    expansion = to_numpy(block.mlp.expansion.kernel)
+    limit = np.sqrt(6 / (128 + 512))
+    assert 0.98 * limit < np.abs(expansion).max() <= limit
+    assert 5e-7 < to_numpy(block.mlp.expansion.bias).std() < 2e-6
+    encoder = layers.PatchEncoder(128)
+    encoder.build((None, 64, 48))
+    assert 0.018 < to_numpy(encoder.position_embedding).std() < 0.022
+    assert not to_numpy(encoder.class_token).any()
