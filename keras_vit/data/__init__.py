@@ -1,0 +1,24 @@
+"""Labelled images: where they come from, how they are prepared, and their batches."""
+
+from keras_vit.data.augmentation import ResizeAndCrop
+from keras_vit.data.batches import EvaluationBatches, TrainingBatches, prefetch
+from keras_vit.data.class_names import imagenet_class_names
+from keras_vit.data.image_set import DataSource, ImageSet, split_images, subset
+from keras_vit.data.images import decode_image, evaluation_geometry, prepare_image
+from keras_vit.data.sources import load_data
+
+__all__ = [
+    "DataSource",
+    "EvaluationBatches",
+    "ImageSet",
+    "ResizeAndCrop",
+    "TrainingBatches",
+    "decode_image",
+    "evaluation_geometry",
+    "imagenet_class_names",
+    "load_data",
+    "prefetch",
+    "prepare_image",
+    "split_images",
+    "subset",
+]

@@ -1,0 +1,182 @@
+"""Labelled images, in memory or on disk, and how they are divided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images.
+
+    Args:
+        images: In memory: a uint8 array `(count, height, width, 3)`. On disk: a tuple of paths.
+        labels: int32 array `(count,)` of indices into `class_names`.
+        class_names: The name of each class.
+
+    Raises:
+        ValueError: If the parts do not fit each other, or a label is outside the range.
+
+    Example:
+
+    >>> images = np.zeros((4, 8, 8, 3), "uint8")
+    >>> image_set = ImageSet(images, np.array([0, 1, 0, 1], "int32"), ("cat", "dog"))
+    >>> len(image_set), image_set.in_memory, image_set.image_size
+    (4, True, (8, 8))
+    """
+
+    images: np.ndarray | tuple[Path, ...]
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    def __post_init__(self):
+        if self.labels.shape != (len(self.images),) or self.labels.dtype != np.int32:
+            raise ValueError(
+                f"`labels` must be int32, one for each of the {len(self.images)} images. "
+                f"Received: {self.labels.dtype} of shape {self.labels.shape}"
+            )
+        if len(self.labels) and not (
+            0 <= self.labels.min() and self.labels.max() < len(self.class_names)
+        ):
+            wrong = (self.labels < 0) | (self.labels >= len(self.class_names))
+            raise ValueError(
+                f"Labels must be in 0..{len(self.class_names) - 1}, as there are "
+                f"{len(self.class_names)} class names. Received: {self.labels[wrong][0]} for image "
+                f"{np.flatnonzero(wrong)[0]}"
+            )
+        if self.in_memory and (
+            self.images.dtype != np.uint8
+            or self.images.ndim != 4
+            or self.images.shape[3] != 3
+            or 0 in self.images.shape[1:]
+        ):
+            raise ValueError(
+                "`images` in memory must be uint8 of shape (count, height, width, 3). "
+                f"Received: {self.images.dtype} of shape {self.images.shape}"
+            )
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are an array, all of one size."""
+        return isinstance(self.images, np.ndarray)
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """`(height, width)` in pixels of images in memory; None for those on disk."""
+        return tuple(self.images.shape[1:3]) if self.in_memory else None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
+        """The images at the given indices, in that order."""
+        indices = np.asarray(indices, dtype=np.int64)
+        if self.in_memory:
+            images = self.images[indices]
+        else:
+            images = tuple(self.images[index] for index in indices)
+        return ImageSet(images, self.labels[indices], self.class_names)
+
+
+@dataclass(frozen=True, eq=False)
+class DataSource:
+    """A data set with its splits; at least one of them is there.
+
+    Attributes:
+        name: What it is called.
+        version: Its version; empty for folders and manifests.
+        digest: sha256 of labels and pixels, or of labels, file names and file sizes, split by
+            split.
+        train: Images to train on.
+        validation: Images that the data set sets apart for choices.
+        test: Images for the final figure.
+    """
+
+    name: str
+    version: str
+    digest: str
+    train: ImageSet | None
+    validation: ImageSet | None
+    test: ImageSet | None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The class names, the same for all splits."""
+        splits = (self.train, self.validation, self.test)
+        return next(split.class_names for split in splits if split is not None)
+
+
+def subset(image_set: ImageSet, count: int, *, seed: int) -> ImageSet:
+    """A stratified random subset, the same for the same seed, in the set's own order.
+
+    Args:
+        image_set: The images.
+        count: Number of images to take, from 1 to all.
+        seed: Seed of the choice.
+
+    Returns:
+        An `ImageSet` of exactly `count` images; each class has its share of them, rounded up or
+        down.
+
+    Raises:
+        ValueError: If there are not that many images.
+    """
+    if not 1 <= count <= len(image_set):
+        raise ValueError(
+            f"`count` must be in 1..{len(image_set)}, the number of images. Received: {count}"
+        )
+    return image_set.take(_stratified_indices(image_set.labels, count, seed))
+
+
+def split_images(image_set: ImageSet, fraction: float, *, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Divides a set at random, each class by the same fraction.
+
+    Args:
+        image_set: The images.
+        fraction: Share of the images that is held out, in (0, 1).
+        seed: Seed of the choice; the same seed gives the same division.
+
+    Returns:
+        `(kept, held_out)`, which share no image and are all images together; each keeps the
+        order of the set.
+
+    Raises:
+        ValueError: If one of the two would be empty.
+
+    Example:
+
+    >>> images = np.zeros((10, 8, 8, 3), "uint8")
+    >>> image_set = ImageSet(images, np.arange(10, dtype="int32") % 2, ("cat", "dog"))
+    >>> kept, held_out = split_images(image_set, 0.2, seed=0)
+    >>> len(kept), sorted(held_out.labels.tolist())
+    (8, [0, 1])
+    """
+    count = round(len(image_set) * fraction) if 0 < fraction < 1 else 0
+    if not 0 < count < len(image_set):
+        raise ValueError(
+            "A fraction in (0, 1) that leaves images on both sides is needed to divide "
+            f"{len(image_set)} images. Received: fraction={fraction}"
+        )
+    held_out = _stratified_indices(image_set.labels, count, seed)
+    kept = np.setdiff1d(np.arange(len(image_set)), held_out)
+    return image_set.take(kept), image_set.take(held_out)
+
+
+def _stratified_indices(labels, count, seed):
+    """`count` sorted indices; classes get their shares by the method of largest remainders."""
+    generator = np.random.default_rng(seed)
+    sizes = np.bincount(labels)
+    quotas, remainders = np.divmod(count * sizes, len(labels))
+    # In random order, so that equal remainders do not favour the first classes.
+    order = generator.permutation(len(sizes))
+    order = order[np.argsort(-remainders[order], kind="stable")]
+    quotas[order[: count - quotas.sum()]] += 1
+    chosen = [
+        generator.permutation(np.flatnonzero(labels == label))[:quota]
+        for label, quota in enumerate(quotas)
+    ]
+    return np.sort(np.concatenate(chosen))

@@ -1,0 +1,208 @@
+"""From an image file to the model's pixels, on the host."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from keras_vit.layers import ImagePreprocessing
+from keras_vit.layers.resampling import resampling_matrix
+
+# What Pillow raises for files that are damaged, no image, or of a size that only an attack has.
+_DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    OverflowError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+
+def decode_image(image: str | Path | bytes) -> np.ndarray:
+    """Decodes an image file to RGB pixels.
+
+    Grey and palette images become RGB, 16-bit values keep their upper 8 bits, transparency is
+    left out and an EXIF orientation is not applied, as in TensorFlow's decoders.
+
+    Args:
+        image: Path of a file, or the encoded bytes.
+
+    Returns:
+        A uint8 array `(height, width, 3)`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be decoded; the message names the file.
+
+    Example:
+
+    >>> buffer = io.BytesIO()
+    >>> Image.new("L", (3, 2), 7).save(buffer, "PNG")
+    >>> decode_image(buffer.getvalue()).shape
+    (2, 3, 3)
+    """
+    name = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as file:
+            return _rgb(file)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no image file {name}") from None
+    except _DECODING_ERRORS as error:
+        raise ValueError(
+            f"{name} cannot be decoded: {error}. Expected a complete JPEG, PNG or other image "
+            "file that Pillow reads; replace it or leave it out"
+        ) from error
+
+
+def _rgb(file):
+    if file.mode == "F":
+        raise ValueError("its pixels are floating-point numbers")
+    if file.mode.startswith("I"):
+        # Pillow would clip 16-bit values at 255.
+        grey = np.clip(np.asarray(file).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1)
+    return np.array(file.convert("RGB"))
+
+
+def covering_size(height: int, width: int, target_size: tuple[int, int]) -> tuple[int, int]:
+    """The size at which an image just covers a target, its aspect ratio kept.
+
+    Args:
+        height: Height of the image, in pixels.
+        width: Width of the image.
+        target_size: `(height, width)` to cover.
+
+    Returns:
+        `(height, width)`: one of them is the target's, the other is rounded down but not below
+        the target's.
+
+    Example:
+
+    >>> covering_size(375, 500, (256, 256))
+    (256, 341)
+    """
+    target_height, target_width = target_size
+    # Integers only: a graph that does the same cannot round differently.
+    if target_height * width >= target_width * height:
+        return target_height, target_height * width // height
+    return target_width * height // width, target_width
+
+
+def evaluation_geometry(
+    height: int,
+    width: int,
+    image_size: tuple[int, int],
+    *,
+    crop_fraction: float,
+    crop_mode: str,
+) -> tuple[int, int, int, int]:
+    """Where the evaluation crop of an image lies.
+
+    Args:
+        height: Height of the image, in pixels.
+        width: Width of the image.
+        image_size: `(height, width)` of the crop.
+        crop_fraction: Share of the resized image's side that the crop keeps, in (0, 1].
+        crop_mode: `"center"`: the image is resized to cover `floor(size / crop_fraction)`, its
+            aspect ratio kept; `"squash"`: it is resized to just that.
+
+    Returns:
+        `(resized_height, resized_width, top, left)` in pixels: what the image is resized to, and
+        the corner of the crop in it.
+
+    Example:
+
+    >>> evaluation_geometry(375, 500, (224, 224), crop_fraction=0.9, crop_mode="center")
+    (248, 330, 12, 53)
+    """
+    target = tuple(math.floor(size / crop_fraction) for size in image_size)
+    if crop_mode == "center":
+        target = covering_size(height, width, target)
+    elif crop_mode != "squash":
+        raise ValueError(f"`crop_mode` must be center or squash. Received: {crop_mode!r}")
+    return (*target, (target[0] - image_size[0]) // 2, (target[1] - image_size[1]) // 2)
+
+
+def prepare_image(
+    image: np.ndarray, image_size: tuple[int, int], preprocessing: ImagePreprocessing
+) -> np.ndarray:
+    """Brings an image to the model's size as the model's `preprocessing` layer says.
+
+    Args:
+        image: uint8 array `(height, width, 3)`.
+        image_size: `(height, width)` of the model, in pixels.
+        preprocessing: The layer; its `crop_fraction`, `crop_mode` and `interpolation` are read.
+
+    Returns:
+        A float32 array `(*image_size, 3)` of pixels, 0 to 255, not rounded.
+
+    Example:
+
+    >>> image = np.full((30, 40, 3), 7, "uint8")
+    >>> prepare_image(image, (16, 16), ImagePreprocessing(crop_fraction=0.9)).shape
+    (16, 16, 3)
+    """
+    resized_height, resized_width, top, left = evaluation_geometry(
+        image.shape[0],
+        image.shape[1],
+        image_size,
+        crop_fraction=preprocessing.crop_fraction,
+        crop_mode=preprocessing.crop_mode,
+    )
+    return resized_crop(
+        image,
+        (resized_height, resized_width),
+        (top, left),
+        image_size,
+        preprocessing.interpolation,
+    )
+
+
+def resized_crop(
+    image: np.ndarray,
+    resized_size: tuple[int, int],
+    corner: tuple[int, int],
+    crop_size: tuple[int, int],
+    interpolation: str,
+) -> np.ndarray:
+    """A crop of a resized image; only the crop is computed.
+
+    Args:
+        image: uint8 array `(height, width, 3)`.
+        resized_size: `(height, width)` that the image is resized to, with antialias.
+        corner: `(top, left)` of the crop in the resized image.
+        crop_size: `(height, width)` of the crop.
+        interpolation: `"nearest"`, `"bilinear"` or `"bicubic"`.
+
+    Returns:
+        A float32 array `(*crop_size, 3)` of pixels, 0 to 255, not rounded.
+    """
+    axes = zip(image.shape[:2], resized_size, corner, crop_size, strict=True)
+    (rows, used_rows), (columns, used_columns) = (
+        _crop_matrix(source, resized, first, count, interpolation)
+        for source, resized, first, count in axes
+    )
+    pixels = image[used_rows, used_columns].astype(np.float32)
+    height, width, channels = pixels.shape
+    pixels = rows @ pixels.reshape(height, width * channels)
+    pixels = np.matmul(columns, pixels.reshape(len(rows), width, channels))
+    # Bicubic overshoots at edges.
+    return np.clip(pixels, 0.0, 255.0, out=pixels)
+
+
+@lru_cache(maxsize=256)
+def _crop_matrix(source, resized, first, count, interpolation):
+    """Rows of the resampling matrix for a crop, and the slice of the source that they read."""
+    matrix = resampling_matrix(source, resized, interpolation)[first : first + count]
+    read = np.flatnonzero(matrix.any(axis=0))
+    used = slice(int(read[0]), int(read[-1]) + 1)
+    return np.ascontiguousarray(matrix[:, used], dtype=np.float32), used

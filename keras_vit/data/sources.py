@@ -1,0 +1,158 @@
+"""Where labelled images come from: one function for every kind of source."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from keras_vit.data.array_files import SPLIT_NAMES, read_arrays
+from keras_vit.data.image_files import read_folder, read_manifest
+from keras_vit.data.image_set import DataSource, ImageSet, split_images
+from keras_vit.data.tensorflow_datasets import read_tfds
+
+
+def load_data(
+    source: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    class_names: Sequence[str] | None = None,
+) -> DataSource:
+    """Finds a data set and divides it into splits.
+
+    `source` is one of:
+
+    - `"digits"`: scikit-learn's 1,797 handwritten digits, 8×8 pixels; needs no network;
+    - a folder with one folder of images a class, or with `train/`, `test/` and perhaps `val/` that
+      hold those;
+    - a `.csv` file with the columns `file,label` and perhaps `split`;
+    - a `.npz` file that this function cached;
+    - the name of any TFDS image classification set, as `"cifar10"` or `"cifar10:3.0.2"`.
+
+    A TFDS set is read once: small images of one size become one .npz in the cache, others files.
+    From then on neither TensorFlow nor TFDS is imported; delete the cached file to read anew.
+    A set with validation but no test images hands out its validation images as `test`.
+
+    Args:
+        source: Name or path.
+        data_dir: Folder of prepared TFDS sets (`NAME/VERSION` in it); None: the default of TFDS.
+        cache_dir: Folder of the cache; None: `$KERAS_VIT_CACHE` or `~/.cache/keras_vit`.
+        test_fraction: Share of the images that become `test` where a set is not divided, the same
+            of each class; 1: all of them, for evaluation.
+        seed: Seed of that division.
+        class_names: For a folder or a .csv file: the names in the order of their index, as those
+            of the model to evaluate; None: the sorted names.
+
+    Returns:
+        A `DataSource`.
+
+    Raises:
+        FileNotFoundError: If `source` is a path that does not exist, or files of a .csv do not.
+        ValueError: If the source is unknown, cannot be read, is empty or has one class only.
+        RuntimeError: If a TFDS set cannot be downloaded.
+        ImportError: If reading the source needs a package that is not installed.
+
+    Example:
+
+    >>> digits = load_data("digits")
+    >>> len(digits.train), len(digits.test), digits.train.image_size
+    (1438, 359, (8, 8))
+    """
+    if not 0 <= test_fraction <= 1:
+        raise ValueError(f"`test_fraction` must be in 0..1. Received: {test_fraction}")
+    cache = Path(cache_dir or os.environ.get("KERAS_VIT_CACHE") or "~/.cache/keras_vit")
+    path = Path(source).expanduser()
+    root = path.parent if path.is_file() else path
+    if source == "digits":
+        splits, name, version = {"": _digits()}, "digits", "1"
+    elif path.is_dir():
+        splits, name, version = read_folder(path, class_names), path.resolve().name, ""
+    elif path.suffix in (".csv", ".npz") or _is_path(str(source)):
+        splits, name, version = _read_file(path, class_names)
+    else:
+        root = cache.expanduser()
+        splits, name, version = read_tfds(str(source), data_dir, root)
+    splits = _divide(splits, test_fraction, seed)
+    found = next(iter(splits.values())).class_names
+    if len(found) < 2:
+        raise ValueError(
+            f"{source} has one class only: {found[0]}. Expected two or more to tell apart"
+        )
+    return DataSource(
+        name,
+        version,
+        _digest(splits, root),
+        *(splits.get(split) for split in SPLIT_NAMES),
+    )
+
+
+def _is_path(source):
+    return (
+        source.startswith((".", "~", os.sep))
+        or os.sep in source.rstrip(os.sep)
+        and (Path(source).suffix != "" and ":" not in source)
+    )
+
+
+def _read_file(path, class_names):
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist. Expected a folder of images, a .csv or a .npz file"
+        )
+    if path.suffix == ".csv":
+        return read_manifest(path, class_names), path.stem, ""
+    if path.suffix == ".npz":
+        return read_arrays(path)
+    raise ValueError(f"{path} is no data set. Expected a folder of images, a .csv or a .npz file")
+
+
+def _digits():
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            f"'digits' needs scikit-learn: `pip install 'keras-vit[recipes]'` ({error})"
+        ) from error
+    digits = load_digits()
+    # 17 grey levels, 0 to 16.
+    grey = np.rint(digits.images * (255 / 16)).astype("uint8")
+    images = np.repeat(grey[..., None], 3, axis=-1)
+    return ImageSet(images, digits.target.astype("int32"), tuple("0123456789"))
+
+
+def _divide(splits, test_fraction, seed):
+    """Splits as a data set names them → train, validation and test, those that are there."""
+    whole = splits.pop("", None) if "" in splits else None
+    if whole is None and set(splits) == {"train"}:
+        whole = splits["train"]
+    if whole is not None:
+        if test_fraction in (0, 1):
+            return {"test" if test_fraction else "train": whole}
+        return dict(zip(("train", "test"), split_images(whole, test_fraction, seed=seed)))
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")
+    return splits
+
+
+def _digest(splits, root):
+    """sha256 of class names, labels, and pixels or names and sizes of files."""
+    digest = hashlib.sha256("\n".join(next(iter(splits.values())).class_names).encode())
+    for split in SPLIT_NAMES:
+        if split not in splits:
+            continue
+        image_set = splits[split]
+        digest.update(f"{split} {len(image_set)}".encode())
+        digest.update(np.ascontiguousarray(image_set.labels, "<i4").data)
+        if image_set.in_memory:
+            digest.update(np.ascontiguousarray(image_set.images).data)
+        else:
+            for path in image_set.images:
+                name = Path(os.path.relpath(path, root)).as_posix()
+                digest.update(f"{name}\0{path.stat().st_size}\n".encode())
+    return digest.hexdigest()
