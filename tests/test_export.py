@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from keras_vit.data import evaluation_geometry, prepare_image
+from keras_vit.data import decode_image, evaluation_geometry, prepare_image
 from keras_vit.export import export_saved_model
 from keras_vit.export.image_graph import prepare
 from keras_vit.layers import ImagePreprocessing
@@ -49,25 +49,27 @@ def photograph(height, width, seed):
     return np.uint8(np.clip(127.5 + 90 * wave, 0, 255))
 
 
-def encode(image, kind, **options):
+def encode(image, kind, mode=None, **options):
     stream = io.BytesIO()
-    Image.fromarray(image).save(stream, kind, **options)
+    image = Image.fromarray(image)
+    (image.convert(mode) if mode else image).save(stream, kind, **options)
     return stream.getvalue()
 
 
-def decoded(encoded):
-    return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
-
-
 def mixed_files():
+    """Files of every kind, no two of one size; some with alpha, a palette or 16 bits."""
+    image = photograph(33, 64, 2)
     grey = photograph(25, 31, 5)[..., 0]
     return [
         encode(photograph(40, 30, 0), "JPEG", quality=80),
         encode(photograph(9, 57, 1), "JPEG", subsampling=2, progressive=True),
-        encode(photograph(33, 64, 2), "PNG"),
-        encode(np.dstack([photograph(12, 20, 3), grey[:12, :20]]), "PNG"),
-        encode(grey, "PNG"),
+        encode(image, "PNG"),
+        encode(np.dstack([image[:12, :20], grey[:12, :20]]), "PNG"),
+        encode(image[:28], "PNG", mode="P"),
+        encode(image[5:, :29], "JPEG", mode="CMYK"),
         encode(grey, "JPEG"),
+        encode(grey[:, 1:], "PNG"),
+        encode(grey[1:].astype("uint16") * 256 + grey[:-1], "PNG"),
         encode(photograph(300, 211, 4), "JPEG", subsampling=1),
     ]
 
@@ -108,7 +110,7 @@ def test_both_signatures_give_the_numbers_of_the_model(tmp_path, policy, image_s
     assert folder == tmp_path / "pets" / "1"
 
     files = mixed_files()
-    logits = expected(model, [decoded(file) for file in files], image_size)
+    logits = expected(model, map(decode_image, files), image_size)
     outputs = signature(folder)(image_bytes=tf.constant(files))
     outputs = {name: value.numpy() for name, value in outputs.items()}
     assert set(outputs) == {"probabilities", "logits", "classes", "scores"}
@@ -190,7 +192,7 @@ def test_a_process_without_keras_and_keras_vit_can_serve_it(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)
-    logits = expected(model, [decoded(file) for file in files], (12, 20))
+    logits = expected(model, map(decode_image, files), (12, 20))
     np.testing.assert_allclose(answer["probabilities"], softmax(logits), atol=1e-5)
     assert [row[0] for row in answer["classes"]] == [NAMES[i] for i in logits.argmax(-1)]
     assert answer["variables"] == len(model.weights)
@@ -252,7 +254,7 @@ def test_a_vision_transformer(tmp_path, pooling):
     files = mixed_files()
     folder = export_saved_model(model, tmp_path, class_names=NAMES)
     outputs = signature(folder)(image_bytes=tf.constant(files))
-    probabilities = expected(model, [decoded(file) for file in files], (12, 20))
+    probabilities = expected(model, map(decode_image, files), (12, 20))
     assert np.ptp(probabilities) > 0.1
     np.testing.assert_allclose(outputs["probabilities"], probabilities, atol=1e-5)
     np.testing.assert_allclose(softmax(outputs["logits"].numpy()), probabilities, atol=1e-5)
