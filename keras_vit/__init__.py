@@ -1,8 +1,9 @@
 """Vision Transformers in Keras 3: published weights in, fine-tuned, SavedModel out."""
 
-from keras_vit import checkpoints, layers, models, zoo
+from keras_vit import checkpoints, data, export, finetune, layers, models, zoo
 from keras_vit._version import __version__
 from keras_vit.checkpoints import load_checkpoint
+from keras_vit.export import export_saved_model
 from keras_vit.zoo import (
     ViTB8,
     ViTB16,
@@ -35,6 +36,10 @@ __all__ = [
     "__version__",
     "checkpoints",
     "create",
+    "data",
+    "export",
+    "export_saved_model",
+    "finetune",
     "from_checkpoint",
     "layers",
     "list_models",

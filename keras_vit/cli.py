@@ -1,6 +1,6 @@
 """The command line `keras-vit`: each subcommand is one function that calls the package."""
 
-import dataclasses
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -61,7 +61,7 @@ def run_recipe(recipe: Annotated[finetune.Recipe, arg(name="")]) -> None:
 
 def evaluate(
     model: Positional[str],
-    data: str,
+    source: Annotated[str, arg(name="data")],
     data_dir: str | None = None,
     split: Literal["train", "validation", "test"] = "test",
     batch_size: int = 64,
@@ -72,7 +72,9 @@ def evaluate(
 
     Args:
         model: A run's folder, a .keras file, or a published checkpoint or its hub folder.
-        data: A TFDS name, "digits", a folder with one sub-folder a class, or a .csv manifest.
+        source: A TFDS name, "digits", a folder with one sub-folder a class, or a .csv manifest. All
+            images of a set without splits are looked at; of a run's own data set, those that the
+            run kept for its test.
         data_dir: Folder of prepared TFDS data sets; None: the default of TFDS.
         split: Which images.
         batch_size: Images a batch.
@@ -80,7 +82,7 @@ def evaluate(
         preprocessing: How pixels are scaled, where the checkpoint does not say.
     """
     classifier, class_names = _load_classifier(model, image_size, preprocessing)
-    images = _labelled_for(class_names, _load_split(data, data_dir, split))
+    images = _load_split(source, data_dir, split, class_names, model)
     line = ProgressLine(len(images), " images")
     result = finetune.evaluate(
         classifier, images, batch_size=batch_size, progress=lambda done, _: line.show(done, "")
@@ -109,6 +111,7 @@ def predict(
     if not images:
         raise ValueError("Expected one image file or more, found none on the command line")
     classifier, class_names = _load_classifier(model, image_size, preprocessing)
+    class_names = class_names or _indices(classifier)
     policy = classifier.get_layer("preprocessing")
     for file in images:
         pixels = data.prepare_image(data.decode_image(file), classifier.input_shape[1:3], policy)
@@ -136,6 +139,7 @@ def export_model(
         preprocessing: How pixels are scaled, where the checkpoint does not say.
     """
     classifier, class_names = _load_classifier(model, image_size, preprocessing)
+    class_names = class_names or _indices(classifier)
     print(export.export_saved_model(classifier, output, class_names=class_names, top=top))
 
 
@@ -180,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _load_classifier(model, image_size, preprocessing):
-    """The model to be asked, which returns logits, and the names of its classes."""
+    """The model to be asked, which returns logits, and the names of its classes or None."""
     path = Path(model).expanduser()
     file = path / "model.keras" if (path / "model.keras").exists() else path
     classifier = zoo.from_checkpoint(file, image_size=image_size, preprocessing=preprocessing)
@@ -190,37 +194,40 @@ def _load_classifier(model, image_size, preprocessing):
 
 
 def _class_names(file, count):
-    if file.exists():
-        names = tuple(file.read_text(encoding="utf-8").splitlines())
-        if len(names) != count:
-            raise ValueError(f"{file} must hold {count} lines, one a class. Found: {len(names)}")
-        return names
-    return data.imagenet_class_names() if count == 1000 else tuple(map(str, range(count)))
+    if not file.exists():
+        return data.imagenet_class_names() if count == 1000 else None
+    names = tuple(file.read_text(encoding="utf-8").splitlines())
+    if len(names) != count:
+        raise ValueError(f"{file} must hold {count} lines, one a class. Found: {len(names)}")
+    return names
 
 
-def _load_split(source, data_dir, split):
-    loaded = data.load_data(source, data_dir=data_dir)
+def _indices(classifier):
+    return tuple(map(str, range(classifier.output_shape[-1])))
+
+
+def _load_split(source, data_dir, split, class_names, model):
+    loaded = data.load_data(
+        source, data_dir=data_dir, class_names=class_names, **_division(source, model)
+    )
     images = getattr(loaded, split)
     if images is None:
         present = [name for name in ("train", "validation", "test") if getattr(loaded, name)]
+        raise ValueError(f"{source} has no {split} images. Expected --split {' or '.join(present)}")
+    # TFDS calls the classes of ImageNet by their WordNet ids, in the same order.
+    if class_names not in (None, images.class_names, data.imagenet_class_names()):
         raise ValueError(
-            f"The data set {source!r} has no {split} images. Expected --split "
-            f"{' or '.join(present)}"
+            f"{source} has other classes than the model, or another order. Expected "
+            f"{', '.join(class_names[:5])}…, found {', '.join(images.class_names[:5])}…"
         )
     return images
 
 
-def _labelled_for(class_names, images):
-    """The same images with a model's classes: matched by name, or by index where they have none."""
-    index_of = {name: index for index, name in enumerate(class_names)}
-    indices = [
-        index_of.get(name, int(name) if name.isdecimal() else -1) for name in images.class_names
-    ]
-    for name, index in zip(images.class_names, indices, strict=True):
-        if not 0 <= index < len(class_names):
-            raise ValueError(
-                f"The data set's class {name!r} is none of the model's {len(class_names)} classes "
-                f"({', '.join(class_names[:3])}, …). {nearest_names(name, class_names)}"
-            )
-    labels = np.array(indices, "int32")[images.labels]
-    return dataclasses.replace(images, labels=labels, class_names=class_names)
+def _division(source, model):
+    """How a data set without splits is divided: a run's own as the run divided it."""
+    file = Path(model).expanduser() / "recipe.json"
+    if file.exists():
+        recipe = json.loads(file.read_text(encoding="utf-8"))["recipe"]
+        if Path(recipe["data"]).expanduser().resolve() == Path(source).expanduser().resolve():
+            return {"seed": recipe["seed"]}
+    return {"test_fraction": 1}

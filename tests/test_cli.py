@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from keras_vit import zoo
 from keras_vit.cli import COMMANDS, main
+from keras_vit.data import load_data
 from keras_vit.finetune import Recipe
 from keras_vit.models import VisionTransformerConfig, vision_transformer
 
@@ -143,10 +145,8 @@ def test_class_names_must_fit_the_model(capsys, run_folder, images, tmp_path):
 
 def write_manifest(folder, files, labels):
     manifest = folder / "labels.csv"
-    rows = [f"{file},{label},test" for file, label in zip(files, labels, strict=True)]
-    # The data set's train images are not looked at here, but must be there.
-    rows += [f"{files[0]},{label},train" for label in sorted(set(map(str, labels)))]
-    manifest.write_text("\n".join(["file,label,split", *rows]) + "\n")
+    rows = [f"{file},{label}" for file, label in zip(files, labels, strict=True)]
+    manifest.write_text("\n".join(["file,label", *rows]) + "\n")
     return manifest
 
 
@@ -172,7 +172,29 @@ def test_evaluate_names_a_class_the_model_does_not_know(capsys, run_folder, imag
     manifest = write_manifest(tmp_path, images, labels)
     error = error_of(capsys, "evaluate", run_folder, "--data", manifest)
     assert "'dgo'" in error
-    assert "Did you mean dog" in error
+    assert "Known: ant, bee, cat, dog" in error
+
+
+def test_evaluate_refuses_a_data_set_with_other_classes(capsys, run_folder):
+    error = error_of(capsys, "evaluate", run_folder, "--data", "digits")
+    assert "ant, bee, cat" in error
+    assert "0, 1, 2" in error
+
+
+def test_evaluate_names_the_splits_there_are(capsys, run_folder, images, tmp_path):
+    manifest = write_manifest(tmp_path, images, ["ant", "bee"] * 6)
+    error = error_of(capsys, "evaluate", run_folder, "--data", manifest, "--split", "validation")
+    assert "Expected --split test" in error
+
+
+def test_evaluate_leaves_out_what_the_run_trained_on(capsys, run_folder, images, tmp_path):
+    manifest = write_manifest(tmp_path, images, ["ant", "bee"] * 6)
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    recipe = {"recipe": {"data": str(manifest), "seed": 3}}
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    printed = printed_by(capsys, "evaluate", folder, "--data", manifest)
+    assert percentages(printed)[2] == str(len(load_data(manifest, seed=3).test))
 
 
 def test_export_writes_versions(capsys, run_folder, tmp_path):
