@@ -1,0 +1,26 @@
+"""Fine-tuning: the recipe, the run and its report."""
+
+from keras_vit.finetune.command_line import run_command_line
+from keras_vit.finetune.evaluation import Evaluation, evaluate, wilson_interval
+from keras_vit.finetune.loop import TrainingDiverged
+from keras_vit.finetune.optimizer import SGD
+from keras_vit.finetune.precision import resolve_precision
+from keras_vit.finetune.recipe import Recipe
+from keras_vit.finetune.report import RunResult, draw_learning_curves
+from keras_vit.finetune.run import run
+from keras_vit.finetune.schedule import learning_rate
+
+__all__ = [
+    "SGD",
+    "Evaluation",
+    "Recipe",
+    "RunResult",
+    "TrainingDiverged",
+    "draw_learning_curves",
+    "evaluate",
+    "learning_rate",
+    "resolve_precision",
+    "run",
+    "run_command_line",
+    "wilson_interval",
+]

@@ -1,0 +1,185 @@
+"""Accuracy of a model on a set of images, with its interval."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from keras_vit.data import EvaluationBatches, ImageSet, ResizeAndCrop, prefetch
+
+# Two-sided 95 % quantile of the normal distribution.
+QUANTILE_95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model did on a set of images.
+
+    Attributes:
+        count: Number of images.
+        accuracy: Share of images whose first class is right, in 0..1.
+        top5_accuracy: Share of images whose class is among the first five; None where there are
+            no more than five classes.
+        interval: The 95 % Wilson interval of the accuracy.
+        images_per_second: Throughput, loading included, the first batch left out.
+    """
+
+    count: int
+    accuracy: float
+    top5_accuracy: float | None
+    interval: tuple[float, float]
+    images_per_second: float
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        top5 = "" if self.top5_accuracy is None else f", top five {self.top5_accuracy:.2%}"
+        return (
+            f"{self.accuracy:.2%} of {self.count:,} images "
+            f"(95 % interval {low:.2%} to {high:.2%}){top5}"
+        )
+
+
+def wilson_interval(correct: int, count: int) -> tuple[float, float]:
+    """The 95 % score interval of a share (Wilson, 1927), as two shares in 0..1.
+
+    Example:
+
+    >>> [round(bound, 4) for bound in wilson_interval(90, 100)]
+    [0.8256, 0.9448]
+    """
+    if not 0 <= correct <= count or count < 1:
+        raise ValueError(
+            f"Expected 0 <= correct <= count and count >= 1. Received: correct={correct}, "
+            f"count={count}"
+        )
+    share, z2 = correct / count, QUANTILE_95**2
+    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = (
+        QUANTILE_95
+        / (1 + z2 / count)
+        * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
+    )
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def evaluate(
+    model: keras.Model,
+    image_set: ImageSet,
+    *,
+    batch_size: int = 128,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Accuracy of a model on images, prepared as the model's `preprocessing` layer says.
+
+    Args:
+        model: A model from raw pixels to logits or probabilities, one a class.
+        image_set: The images and their labels.
+        batch_size: Images a batch.
+        progress: Called with the number of images done and their total after each batch.
+
+    Returns:
+        An `Evaluation`.
+
+    Raises:
+        ValueError: If the model has another number of outputs than the set has classes.
+    """
+    check_outputs(model, len(image_set.class_names))
+    return evaluate_on_device(
+        with_device_resizing(model, image_set),
+        model.get_layer("preprocessing"),
+        image_set,
+        image_size=model.input_shape[1:3],
+        batch_size=batch_size,
+        progress=progress,
+    )
+
+
+def evaluate_on_device(
+    device_model, preprocessing, image_set, *, image_size, batch_size, progress=None
+) -> Evaluation:
+    """Like `evaluate`, for a model that `with_device_resizing` made."""
+    batches = EvaluationBatches(
+        image_set, batch_size=batch_size, preprocessing=preprocessing, image_size=image_size
+    )
+    count, correct, among_five, timed = 0, 0, 0, 0
+    began = time.perf_counter()
+    for images, labels in prefetch(batches, 0, len(batches)):
+        ranks = _ranks(_predict(device_model, images, batch_size), labels)
+        correct += int((ranks == 0).sum())
+        among_five += int((ranks < 5).sum())
+        count += len(labels)
+        if count > len(labels):
+            timed += len(labels)
+        else:
+            first_done = time.perf_counter()
+        if progress:
+            progress(count, len(image_set))
+    now = time.perf_counter()
+    return Evaluation(
+        count=count,
+        accuracy=correct / count,
+        top5_accuracy=among_five / count if len(image_set.class_names) > 5 else None,
+        interval=wilson_interval(correct, count),
+        images_per_second=timed / (now - first_done) if timed else count / (now - began),
+    )
+
+
+def with_device_resizing(
+    model: keras.Model, image_set: ImageSet, **training_options
+) -> keras.Model:
+    """A model that takes the images of a set as its batches hand them out.
+
+    Images in memory travel to the device as uint8 at their own size and are resized (and, in
+    training, cropped and mirrored) there; images on disk are prepared on the host.
+
+    Args:
+        model: A model from raw pixels to logits; the new model shares its weights.
+        image_set: The images.
+        **training_options: Options of `ResizeAndCrop`.
+
+    Returns:
+        A functional model.
+    """
+    height, width = model.input_shape[1:3]
+    if not image_set.in_memory:
+        inputs = keras.Input((height, width, 3), name="images")
+        return keras.Model(inputs, model(inputs), name="on_device")
+    inputs = keras.Input((*image_set.image_size, 3), dtype="uint8", name="images")
+    policy = model.get_layer("preprocessing")
+    resize = ResizeAndCrop(
+        (height, width),
+        **{
+            "interpolation": policy.interpolation,
+            "crop_fraction": policy.crop_fraction,
+            "crop_mode": policy.crop_mode,
+            **training_options,
+        },
+        name="resize_and_crop",
+    )
+    return keras.Model(inputs, model(resize(inputs)), name="on_device")
+
+
+def check_outputs(model: keras.Model, num_classes: int) -> None:
+    """Raises a ValueError if a model has not one output a class."""
+    if model.output_shape[-1] != num_classes:
+        raise ValueError(
+            f"The model has {model.output_shape[-1]} outputs, the data set {num_classes} classes. "
+            "Fine-tune the model on this data set first, or choose the data set it was trained on"
+        )
+
+
+def _predict(model, images, batch_size):
+    # The last batch is filled up so that there is one shape to compile for.
+    missing = batch_size - len(images)
+    padded = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
+    return np.asarray(model.predict_on_batch(padded))[: len(images)]
+
+
+def _ranks(outputs, labels):
+    """How many classes have a higher output than the right one."""
+    right = np.take_along_axis(outputs, np.asarray(labels)[:, None], axis=1)
+    # Not `outputs > right`: an output that is not finite must count as wrong.
+    return (~(outputs <= right)).sum(axis=1)

@@ -1,0 +1,176 @@
+"""The log of a run: log.csv, the same for TensorBoard, and a line on the terminal."""
+
+import csv
+import io
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from keras_vit.finetune.loop import StepResult
+from keras_vit.finetune.state import replace_file
+from keras_vit.finetune.tensorboard import ScalarWriter
+
+COLUMNS = (
+    "step",
+    "loss",
+    "accuracy",
+    "learning_rate",
+    "images_per_second",
+    "validation_accuracy",
+)
+
+
+def read_log(path: str | Path) -> list[dict[str, float]]:
+    """The rows of a log.csv, by column; cells that are empty are left out.
+
+    A last line that a kill cut short is left out too.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    text = path.read_text()
+    rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+    return [
+        {name: int(cell) if name == "step" else float(cell) for name, cell in row.items() if cell}
+        for row in rows
+    ]
+
+
+class RunLog:
+    """Writes the rows of a run to log.csv and to TensorBoard.
+
+    Rows after `start` are cut, so that a run which goes on from a checkpoint logs no step twice.
+    TensorBoard's files are made anew from the rows that stay.
+
+    Args:
+        folder: Folder of the run.
+        start: Number of steps already done.
+    """
+
+    def __init__(self, folder: str | Path, start: int = 0):
+        self.path = Path(folder) / "log.csv"
+        kept = [row for row in read_log(self.path) if row["step"] <= start]
+        replace_file(self.path, self._lines([dict(zip(COLUMNS, COLUMNS, strict=True)), *kept]))
+        shutil.rmtree(Path(folder) / "tensorboard", ignore_errors=True)
+        self._scalars = ScalarWriter(Path(folder) / "tensorboard", time.time())
+        for row in kept:
+            self._write_scalars(row)
+
+    def write(self, row: dict[str, float]) -> None:
+        """Adds a row, by column; columns that are absent stay empty."""
+        with open(self.path, "ab") as file:
+            file.write(self._lines([row]))
+        self._write_scalars(row)
+
+    def close(self) -> None:
+        """Closes TensorBoard's file."""
+        self._scalars.close()
+
+    def _write_scalars(self, row):
+        scalars = {name: value for name, value in row.items() if name != "step"}
+        self._scalars.write(scalars, int(row["step"]), time.time())
+
+    @staticmethod
+    def _lines(rows):
+        buffer = io.StringIO()
+        csv.DictWriter(buffer, COLUMNS, lineterminator="\n").writerows(rows)
+        return buffer.getvalue().encode()
+
+
+class ProgressLine:
+    """Shows how far a loop has come: one line that is rewritten on a terminal.
+
+    Where the output is a file or a pipe, only the calls with `keep=True` print, a line each.
+
+    Args:
+        total: Number of units of work.
+        unit: What comes after the counts.
+    """
+
+    def __init__(self, total: int, unit: str = ""):
+        self._total = total
+        self._unit = unit
+        self._rewrites = sys.stdout.isatty()
+
+    def show(self, done: int, text: str, *, seconds_left: float | None = None, keep=False) -> None:
+        """Shows the counts, a bar, a text and the time left."""
+        if not (self._rewrites or keep):
+            return
+        width = len(str(self._total))
+        filled = 20 * done // self._total
+        line = f"{done:>{width}}/{self._total}{self._unit} {'━' * filled}{'─' * (20 - filled)} {text}"
+        if seconds_left is not None:
+            minutes, seconds = divmod(round(seconds_left), 60)
+            line += f"  ETA {minutes}:{seconds:02d}"
+        if self._rewrites:
+            print(f"\r\x1b[K{line}", end="", flush=True)
+        else:
+            print(line, flush=True)
+
+    def end(self) -> None:
+        """Ends the line."""
+        if self._rewrites:
+            print(flush=True)
+
+
+class Meter:
+    """Means over the steps since the last row, and the pace of the session.
+
+    The first step of a session, which compiles, does not count towards the pace.
+
+    Args:
+        batch_size: Images a step.
+        steps: Number of steps of the run.
+    """
+
+    def __init__(self, batch_size: int, steps: int):
+        self._batch_size = batch_size
+        self._steps = steps
+        self._since_row: list[StepResult] = []
+        self._seconds: list[float] = []
+        self._step = 0
+
+    def add(self, result: StepResult) -> None:
+        """Takes in the result of a step."""
+        self._since_row.append(result)
+        self._seconds.append(result.seconds)
+        self._step = result.step
+
+    def row(self) -> dict[str, float]:
+        """The row of log.csv for the steps since the last row."""
+        results, self._since_row = self._since_row, []
+        return {
+            "step": self._step,
+            "loss": sum(result.loss for result in results) / len(results),
+            "accuracy": sum(result.accuracy for result in results) / len(results),
+            "learning_rate": results[-1].learning_rate,
+            "images_per_second": self._pace(len(results)),
+        }
+
+    @property
+    def images_per_second(self) -> float:
+        """Throughput of the session; 0 where it trained no step."""
+        return self._pace(len(self._seconds))
+
+    @property
+    def seconds_left(self) -> float:
+        """Estimated time of the steps that are left, by the last 50."""
+        return (self._steps - self._step) * self._batch_size / self._pace(50)
+
+    def text(self, row: dict[str, float] | None = None) -> str:
+        """A row, or the last step, as a line for the terminal."""
+        if row is None:
+            row = {"images_per_second": self._pace(50), **vars(self._since_row[-1])}
+        text = (
+            f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  learning rate "
+            f"{row['learning_rate']:.2e}  {row['images_per_second']:,.0f} images/s"
+        )
+        if "validation_accuracy" in row:
+            text += f"  validation accuracy {row['validation_accuracy']:.4f}"
+        return text
+
+    def _pace(self, last):
+        """Images per second over the last steps."""
+        seconds = (self._seconds[1:] or self._seconds)[-last:]
+        return self._batch_size * len(seconds) / sum(seconds) if seconds else 0.0

@@ -1,0 +1,131 @@
+"""The training loop: one generator that yields a result each optimizer step."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from keras_vit.data import prefetch
+from keras_vit.finetune.optimizer import drop_unfinished_accumulation, make_optimizer
+from keras_vit.finetune.recipe import Recipe
+from keras_vit.finetune.schedule import learning_rate
+
+# Whether XLA compiles the train step: Keras' choice, which is yes on accelerators and JAX.
+JIT_COMPILE = "auto"
+
+# A loss scale this small means that gradients overflow whatever the scale is.
+SMALLEST_LOSS_SCALE = 2.0**-14
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss, the gradients or the weights are no longer finite."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did.
+
+    Attributes:
+        step: Number of steps done, this one included.
+        loss: Mean loss over the batch, before the update.
+        accuracy: Share of the batch that was classified rightly, before the update.
+        learning_rate: Of this step.
+        seconds: Wall time of the step, waiting for its images included.
+    """
+
+    step: int
+    loss: float
+    accuracy: float
+    learning_rate: float
+    seconds: float
+
+
+def compile_for_training(model: keras.Model, recipe: Recipe) -> None:
+    """Gives a model the recipe's optimizer, loss and accuracy.
+
+    Args:
+        model: A model from images to logits; labels are class indices.
+        recipe: The options; its `precision` must be resolved.
+    """
+    model.compile(
+        optimizer=make_optimizer(recipe, model.trainable_variables),
+        loss=_cross_entropy(recipe.label_smoothing),
+        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+        jit_compile=JIT_COMPILE,
+        auto_scale_loss=False,
+    )
+
+
+def training_steps(
+    model: keras.Model, recipe: Recipe, batches, start: int = 0
+) -> Iterator[StepResult]:
+    """Trains a compiled model, a step each time the next result is asked for.
+
+    Args:
+        model: The compiled training model.
+        recipe: The options.
+        batches: `batches[step]` gives the images and labels of a step.
+        start: Number of steps already done.
+
+    Yields:
+        A `StepResult` for each step from `start + 1` to `recipe.steps`.
+
+    Raises:
+        TrainingDiverged: When the loss is not finite, or gradients overflow at every loss scale.
+    """
+    ahead = prefetch(batches, start, recipe.steps)
+    try:
+        for step in range(start, recipe.steps):
+            began = time.perf_counter()
+            images, labels = next(ahead)
+            rate = learning_rate(step, recipe)
+            model.optimizer.learning_rate = rate
+            loss, accuracy = _train_step(model, images, labels, recipe.accumulation_steps)
+            if not math.isfinite(loss):
+                raise TrainingDiverged(f"The loss became {loss} at step {step + 1}.")
+            if recipe.precision == "mixed_float16":
+                _settle_loss_scaling(model.optimizer, step)
+            yield StepResult(step + 1, loss, accuracy, rate, time.perf_counter() - began)
+    finally:
+        ahead.close()
+
+
+def _train_step(model, images, labels, accumulation_steps):
+    """Mean loss and accuracy over the micro-batches of one optimizer step."""
+    results = [
+        model.train_on_batch(part_of_images, part_of_labels, return_dict=True)
+        for part_of_images, part_of_labels in zip(
+            np.split(images, accumulation_steps),
+            np.split(labels, accumulation_steps),
+            strict=True,
+        )
+    ]
+    return tuple(
+        float(np.mean([float(result[name]) for result in results]))
+        for name in ("loss", "accuracy")
+    )
+
+
+def _settle_loss_scaling(optimizer, step):
+    drop_unfinished_accumulation(optimizer)
+    scale = float(keras.ops.convert_to_numpy(optimizer.dynamic_scale.value))
+    if scale < SMALLEST_LOSS_SCALE:
+        raise TrainingDiverged(
+            f"The gradients overflow at step {step + 1} even with a loss scale of {scale:.1e}."
+        )
+
+
+def _cross_entropy(label_smoothing):
+    if not label_smoothing:
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def smoothed_cross_entropy(labels, logits):
+        targets = keras.ops.one_hot(keras.ops.reshape(labels, (-1,)), logits.shape[-1])
+        return keras.losses.categorical_crossentropy(
+            targets, logits, from_logits=True, label_smoothing=label_smoothing
+        )
+
+    return smoothed_cross_entropy

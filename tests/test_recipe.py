@@ -1,0 +1,91 @@
+"""The recipe: its bounds, its command line, the recipes that are shipped."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import pytest
+import tyro
+
+from keras_vit.finetune import Recipe
+from keras_vit.finetune.recipe import differing_fields, recipe_fields
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.py"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", ""),
+        ("name", "a/b"),
+        ("name", ".."),
+        ("image_size", 0),
+        ("image_size", -16),
+        ("image_size", 16.5),
+        ("resize_size", 100),
+        ("train_images", 0),
+        ("test_images", 0),
+        ("steps", 0),
+        ("batch_size", 0),
+        ("micro_batch_size", 0),
+        ("micro_batch_size", 1024),
+        ("micro_batch_size", 100),
+        ("warmup_steps", 501),
+        ("learning_rate", -0.1),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("learning_rate", "0.1"),
+        ("momentum", 1.0),
+        ("validation_fraction", 1.0),
+        ("label_smoothing", -0.1),
+        ("drop_path", 1.0),
+        ("log_every", 0),
+        ("seed", -1),
+        ("steps", True),
+        ("optimizer", "adam"),
+        ("precision", "float16"),
+        ("interpolation", "lanczos"),
+    ],
+)
+def test_a_value_out_of_range_is_named(field, value):
+    with pytest.raises(ValueError, match=f"`{field}`.*Received.*{field}="):
+        Recipe(**{field: value})
+
+
+def test_accumulation_steps():
+    assert Recipe().accumulation_steps == 1
+    assert Recipe(batch_size=512, micro_batch_size=64).accumulation_steps == 8
+
+
+def test_differing_fields_leaves_out_what_changes_no_weight():
+    first = recipe_fields(Recipe(seed=1, output="here", log_every=1))
+    second = recipe_fields(Recipe(seed=2, output="there", log_every=2))
+    assert differing_fields(first, second) == ["seed: 1, there 2"]
+
+
+def test_help_shows_every_option_with_its_default(capsys):
+    recipe = Recipe(name="pets", learning_rate=0.0125, weights="B_16.npz")
+    with pytest.raises(SystemExit):
+        tyro.cli(Recipe, default=recipe, args=["--help"])
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(Recipe):
+        assert f"--{field.name.replace('_', '-')}" in text, field.name
+    for value in ("pets", "0.0125", "B_16.npz"):
+        assert value in text
+
+
+def test_command_line_changes_options_and_rejects_unknown_ones():
+    recipe = tyro.cli(Recipe, default=Recipe(), args=["--steps", "70", "--no-horizontal-flip"])
+    assert (recipe.steps, recipe.horizontal_flip) == (70, False)
+    with pytest.raises(SystemExit):
+        tyro.cli(Recipe, default=Recipe(), args=["--stepz", "70"])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_a_value(path):
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    recipes = [value for value in vars(module).values() if isinstance(value, Recipe)]
+    assert recipes
+    assert module.__doc__.count("python recipes/")

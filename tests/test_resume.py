@@ -1,0 +1,174 @@
+"""Killed at any moment, the same command goes on and ends with the same weights."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import keras
+from keras_vit.data import load_data
+from keras_vit.finetune import Recipe, run
+from keras_vit.finetune.log import RunLog, read_log
+from keras_vit.models import VisionTransformerConfig
+
+ARCHITECTURE = VisionTransformerConfig(
+    patch_size=4, hidden_size=16, depth=2, mlp_dim=32, num_heads=2, image_size=8
+)
+# Batches of 96 straddle the epochs of 1,294 images; every source of randomness is in use.
+RECIPE = Recipe(
+    name="run",
+    image_size=8,
+    resize_size=9,
+    steps=60,
+    batch_size=96,
+    warmup_steps=5,
+    learning_rate=0.1,
+    validation_fraction=0.1,
+    dropout=0.1,
+    drop_path=0.1,
+    evaluate_every=20,
+    checkpoint_every=5,
+    precision="float32",
+)
+
+PROGRAM = """
+    import dataclasses, sys
+    sys.path.insert(0, {tests!r})
+    import test_resume
+    from keras_vit.finetune import run
+    recipe = dataclasses.replace(test_resume.RECIPE, output={output!r})
+    run(recipe, architecture=test_resume.ARCHITECTURE)
+"""
+
+
+def start(output):
+    program = PROGRAM.format(tests=str(Path(__file__).parent), output=str(output))
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def weights_of(folder):
+    model = keras.saving.load_model(folder / "model.keras")
+    return [np.asarray(weight) for weight in model.get_weights()]
+
+
+def assert_same_weights(first, second):
+    for expected, found in zip(weights_of(first), weights_of(second), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def wait_for(path, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.002)
+
+
+def test_killed_within_an_epoch_it_ends_with_the_same_weights(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start(killed)
+    # Step 20 of 13.5 steps an epoch.
+    wait_for(killed / "run" / "checkpoints" / "step_00000020.safetensors", process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (killed / "run" / "result.json").exists()
+    assert process.returncode == -signal.SIGKILL
+    again = start(killed)
+    printed, _ = again.communicate(timeout=120)
+    assert again.returncode == 0
+    assert "Going on after step" in printed
+    uninterrupted = start(whole)
+    uninterrupted.communicate(timeout=120)
+    assert_same_weights(whole / "run", killed / "run")
+    rows = [read_log(folder / "run" / "log.csv") for folder in (whole, killed)]
+    assert [row["step"] for row in rows[0]] == [10, 20, 30, 40, 50, 60]
+    for expected, found in zip(*rows, strict=True):
+        assert found["step"] == expected["step"]
+        assert found.get("validation_accuracy") == expected.get("validation_accuracy")
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adamw", "learning_rate": 1e-2},
+        {"precision": "mixed_float16", "micro_batch_size": 48},
+        {"precision": "mixed_bfloat16", "label_smoothing": 0.1},
+    ],
+    ids=["adamw", "float16-accumulated", "bfloat16-smoothed"],
+)
+def test_every_kind_of_state_is_resumed(tmp_path, monkeypatch, changes):
+    digits = load_data("digits")
+    recipe = dataclasses.replace(
+        RECIPE, steps=12, log_every=2, checkpoint_every=4, evaluate_every=0, **changes
+    )
+    whole = dataclasses.replace(recipe, output=str(tmp_path / "whole"))
+    killed = dataclasses.replace(recipe, output=str(tmp_path / "killed"))
+    run(whole, source=digits, architecture=ARCHITECTURE)
+    write = RunLog.write
+
+    def write_until_step_10(log, row):
+        write(log, row)
+        if row["step"] == 10:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RunLog, "write", write_until_step_10)
+        run(killed, source=digits, architecture=ARCHITECTURE)
+    run(killed, source=digits, architecture=ARCHITECTURE)
+    assert_same_weights(tmp_path / "whole" / "run", tmp_path / "killed" / "run")
+    rows = [read_log(tmp_path / name / "run" / "log.csv") for name in ("whole", "killed")]
+    assert [row["step"] for row in rows[0]] == [2, 4, 6, 8, 10, 12]
+    for expected, found in zip(*rows, strict=True):
+        for column in ("step", "loss", "accuracy", "learning_rate"):
+            assert found[column] == expected[column]
+
+
+def test_a_damaged_newest_checkpoint_costs_only_its_steps(tmp_path, monkeypatch, capsys):
+    digits = load_data("digits")
+    recipe = dataclasses.replace(RECIPE, steps=12, checkpoint_every=4, evaluate_every=0)
+    whole = dataclasses.replace(recipe, output=str(tmp_path / "whole"))
+    damaged = dataclasses.replace(recipe, output=str(tmp_path / "damaged"))
+    for each in (whole, damaged):
+        run(each, source=digits, architecture=ARCHITECTURE)
+    folder = tmp_path / "damaged" / "run"
+    for name in ("result.json", "model.keras"):
+        (folder / name).unlink()
+    newest = folder / "checkpoints" / "step_00000012.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    capsys.readouterr()
+    run(damaged, source=digits, architecture=ARCHITECTURE)
+    printed = capsys.readouterr().out
+    assert str(newest) in printed and "Going on after step 8 of 12" in printed
+    assert_same_weights(tmp_path / "whole" / "run", folder)
+
+
+def test_killed_between_the_last_step_and_the_result(tmp_path):
+    digits = load_data("digits")
+    recipe = dataclasses.replace(RECIPE, steps=4, warmup_steps=1, output=str(tmp_path))
+    first = run(recipe, source=digits, architecture=ARCHITECTURE)
+    before = weights_of(tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    second = run(recipe, source=digits, architecture=ARCHITECTURE)
+    assert (second.test.accuracy, second.validation.accuracy) == (
+        first.test.accuracy,
+        first.validation.accuracy,
+    )
+    for expected, found in zip(before, weights_of(tmp_path / "run"), strict=True):
+        np.testing.assert_array_equal(found, expected)

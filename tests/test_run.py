@@ -1,0 +1,327 @@
+"""Whole runs on tiny models: what they learn, what they leave behind, what they refuse."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from keras_vit.data import load_data
+from keras_vit.finetune import Recipe, TrainingDiverged, evaluate, run, wilson_interval
+from keras_vit.finetune.log import read_log
+from keras_vit.finetune.optimizer import make_optimizer
+from keras_vit.finetune.run import build_model, split_source
+from keras_vit.models import VisionTransformerConfig
+
+ARCHITECTURE = VisionTransformerConfig(
+    patch_size=4, hidden_size=16, depth=1, mlp_dim=32, num_heads=2, image_size=8
+)
+RECIPE = Recipe(
+    name="tiny",
+    image_size=8,
+    resize_size=8,
+    horizontal_flip=False,
+    optimizer="adamw",
+    learning_rate=1e-2,
+    steps=60,
+    batch_size=64,
+    warmup_steps=5,
+    validation_fraction=0.1,
+    evaluate_every=30,
+    checkpoint_every=30,
+    precision="float32",
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits")
+
+
+def recipe_in(folder, **changes):
+    return dataclasses.replace(RECIPE, output=str(folder), **changes)
+
+
+def weights_of(folder):
+    model = keras.saving.load_model(folder / "model.keras", safe_mode=True)
+    return [np.asarray(weight) for weight in model.get_weights()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, digits):
+    """A finished run: its folder and its result."""
+    output = tmp_path_factory.mktemp("runs")
+    result = run(recipe_in(output), source=digits, architecture=ARCHITECTURE)
+    return output / "tiny", result
+
+
+def test_learns(finished):
+    _, result = finished
+    assert result.test.accuracy > 0.75
+    assert result.test.interval[0] < result.test.accuracy < result.test.interval[1]
+    assert result.validation.accuracy > 0.7
+    assert result.test.top5_accuracy > 0.9
+
+
+def test_leaves_everything_needed_to_repeat_it(finished, digits):
+    folder, result = finished
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "checkpoints",
+        "class_names.txt",
+        "log.csv",
+        "model.keras",
+        "recipe.json",
+        "result.json",
+        "tensorboard",
+    }
+    assert (folder / "class_names.txt").read_text().split() == list(digits.class_names)
+    written = json.loads((folder / "result.json").read_text())
+    assert written["test"]["accuracy"] == result.test.accuracy
+    assert written["configuration"] == json.loads((folder / "recipe.json").read_text())
+    assert written["configuration"]["recipe"]["seed"] == RECIPE.seed
+    assert written["configuration"]["data"]["digest"] == digits.digest
+    assert written["configuration"]["architecture"]["depth"] == 1
+    assert written["versions"]["keras"] == keras.__version__
+    assert written["versions"]["backend"] == keras.backend.backend()
+    assert written["machine"]["processors"] == os.cpu_count()
+    assert Recipe(**written["configuration"]["recipe"]) == recipe_in(folder.parent)
+
+
+def test_log_has_a_row_every_ten_steps_and_validation_where_asked(finished):
+    rows = read_log(finished[0] / "log.csv")
+    assert [row["step"] for row in rows] == [10, 20, 30, 40, 50, 60]
+    assert [row["step"] for row in rows if "validation_accuracy" in row] == [30, 60]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["validation_accuracy"] == finished[1].validation.accuracy
+
+
+def test_saved_model_gives_the_same_accuracy_by_itself(finished, digits):
+    folder, result = finished
+    model = keras.saving.load_model(folder / "model.keras", safe_mode=True)
+    assert evaluate(model, digits.test, batch_size=50).accuracy == result.test.accuracy
+    layer = model.get_layer("preprocessing")
+    assert (layer.crop_fraction, layer.interpolation) == (1.0, RECIPE.interpolation)
+
+
+def test_a_finished_run_is_not_repeated(finished, digits, capsys):
+    folder, result = finished
+    before = (folder / "model.keras").stat().st_mtime_ns
+    again = run(recipe_in(folder.parent), source=digits, architecture=ARCHITECTURE)
+    assert again == result
+    assert (folder / "model.keras").stat().st_mtime_ns == before
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_folder_with_another_run_is_refused(finished, digits):
+    folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    other = recipe_in(folder.parent, learning_rate=0.5, seed=3, log_every=7)
+    with pytest.raises(ValueError, match="another run") as error:
+        run(other, source=digits, architecture=ARCHITECTURE)
+    text = str(error.value)
+    assert "learning_rate: 0.5, there 0.01" in text and "seed: 3, there 0" in text
+    assert "log_every" not in text and "--name" in text
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, digits):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="it is not a run"):
+        run(recipe_in(tmp_path), source=digits, architecture=ARCHITECTURE)
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_learns_too(tmp_path, digits, precision):
+    recipe = recipe_in(tmp_path, precision=precision)
+    assert run(recipe, source=digits, architecture=ARCHITECTURE).test.accuracy > 0.7
+
+
+def test_mixed_float16_recovers_from_an_overflow(tmp_path, digits, monkeypatch):
+    def with_huge_scale(recipe, variables):
+        optimizers.append(make_optimizer(recipe, variables))
+        optimizers[0].dynamic_scale.assign(2.0**40)
+        return optimizers[0]
+
+    optimizers = []
+    monkeypatch.setattr("keras_vit.finetune.loop.make_optimizer", with_huge_scale)
+    recipe = recipe_in(tmp_path, precision="mixed_float16")
+    result = run(recipe, source=digits, architecture=ARCHITECTURE)
+    scale = float(optimizers[0].dynamic_scale.numpy())
+    skipped = 60 - int(optimizers[0].iterations.numpy())
+    assert skipped > 0 and scale == 2.0 ** (40 - skipped)
+    assert result.test.accuracy > 0.5
+
+
+def test_accumulation_trains_like_the_whole_batch(tmp_path, digits):
+    options = {"steps": 5, "warmup_steps": 1, "optimizer": "sgd"}
+    for name, micro_batch_size in (("whole", None), ("parts", 16)):
+        recipe = recipe_in(tmp_path, name=name, micro_batch_size=micro_batch_size, **options)
+        run(recipe, source=digits, architecture=ARCHITECTURE)
+    for whole, parts in zip(
+        weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"), strict=True
+    ):
+        np.testing.assert_allclose(parts, whole, rtol=1e-3, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, digits):
+    recipe = recipe_in(
+        tmp_path, optimizer="sgd", learning_rate=1e30, clip_norm=0.0, checkpoint_every=1
+    )
+    with pytest.raises(TrainingDiverged) as error:
+        run(recipe, source=digits, architecture=ARCHITECTURE)
+    text = str(error.value)
+    kept = sorted((tmp_path / "tiny" / "checkpoints").iterdir())
+    assert kept and str(kept[-1]) in text
+    for advice in ("--learning-rate (now 1e+30)", "--clip-norm", "--precision"):
+        assert advice in text
+    assert not (tmp_path / "tiny" / "result.json").exists()
+
+
+def test_transfer_starts_from_the_checkpoint_with_a_head_of_zeros(finished):
+    folder, _ = finished
+    trained = keras.saving.load_model(folder / "model.keras")
+    recipe = dataclasses.replace(RECIPE, weights=str(folder / "model.keras"))
+    # As many classes as the checkpoint has, and another number of them.
+    for num_classes in (10, 3):
+        model = build_model(recipe, num_classes, ARCHITECTURE)
+        for weight in model.get_layer("head").weights:
+            assert not np.asarray(weight).any()
+        for weight, expected in zip(
+            model.get_layer("block_0").weights, trained.get_layer("block_0").weights, strict=True
+        ):
+            np.testing.assert_array_equal(np.asarray(weight), np.asarray(expected))
+
+
+def test_missing_weights_are_named_before_anything_is_written(tmp_path, digits):
+    recipe = recipe_in(tmp_path, weights=str(tmp_path / "nothing.npz"))
+    with pytest.raises(FileNotFoundError, match="nothing.npz"):
+        run(recipe, source=digits, architecture=ARCHITECTURE)
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_the_subset_is_taken_first_and_validation_from_it(digits):
+    recipe = dataclasses.replace(RECIPE, train_images=100, test_images=50)
+    splits = split_source(digits, recipe)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (90, 10, 50)
+    again = split_source(digits, recipe)
+    np.testing.assert_array_equal(splits.train.images, again.train.images)
+
+
+def test_validation_shares_no_image_with_training(digits):
+    # Each image says which one it is.
+    index = np.arange(len(digits.train))
+    images = np.zeros_like(digits.train.images)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = index // 256, index % 256
+    marked = dataclasses.replace(digits.train, images=images)
+    splits = split_source(dataclasses.replace(digits, train=marked), RECIPE)
+    parts = [
+        part.images[:, 0, 0, 0].astype(int) * 256 + part.images[:, 0, 0, 1]
+        for part in (splits.train, splits.validation)
+    ]
+    assert sorted(np.concatenate(parts)) == index.tolist()
+    assert len(splits.validation) == round(0.1 * len(index))
+
+
+def test_a_source_without_test_images_is_refused(digits):
+    with pytest.raises(ValueError, match="no test images"):
+        split_source(dataclasses.replace(digits, test=None), RECIPE)
+
+
+def test_images_on_disk_are_trained_on(tmp_path):
+    random = np.random.default_rng(0)
+    for name, level in (("dark", 40), ("light", 200)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index in range(12):
+            size = (int(random.integers(9, 20)), int(random.integers(9, 20)), 3)
+            pixels = np.clip(random.normal(level, 10, size), 0, 255).astype("uint8")
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{index}.png")
+    recipe = recipe_in(
+        tmp_path, data=str(tmp_path / "images"), steps=15, batch_size=8, validation_fraction=0.2
+    )
+    result = run(recipe, architecture=ARCHITECTURE)
+    assert result.test.accuracy == 1.0
+    assert result.configuration["data"]["classes"] == 2
+
+
+def test_evaluate_counts_by_hand_and_in_any_batch_size(digits):
+    model = build_model(RECIPE, 10, ARCHITECTURE)
+    head = model.get_layer("head")
+    random = np.random.default_rng(0)
+    head.set_weights([random.normal(size=weight.shape) for weight in head.get_weights()])
+    logits = np.asarray(model.predict(digits.test.images, verbose=0))
+    order = np.argsort(-logits, axis=1)
+    labels = digits.test.labels
+    done = []
+    for batch_size in (7, len(labels)):
+        found = evaluate(
+            model,
+            digits.test,
+            batch_size=batch_size,
+            progress=lambda count, total: done.append((count, total)),
+        )
+        assert found.count == len(labels)
+        assert found.accuracy == np.mean(order[:, 0] == labels)
+        assert found.top5_accuracy == np.mean((order[:, :5] == labels[:, None]).any(axis=1))
+    assert done[0] == (7, len(labels)) and done[-1] == (len(labels), len(labels))
+
+
+def test_evaluate_refuses_a_model_with_other_classes(digits):
+    with pytest.raises(ValueError, match="3 outputs, the data set 10 classes"):
+        evaluate(build_model(RECIPE, 3, ARCHITECTURE), digits.test)
+
+
+@given(st.integers(1, 10_000), st.data())
+def test_wilson_interval_solves_its_equation(count, data):
+    correct = data.draw(st.integers(0, count))
+    share = correct / count
+    for bound in wilson_interval(correct, count):
+        # The bounds are where the score test is at its 95 % limit.
+        distance = abs(share - bound)
+        limit = 1.959964 * np.sqrt(bound * (1 - bound) / count)
+        assert distance == pytest.approx(limit, rel=1e-4, abs=1e-6)
+
+
+def test_export_is_refused_where_the_backend_cannot_do_it(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ValueError, match="KERAS_BACKEND=tensorflow"):
+        run(recipe_in(tmp_path, export=True), source=digits, architecture=ARCHITECTURE)
+
+
+def test_runs_under_jax_where_tensorflow_cannot_be_imported(tmp_path):
+    pytest.importorskip("jax")
+    program = f"""
+        import sys
+        sys.modules["tensorflow"] = None
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import dataclasses, test_run
+        from keras_vit.finetune import run
+        recipe = test_run.recipe_in({str(tmp_path)!r}, steps=20, micro_batch_size=32)
+        print(run(recipe, architecture=test_run.ARCHITECTURE))
+    """
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": "jax",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "tiny" / "result.json").read_text())
+    assert result["versions"]["backend"] == "jax"
+    assert list((tmp_path / "tiny" / "tensorboard").iterdir())
