@@ -78,9 +78,11 @@ def resampling_matrix(
     else:
         centre = (index + 0.5) * (source_size / target_size) - 0.5
     if interpolation == "nearest":
+        # Integers, because a centre that lies between two pixels belongs to the second.
+        nearest = (2 * np.arange(target_size) + 1) * source_size // (2 * target_size)
+        if align_corners:
+            nearest = np.floor(centre + 0.5).astype(int)
         matrix = np.zeros((target_size, source_size))
-        # The centre of target pixel i falls into source pixel floor((i + 0.5) * scale).
-        nearest = np.clip(np.floor(centre + 0.5), 0, source_size - 1).astype(int)
         matrix[np.arange(target_size), nearest] = 1.0
         return matrix
     if interpolation == "bilinear":

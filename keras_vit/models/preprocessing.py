@@ -38,7 +38,7 @@ class Preprocessing:
 
 # Crop fractions and interpolation as timm evaluates ViT (AugReg) and DeiT.
 PRESETS = {
-    "inception": Preprocessing(mean=0.5, std=0.5, crop_fraction=0.9),
+    "inception": Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3, crop_fraction=0.9),
     "imagenet": Preprocessing(
         mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_fraction=0.9
     ),
