@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import keras
 import numpy as np
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, PositionalMetavarFromFieldName, arg
 from tyro.extras import subcommand_cli_from_dict
 
 from keras_vit import checkpoints, data, export, finetune, models, zoo
@@ -171,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             prog="keras-vit",
             description="Vision Transformers: published weights in, fine-tuned, SavedModel out.",
             args=arguments,
+            config=(PositionalMetavarFromFieldName,),
         )
     except USER_ERRORS as error:
         if os.environ.get("KERAS_VIT_TRACEBACK"):
