@@ -4,6 +4,7 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +17,14 @@ def write_arrays(path: Path, splits: dict[str, ImageSet], *, name: str, version:
     """Writes splits in memory to one file; the file is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     class_names = next(iter(splits.values())).class_names
-    arrays = {"name": name, "version": version, "class_names": np.array(class_names)}
+    arrays: dict[str, Any] = {"name": name, "version": version, "class_names": class_names}
     for split, image_set in splits.items():
         arrays[f"{split}_images"] = image_set.images
         arrays[f"{split}_labels"] = image_set.labels
     beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with beside.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

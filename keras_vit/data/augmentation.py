@@ -45,7 +45,7 @@ class ResizeAndCrop(keras.layers.Layer):
     Example:
 
     >>> layer = ResizeAndCrop(16, seed=0)
-    >>> layer(np.zeros((2, 8, 8, 3), "uint8"), training=True).shape
+    >>> tuple(layer(np.zeros((2, 8, 8, 3), "uint8"), training=True).shape)
     (2, 16, 16, 3)
     """
 

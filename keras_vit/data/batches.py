@@ -180,7 +180,7 @@ class EvaluationBatches:
             raise IndexError(f"There are batches 0..{len(self) - 1}. Received: {index}")
         part = slice(index * self.batch_size, (index + 1) * self.batch_size)
         images, labels = self.image_set.images[part], self.image_set.labels[part]
-        if self.image_set.in_memory:
+        if isinstance(images, np.ndarray):
             return images, labels
         prepared = [
             prepare_image(decode_image(path), self.image_size, self.preprocessing)

@@ -1,6 +1,7 @@
 """Image folders and CSV manifests."""
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from keras_vit.data.image_set import ImageSet
 from keras_vit.layers.nearest import nearest_names
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# A manifest of indices says no more about their range; what lies above is taken for a mistake.
+MOST_CLASSES = 100_000
 SPLIT_OF = {
     "train": "train",
     "val": "validation",
@@ -45,13 +48,11 @@ def read_folder(folder: Path, class_names: Sequence[str] | None = None) -> dict[
             raise ValueError(f"{folder} has both val/ and validation/. Expected one of them")
         parts = {SPLIT_OF[path.name]: path for path in folders}
     files = {split: _files_by_class(path) for split, path in sorted(parts.items())}
-    if class_names is None:
-        class_names = sorted(
-            next(files[split] for split in ("", "train", *files) if split in files)
-        )
+    # Where there is train/, it says what the classes are.
+    first = files.get("train") or next(iter(files.values()))
+    names = tuple(class_names or sorted(first))
     return {
-        split: _from_classes(parts[split], by_class, tuple(class_names))
-        for split, by_class in files.items()
+        split: _from_classes(parts[split], by_class, names) for split, by_class in files.items()
     }
 
 
@@ -80,16 +81,27 @@ def _files_by_class(folder):
 
 
 def _from_classes(folder, by_class, class_names):
-    index = {name: number for number, name in enumerate(class_names)}
-    for name in by_class:
-        if name not in index:
-            raise ValueError(
-                f"{folder / name} is no known class. Expected one of {len(class_names)} classes. "
-                f"{nearest_names(name, class_names)}"
-            )
+    index = _index_of_names(folder, by_class, class_names)
     pairs = [(path, index[name]) for name, paths in by_class.items() for path in paths]
     paths, labels = zip(*pairs, strict=True)
     return ImageSet(paths, np.array(labels, "int32"), class_names)
+
+
+def _index_of_names(place, names, class_names):
+    """The index of each name, all of which must be class names that occur once."""
+    index = {name: number for number, name in enumerate(class_names)}
+    for name in names:
+        if name not in index:
+            raise ValueError(
+                f"{place} has the class {name!r}, which is none of {len(class_names)} classes. "
+                f"{nearest_names(name, class_names)}"
+            )
+        if class_names.count(name) > 1:
+            raise ValueError(
+                f"{place} has the class {name!r}, and several classes are called so. Expected "
+                "indices as labels, in a .csv file"
+            )
+    return index
 
 
 def read_manifest(path: Path, class_names: Sequence[str] | None = None) -> dict[str, ImageSet]:
@@ -110,7 +122,7 @@ def read_manifest(path: Path, class_names: Sequence[str] | None = None) -> dict[
         FileNotFoundError: If files it lists are missing.
     """
     rows = _rows(path)
-    labels, class_names = _indices(path, [row["label"] for row in rows], class_names)
+    labels, names = _indices(path, [row["label"] for row in rows], class_names)
     files = tuple(path.parent / row["file"] for row in rows)
     missing = [file for file in files if not file.is_file()]
     if missing:
@@ -118,7 +130,7 @@ def read_manifest(path: Path, class_names: Sequence[str] | None = None) -> dict[
             f"{path} lists {len(missing)} of {len(files)} files that do not exist, the first is "
             f"{missing[0]}. Expected paths relative to {path.parent}"
         )
-    image_set = ImageSet(files, labels, class_names)
+    image_set = ImageSet(files, labels, names)
     splits = np.array([row["split"] for row in rows])
     return {str(name): image_set.take(np.flatnonzero(splits == name)) for name in np.unique(splits)}
 
@@ -153,29 +165,21 @@ def _rows(path):
 
 def _indices(path, labels, class_names):
     """Labels as class indices, and the class names."""
-    numbers = [label for label in labels if label.isascii() and label.lstrip("-").isdigit()]
-    named = class_names is not None and set(labels) <= set(class_names)
-    if numbers and not named:
-        if len(numbers) < len(labels):
-            other = next(label for label in labels if label not in set(numbers))
-            raise ValueError(
-                f"{path} has labels that are numbers and one that is {other!r}. Expected indices "
-                "from 0, or names"
-            )
-        indices = np.array([int(label) for label in labels])
-        names = class_names or [str(index) for index in range(max(indices.max(), 0) + 1)]
-        outside = indices[(indices < 0) | (indices >= len(names))]
-        if len(outside):
-            raise ValueError(
-                f"{path} has the label {outside[0]}. Expected indices from 0 to {len(names) - 1}"
-            )
-        return indices.astype("int32"), tuple(names)
-    names = tuple(class_names or sorted(set(labels)))
-    index = {name: number for number, name in enumerate(names)}
-    for label in labels:
-        if label not in index:
-            raise ValueError(
-                f"{path} has the label {label!r}, which is none of {len(names)} classes. "
-                f"{nearest_names(label, names)}"
-            )
+    distinct = set(labels)
+    numbers = {label for label in distinct if re.fullmatch(r"-?[0-9]+", label)}
+    if not numbers or (class_names is not None and distinct <= set(class_names)):
+        names = tuple(class_names or sorted(distinct))
+        index = _index_of_names(path, distinct, names)
+    elif numbers < distinct:
+        raise ValueError(
+            f"{path} has labels that are numbers, and the label {min(distinct - numbers)!r}. "
+            "Expected indices from 0 only, or names only"
+        )
+    else:
+        index = {label: int(label) for label in numbers}
+        count = len(class_names) if class_names else MOST_CLASSES
+        outside = [label for label in index.values() if not 0 <= label < count]
+        if outside:
+            raise ValueError(f"{path} has the label {outside[0]}. Expected 0 to {count - 1}")
+        names = tuple(class_names or map(str, range(max(index.values()) + 1)))
     return np.array([index[label] for label in labels], "int32"), names

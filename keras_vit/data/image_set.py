@@ -40,7 +40,7 @@ class ImageSet:
                 f"Received: {self.labels.dtype} of shape {self.labels.shape}"
             )
         if len(self.labels) and not (
-            0 <= self.labels.min() and self.labels.max() < len(self.class_names)
+            self.labels.min() >= 0 and self.labels.max() < len(self.class_names)
         ):
             wrong = (self.labels < 0) | (self.labels >= len(self.class_names))
             raise ValueError(
@@ -67,7 +67,9 @@ class ImageSet:
     @property
     def image_size(self) -> tuple[int, int] | None:
         """`(height, width)` in pixels of images in memory; None for those on disk."""
-        return tuple(self.images.shape[1:3]) if self.in_memory else None
+        if isinstance(self.images, np.ndarray):
+            return self.images.shape[1], self.images.shape[2]
+        return None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -75,7 +77,8 @@ class ImageSet:
     def take(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
         """The images at the given indices, in that order."""
         indices = np.asarray(indices, dtype=np.int64)
-        if self.in_memory:
+        images: np.ndarray | tuple[Path, ...]
+        if isinstance(self.images, np.ndarray):
             images = self.images[indices]
         else:
             images = tuple(self.images[index] for index in indices)

@@ -124,12 +124,13 @@ def evaluation_geometry(
     >>> evaluation_geometry(375, 500, (224, 224), crop_fraction=0.9, crop_mode="center")
     (248, 330, 12, 53)
     """
-    target = tuple(math.floor(size / crop_fraction) for size in image_size)
+    target_height, target_width = (math.floor(size / crop_fraction) for size in image_size)
     if crop_mode == "center":
-        target = covering_size(height, width, target)
+        target_height, target_width = covering_size(height, width, (target_height, target_width))
     elif crop_mode != "squash":
         raise ValueError(f"`crop_mode` must be center or squash. Received: {crop_mode!r}")
-    return (*target, (target[0] - image_size[0]) // 2, (target[1] - image_size[1]) // 2)
+    top, left = (target_height - image_size[0]) // 2, (target_width - image_size[1]) // 2
+    return target_height, target_width, top, left
 
 
 def prepare_image(

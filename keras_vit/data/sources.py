@@ -73,30 +73,22 @@ def load_data(
         splits, name, version = {"": _digits()}, "digits", "1"
     elif path.is_dir():
         splits, name, version = read_folder(path, class_names), path.resolve().name, ""
-    elif path.suffix in (".csv", ".npz") or _is_path(str(source)):
+    elif path.suffix in (".csv", ".npz") or str(source).startswith((".", "~", os.sep)):
         splits, name, version = _read_file(path, class_names)
     else:
         root = cache.expanduser()
         splits, name, version = read_tfds(str(source), data_dir, root)
-    splits = _divide(splits, test_fraction, seed)
     found = next(iter(splits.values())).class_names
     if len(found) < 2:
         raise ValueError(
             f"{source} has one class only: {found[0]}. Expected two or more to tell apart"
         )
+    splits = _divide(splits, test_fraction, seed)
     return DataSource(
         name,
         version,
         _digest(splits, root),
         *(splits.get(split) for split in SPLIT_NAMES),
-    )
-
-
-def _is_path(source):
-    return (
-        source.startswith((".", "~", os.sep))
-        or os.sep in source.rstrip(os.sep)
-        and (Path(source).suffix != "" and ":" not in source)
     )
 
 
@@ -128,15 +120,14 @@ def _digits():
 
 def _divide(splits, test_fraction, seed):
     """Splits as a data set names them → train, validation and test, those that are there."""
-    whole = splits.pop("", None) if "" in splits else None
-    if whole is None and set(splits) == {"train"}:
-        whole = splits["train"]
-    if whole is not None:
+    if set(splits) in ({""}, {"train"}):
+        (whole,) = splits.values()
         if test_fraction in (0, 1):
             return {"test" if test_fraction else "train": whole}
-        return dict(zip(("train", "test"), split_images(whole, test_fraction, seed=seed)))
-    if "test" not in splits and "validation" in splits:
-        splits["test"] = splits.pop("validation")
+        train, test = split_images(whole, test_fraction, seed=seed)
+        return {"train": train, "test": test}
+    if set(splits) == {"train", "validation"}:
+        return {"train": splits["train"], "test": splits["validation"]}
     return splits
 
 

@@ -6,6 +6,8 @@ import csv
 import difflib
 import os
 import shutil
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,9 +24,11 @@ from keras_vit.data.images import decode_image
 LARGEST_SIDE_IN_MEMORY = 96
 LARGEST_BYTES_IN_MEMORY = 2**31
 
+NETWORK_TIMEOUT_SECONDS = 20
+
 
 def read_tfds(
-    source: str, data_dir: Path | None, cache_dir: Path
+    source: str, data_dir: str | Path | None, cache_dir: Path
 ) -> tuple[dict[str, ImageSet], str, str]:
     """The splits, name and version of a TFDS image classification set, through the cache.
 
@@ -95,13 +99,16 @@ def _prepared_builder(source, data_dir):
 def _prepare(builder):
     import tensorflow_datasets as tfds
 
-    print(f"Preparing {builder.info.full_name} in {builder.data_dir}", flush=True)
+    name = builder.info.full_name
+    print(f"Preparing {name} in {builder.data_dir}", flush=True)
     try:
+        if builder.MANUAL_DOWNLOAD_INSTRUCTIONS is None:
+            for url in list(builder.url_infos)[:1]:
+                _check_reachable(url)
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)
         )
     except Exception as error:
-        name = builder.info.full_name
         raise RuntimeError(
             f"{name} is not prepared in {builder.data_dir} and cannot be downloaded: {error}\n"
             f"Run `tfds build {builder.name}` on a machine with a network, copy its folder "
@@ -109,16 +116,33 @@ def _prepare(builder):
         ) from error
 
 
+def _check_reachable(url):
+    """Raises where there is no network: TFDS would try again for many minutes."""
+    try:
+        request = urllib.request.Request(url, method="HEAD")
+        urllib.request.urlopen(request, timeout=NETWORK_TIMEOUT_SECONDS).close()
+    except urllib.error.HTTPError:
+        # Some servers refuse HEAD, but they are there.
+        pass
+    except OSError as error:
+        raise ConnectionError(f"{url} cannot be reached ({error})") from error
+
+
 def _classification_keys(info):
     """The names of the image and the label in an example."""
     import tensorflow_datasets as tfds
 
-    keys = info.supervised_keys or ()
-    kinds = tuple(type(info.features[key]) for key in keys if isinstance(key, str))
-    if kinds != (tfds.features.Image, tfds.features.ClassLabel):
+    kinds = (tfds.features.Image, tfds.features.ClassLabel)
+    if info.supervised_keys:
+        candidates = [(key,) for key in info.supervised_keys]
+    else:
+        features = info.features.items()
+        candidates = [[key for key, part in features if type(part) is kind] for kind in kinds]
+    keys = [keys[0] for keys in candidates if len(keys) == 1 and isinstance(keys[0], str)]
+    if tuple(type(info.features[key]) for key in keys) != kinds:
         raise ValueError(
-            f"The TFDS data set {info.full_name} is not for image classification: its supervised "
-            f"pair is {keys or 'not defined'}. Expected an image and a class label"
+            f"The TFDS data set {info.full_name} is not for image classification: it has no pair "
+            f"of one image and one class label, but {', '.join(info.features)}"
         )
     return keys
 
@@ -130,6 +154,8 @@ def _write_cache(builder, cache_dir):
     splits = [split for split in SPLIT_NAMES if split in builder.info.splits]
     name, _, version = builder.info.full_name.rpartition("/")
     path = cache_dir / f"{name.replace('/', '-')}-{version}"
+    if path.is_dir():
+        return path
     in_memory = (
         None not in shape
         and max(shape[:2]) <= LARGEST_SIDE_IN_MEMORY
@@ -140,8 +166,10 @@ def _write_cache(builder, cache_dir):
     if not in_memory:
         _write_files(path, {split: _examples(builder, split) for split in splits}, class_names)
         return path
-    read = {split: _as_arrays(_examples(builder, split), class_names) for split in splits}
     path = path.with_name(f"{path.name}.npz")
+    if path.is_file():
+        return path
+    read = {split: _as_arrays(_examples(builder, split), class_names) for split in splits}
     write_arrays(
         path, {split: part for split, part in read.items() if len(part)}, name=name, version=version
     )
@@ -178,7 +206,8 @@ def _as_arrays(examples, class_names):
 
 def _write_files(folder, splits, class_names):
     """Encoded images as files with a manifest; the folder is there whole or not at all."""
-    beside = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    # The leading dot keeps what an interrupted run leaves out of the cache's names.
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         beside.mkdir(parents=True)
         (beside / "class_names.txt").write_text("\n".join(class_names) + "\n", "utf-8")

@@ -1,0 +1,506 @@
+"""Where images come from: TFDS, folders, manifests, cached arrays, digits, and their division."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from keras_vit.data import (
+    ImageSet,
+    decode_image,
+    imagenet_class_names,
+    load_data,
+    split_images,
+    subset,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def write_image(path, value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (5, 4), (value, value, value)).save(path)
+    return path
+
+
+def write_classes(folder, counts):
+    for name, count in counts.items():
+        for index in range(count):
+            write_image(folder / name / f"{index}.png", index)
+    return folder
+
+
+def labelled(labels, classes=None):
+    """An image set whose images say which image of the set they are."""
+    labels = np.asarray(labels, "int32")
+    images = np.zeros((len(labels), 2, 2, 3), "uint8")
+    images[:, 0, 0, 0] = np.arange(len(labels)) % 256
+    images[:, 0, 0, 1] = np.arange(len(labels)) // 256
+    classes = classes or labels.max() + 1
+    return ImageSet(images, labels, tuple(map(str, range(classes))))
+
+
+def identities(image_set):
+    return image_set.images[:, 0, 0, 0].astype(int) + 256 * image_set.images[:, 0, 0, 1].astype(int)
+
+
+def class_counts(image_set):
+    return np.bincount(image_set.labels, minlength=len(image_set.class_names))
+
+
+# ImageSet ----------------------------------------------------------------------------------------
+
+
+def test_take_keeps_images_and_labels_together():
+    taken = labelled([0, 1, 2, 1]).take([3, 0])
+    assert identities(taken).tolist() == [3, 0]
+    assert taken.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_outside_the_range_is_named(label):
+    with pytest.raises(ValueError, match=rf"0\.\.1.*Received: {label} for image 1"):
+        ImageSet(np.zeros((2, 4, 4, 3), "uint8"), np.array([0, label], "int32"), ("cat", "dog"))
+
+
+@pytest.mark.parametrize("shape, dtype", [((2, 4, 4, 1), "uint8"), ((2, 4, 4, 3), "float32")])
+def test_images_of_another_kind_are_refused(shape, dtype):
+    with pytest.raises(ValueError, match="must be uint8 of shape"):
+        ImageSet(np.zeros(shape, dtype), np.array([0, 1], "int32"), ("cat", "dog"))
+
+
+# division ----------------------------------------------------------------------------------------
+
+
+label_lists = st.lists(st.integers(0, 6), min_size=2, max_size=300)
+
+
+@given(label_lists, st.floats(0.01, 0.99), st.integers(0, 2**32))
+def test_a_split_is_a_partition_with_the_shares_of_each_class(labels, fraction, seed):
+    image_set = labelled(labels)
+    if not 0 < round(len(labels) * fraction) < len(labels):
+        with pytest.raises(ValueError, match="leaves images on both sides"):
+            split_images(image_set, fraction, seed=seed)
+        return
+    kept, held_out = split_images(image_set, fraction, seed=seed)
+    assert len(held_out) == round(len(labels) * fraction)
+    both = np.concatenate([identities(kept), identities(held_out)])
+    assert sorted(both) == list(range(len(labels)))
+    for part in (kept, held_out):
+        assert (np.diff(identities(part)) > 0).all()
+        assert (part.labels == np.asarray(labels)[identities(part)]).all()
+    shares = class_counts(image_set) * (len(held_out) / len(labels))
+    assert (abs(class_counts(held_out) - shares) < 1 + 1e-9).all()
+
+
+@given(label_lists, st.data())
+def test_a_subset_has_exactly_the_count_and_the_shares(labels, data):
+    count = data.draw(st.integers(1, len(labels)))
+    image_set = labelled(labels)
+    part = subset(image_set, count, seed=3)
+    assert len(set(identities(part))) == len(part) == count
+    shares = class_counts(image_set) * (count / len(labels))
+    assert (abs(class_counts(part) - shares) < 1 + 1e-9).all()
+    assert identities(subset(image_set, count, seed=3)).tolist() == identities(part).tolist()
+
+
+def test_the_seed_decides_the_division():
+    image_set = labelled(np.arange(400) % 4)
+    parts = [identities(split_images(image_set, 0.5, seed=seed)[1]).tolist() for seed in (0, 0, 1)]
+    assert parts[0] == parts[1] != parts[2]
+
+
+def test_equal_remainders_do_not_favour_the_first_classes():
+    image_set = labelled(np.arange(500) % 50)
+    first = [subset(image_set, 10, seed=seed).labels.mean() for seed in range(50)]
+    assert 20 < np.mean(first) < 29
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_a_subset_larger_than_the_set_is_refused(count):
+    with pytest.raises(ValueError, match=rf"1\.\.4.*Received: {count}"):
+        subset(labelled([0, 1, 0, 1]), count, seed=0)
+
+
+# digits ------------------------------------------------------------------------------------------
+
+
+def test_digits_need_no_file():
+    digits = load_data("digits", seed=0)
+    assert (len(digits.train), len(digits.test), digits.validation) == (1438, 359, None)
+    assert digits.class_names == tuple("0123456789")
+    assert digits.train.image_size == (8, 8)
+    images = np.concatenate([digits.train.images, digits.test.images])
+    assert (images.min(), images.max()) == (0, 255)
+    assert (images[..., 0] == images[..., 2]).all()
+    assert class_counts(digits.test).min() >= 34
+    assert load_data("digits", seed=0).digest == digits.digest != load_data("digits", seed=1).digest
+
+
+@pytest.mark.parametrize("fraction, train, test", [(0, 1797, None), (1, None, 1797)])
+def test_all_images_may_be_one_split(fraction, train, test):
+    digits = load_data("digits", test_fraction=fraction)
+    assert (digits.train and len(digits.train)) == train
+    assert (digits.test and len(digits.test)) == test
+
+
+# folders -----------------------------------------------------------------------------------------
+
+
+def test_a_folder_a_class(tmp_path):
+    write_classes(tmp_path / "pets", {"dog": 10, "cat": 5})
+    (tmp_path / "pets/dog/notes.txt").write_text("no image")
+    (tmp_path / "pets/.hidden").mkdir()
+    write_image(tmp_path / "pets/cat/deeper/6.JPG")
+    pets = load_data(tmp_path / "pets")
+    assert pets.name == "pets" and pets.class_names == ("cat", "dog")
+    assert (len(pets.train), len(pets.test)) == (13, 3)
+    for part in (pets.train, pets.test):
+        assert not part.in_memory and part.image_size is None
+        for path, label in zip(part.images, part.labels, strict=True):
+            assert pets.class_names[label] in path.parts
+
+
+@pytest.mark.parametrize("validation", ["val", "validation"])
+def test_a_folder_that_is_divided(tmp_path, validation):
+    for split, count in (("train", 3), (validation, 2), ("test", 1)):
+        write_classes(tmp_path / split, {"dog": count, "cat": count})
+    source = load_data(tmp_path)
+    sizes = [len(part) for part in (source.train, source.validation, source.test)]
+    assert sizes == [6, 4, 2]
+    assert all("test" in path.parts for path in source.test.images)
+
+
+def test_without_test_images_the_validation_images_are_the_test(tmp_path):
+    for split, count in (("train", 3), ("val", 2)):
+        write_classes(tmp_path / split, {"dog": count, "cat": count})
+    source = load_data(tmp_path)
+    assert (len(source.train), source.validation, len(source.test)) == (6, None, 4)
+
+
+def test_a_folder_with_train_alone_is_divided_and_one_with_test_alone_is_not(tmp_path):
+    write_classes(tmp_path / "a/train", {"dog": 5, "cat": 5})
+    write_classes(tmp_path / "b/test", {"dog": 5, "cat": 5})
+    divided, test_alone = load_data(tmp_path / "a"), load_data(tmp_path / "b")
+    assert (len(divided.train), len(divided.test)) == (8, 2)
+    assert (test_alone.train, len(test_alone.test)) == (None, 10)
+
+
+def test_the_classes_of_a_folder_take_the_order_that_is_given(tmp_path):
+    write_classes(tmp_path, {"cat": 1})
+    source = load_data(tmp_path, class_names=["dog", "cat", "bird"], test_fraction=1)
+    assert source.test.labels.tolist() == [1]
+    assert source.class_names == ("dog", "cat", "bird")
+
+
+def test_the_digest_sees_content_and_not_place(tmp_path):
+    digests = []
+    for name, counts in (("a", {"x": 2, "y": 2}), ("b", {"x": 2, "y": 2}), ("c", {"x": 2, "z": 2})):
+        digests.append(load_data(write_classes(tmp_path / name, counts), test_fraction=1).digest)
+    assert digests[0] == digests[1] != digests[2]
+    Image.new("RGB", (50, 40)).save(tmp_path / "a/x/0.png")
+    assert load_data(tmp_path / "a", test_fraction=1).digest != digests[0]
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ([], "has no folders in it"),
+        (["0.png"], "has no folders in it.*one folder of images a class"),
+        (["cat/notes.txt", "dog/0.png"], "cat has no images in it"),
+        (["cat/0.png"], "one class only: cat"),
+        (["train/cat/0.png", "train/dog/0.png", "test/dogs/0.png"], "'dogs'.*Did you mean dog"),
+        (["val/a/0.png", "validation/a/0.png"], "both val/ and validation/"),
+    ],
+)
+def test_folders_that_do_not_fit_are_named(tmp_path, files, message):
+    for name in files:
+        if name.endswith(".png"):
+            write_image(tmp_path / name)
+        else:
+            (tmp_path / name).parent.mkdir(parents=True)
+            (tmp_path / name).write_text("no image")
+    with pytest.raises(ValueError, match=message) as error:
+        load_data(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_name_that_several_classes_have_is_refused(tmp_path):
+    write_classes(tmp_path, {"crane": 1, "otter": 1})
+    with pytest.raises(ValueError, match="'crane', and several classes"):
+        load_data(tmp_path, class_names=imagenet_class_names())
+
+
+# manifests ---------------------------------------------------------------------------------------
+
+
+def write_manifest(folder, lines):
+    for line in lines[1:]:
+        if line.split(",")[0].endswith(".png"):
+            write_image(folder / line.split(",")[0])
+    path = folder / "labels.csv"
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+def test_a_manifest_of_names(tmp_path):
+    path = write_manifest(tmp_path, ["name,label,file", "a.png,dog,a.png", "b.png,cat,b.png"])
+    source = load_data(path, test_fraction=1)
+    assert source.class_names == ("cat", "dog")
+    assert source.test.labels.tolist() == [1, 0]
+    assert source.test.images == (tmp_path / "a.png", tmp_path / "b.png")
+
+
+def test_a_manifest_of_indices_with_splits(tmp_path):
+    lines = ["file,label,split", "x/a.png,2,train", "b.png,0,val", "c.png,0,train", "d.png,1,test"]
+    source = load_data(str(write_manifest(tmp_path, lines)))
+    assert source.class_names == ("0", "1", "2")
+    assert source.train.labels.tolist() == [2, 0]
+    assert source.train.images[0] == tmp_path / "x/a.png"
+    assert (source.validation.labels.tolist(), source.test.labels.tolist()) == ([0], [1])
+
+
+def test_the_indices_of_a_manifest_count_in_the_names_that_are_given(tmp_path):
+    path = write_manifest(tmp_path, ["file,label", "a.png,2"])
+    source = load_data(path, class_names=["x", "y", "z", "w"], test_fraction=1)
+    assert source.class_names[source.test.labels[0]] == "z"
+
+
+def test_digits_as_names_are_names(tmp_path):
+    path = write_manifest(tmp_path, ["file,label", "a.png,7", "b.png,5"])
+    source = load_data(path, class_names=["5", "6", "7"], test_fraction=1)
+    assert source.test.labels.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        (["path,label", "a.png,1"], "has the columns path, label. Expected file, label"),
+        (["file,label"], "lists no images"),
+        (["file,label", "a.png"], "line 2: file or label is empty"),
+        (["file,label", "a.png,0", "b.png,-1"], "label -1. Expected 0 to"),
+        (["file,label", "a.png,0", "b.png,999999999999999999999"], "label 9+. Expected 0 to"),
+        (["file,label", "a.png,0", "b.png,1O"], "labels that are numbers, and the label '1O'"),
+        (["file,label", "a.png,0", "b.png,0"], "one class only"),
+        (["file,label,split", "a.png,0,train", "b.png,1,tset"], "line 3: the split is 'tset'"),
+        (["file,label", 'a.png,"0'], "cannot be read as a CSV file"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_named(tmp_path, lines, message):
+    path = write_manifest(tmp_path, lines)
+    with pytest.raises(ValueError, match=message) as error:
+        load_data(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_manifest_in_another_encoding_is_named(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_bytes("file,label\nä.png,1\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"labels.csv cannot be read as a CSV file in UTF-8"):
+        load_data(path)
+
+
+def test_missing_files_of_a_manifest_are_named(tmp_path):
+    path = write_manifest(tmp_path, ["file,label", "a.png,0", "b.png,1"])
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lists 1 of 2 files.*b\.png"):
+        load_data(path)
+
+
+# arrays and TFDS ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["./absent", "/absent/folder", "absent.csv", "absent.npz"])
+def test_paths_that_do_not_exist(name):
+    with pytest.raises(FileNotFoundError, match=r"absent.* does not exist"):
+        load_data(name)
+
+
+def test_another_file_is_no_data_set(tmp_path):
+    with pytest.raises(ValueError, match=r"photo\.png is no data set"):
+        load_data(write_image(tmp_path / "photo.png"))
+
+
+def test_an_unknown_name_gets_the_nearest_ones(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    with pytest.raises(ValueError, match=r"'cifar01'.*Did you mean cifar10"):
+        load_data("cifar01", cache_dir=tmp_path)
+
+
+def test_a_set_that_is_not_for_classification_is_refused(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    with pytest.raises(ValueError, match="not for image classification"):
+        load_data("ag_news_subset", cache_dir=tmp_path)
+
+
+def test_a_set_that_cannot_be_downloaded_says_where_to_put_it(tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_datasets")
+    # Nothing listens on the discard port of this machine, so there is no way out.
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with pytest.raises(RuntimeError, match=r"(?s)tfds build cifar100.*DIR/cifar100/3\.0\.2"):
+        load_data("cifar100", data_dir=tmp_path, cache_dir=tmp_path)
+
+
+class TestTinyTFDS:
+    """A set of our own that TFDS prepared, of small images of one size or of large ones."""
+
+    @pytest.fixture(params=[(6, 6), (None, None)], ids=["small", "large"])
+    def prepared(self, request, tmp_path):
+        return write_tfds(tmp_path / "tfds", request.param)
+
+    def test_it_is_read_once_and_then_without_tensorflow(self, prepared, tmp_path):
+        cache = tmp_path / "cache"
+        first = load_data("tiny", data_dir=prepared, cache_dir=cache)
+        assert (first.name, first.version, first.class_names) == ("tiny", "1.2.0", ("b", "a"))
+        # The test image without a label is left out.
+        assert first.train.labels.tolist() == [0, 1, 0]
+        assert first.test.labels.tolist() == [1]
+        image = first.train.images[2]
+        pixels = image if first.train.in_memory else decode_image(image)
+        assert (pixels == 20).all()
+        assert [path.name for path in cache.iterdir()] == [
+            "tiny-1.2.0.npz" if first.train.in_memory else "tiny-1.2.0"
+        ]
+        again = run_without_tensorflow(f"load_data('tiny', cache_dir={str(cache)!r}).digest")
+        assert again == first.digest
+
+    def test_another_version_is_not_taken_from_the_cache(self, prepared, tmp_path):
+        load_data("tiny", data_dir=prepared, cache_dir=tmp_path / "cache")
+        assert load_data("tiny:1.2.0", cache_dir=tmp_path / "cache").version == "1.2.0"
+        with pytest.raises(ValueError, match="tiny:1.3.0"):
+            load_data("tiny:1.3.0", data_dir=tmp_path / "none", cache_dir=tmp_path / "cache")
+
+
+def test_what_an_interrupted_run_left_is_not_taken_for_the_cache(tmp_path):
+    (tmp_path / ".digits_of_mine-1.0.0.123.partial").mkdir()
+    (tmp_path / "digits_of_mine-1.0.0.npz.123.partial").write_bytes(b"")
+    pytest.importorskip("tensorflow_datasets")
+    with pytest.raises(ValueError, match="no TFDS data set"):
+        load_data("digits_of_mine", cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "pickled", "empty"])
+def test_a_cached_file_that_does_not_fit_is_named(tmp_path, damage):
+    path = tmp_path / "set.npz"
+    if damage == "truncated":
+        cache = write_cache(tmp_path)
+        path.write_bytes(cache.read_bytes()[:-200])
+    elif damage == "foreign":
+        np.savez(path, weights=np.zeros(3))
+    elif damage == "pickled":
+        names = np.array([{"a": 1}], dtype=object)
+        np.savez(path, name="x", version="1", class_names=names, allow_pickle=True)
+    else:
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"set\.npz cannot be read as a data set"):
+        load_data(path)
+
+
+def test_a_cached_file_is_a_source_of_its_own(tmp_path):
+    source = load_data(str(write_cache(tmp_path)))
+    assert (source.name, len(source.train), len(source.test)) == ("tiny", 3, 1)
+
+
+@pytest.mark.slow
+def test_cifar10_offline(shared, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    source = load_data("cifar10", data_dir=shared / "data/tfds", cache_dir=tmp_path)
+    assert (len(source.train), len(source.test)) == (50_000, 10_000)
+    assert source.train.images.shape == (50_000, 32, 32, 3)
+    assert (class_counts(source.train) == 5000).all() and (class_counts(source.test) == 1000).all()
+    assert source.class_names[:3] == ("airplane", "automobile", "bird")
+    # The channels' means of CIFAR-10, as published with many recipes.
+    means = source.train.images.mean(axis=(0, 1, 2)) / 255
+    np.testing.assert_allclose(means, (0.4914, 0.4822, 0.4465), atol=2e-3)
+
+
+def test_the_imagenet_samples(shared):
+    names = imagenet_class_names()
+    source = load_data(
+        shared / "data/imagenet_samples/labels.csv", class_names=names, test_fraction=1
+    )
+    assert source.train is None and len(source.test) == 250
+    for path, label in zip(source.test.images, source.test.labels, strict=True):
+        assert path.stem.partition("_n")[2].partition("_")[2] == names[label].replace(" ", "_")
+
+
+def test_imagenet_class_names(shared):
+    lines = (shared / "data/imagenet_classes.tsv").read_text("utf-8").splitlines()
+    assert imagenet_class_names() == tuple(line.split("\t")[1] for line in lines)
+
+
+def test_imagenet_class_names_are_the_1000():
+    joined = "\n".join(imagenet_class_names()).encode()
+    assert len(imagenet_class_names()) == 1000
+    assert (imagenet_class_names()[0], imagenet_class_names()[999]) == ("tench", "toilet tissue")
+    assert hashlib.sha256(joined).hexdigest()[:8] == "1f386e0d"
+
+
+def write_tfds(folder, size):
+    """Prepares the set `tiny` as TFDS does: 3 train and 2 test images, one without a label."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    classes = tfds.features.ClassLabel(names=["b", "a"])
+    features = tfds.features.FeaturesDict(
+        {"picture": tfds.features.Image(shape=(*size, 3), encoding_format="png"), "kind": classes}
+    )
+
+    def example(number, label):
+        return number, {"picture": np.full((6, 6, 3), 10 * number, "uint8"), "kind": label}
+
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="tiny",
+        version="1.2.0",
+        features=features,
+        split_datasets={
+            "train": [example(0, 0), example(1, 1), example(2, 0)],
+            "test": [example(3, 1), example(4, -1)],
+        },
+        data_dir=folder,
+        disable_shuffling=True,
+    )
+    return folder
+
+
+def write_cache(folder):
+    """The .npz that loading the tiny set leaves, without TFDS."""
+    path = folder / "tiny-1.2.0.npz"
+    arrays = {
+        "name": "tiny",
+        "version": "1.2.0",
+        "class_names": np.array(["b", "a"]),
+        "train_images": np.zeros((3, 6, 6, 3), "uint8"),
+        "train_labels": np.array([0, 1, 0], "int32"),
+        "test_images": np.zeros((1, 6, 6, 3), "uint8"),
+        "test_labels": np.array([1], "int32"),
+    }
+    np.savez(path, **arrays)
+    return path
+
+
+def run_without_tensorflow(expression):
+    """Evaluates an expression in a process where TensorFlow and TFDS cannot be imported."""
+    program = textwrap.dedent(f"""
+        import sys
+        for name in ("tensorflow", "tensorflow_datasets"):
+            sys.modules[name] = None
+        from keras_vit.data import load_data
+        print({expression})
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "KERAS_BACKEND": "numpy", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
