@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # `layers`, `models`, `checkpoints` and `zoo` run on every backend; so do their tests.
-PURE_KERAS_TESTS := $(wildcard $(foreach part,layers models checkpoints zoo,tests/test_$(part)*.py))
+PURE_KERAS_TESTS := $(wildcard $(foreach part,layers resampling models checkpoints zoo,tests/test_$(part)*.py))
 PURE_KERAS_DOCTESTS := keras_vit/layers keras_vit/models keras_vit/checkpoints keras_vit/zoo
 
 # Less of TensorFlow's start-up notes.
