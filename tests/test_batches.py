@@ -96,7 +96,7 @@ def test_images_on_disk_are_cropped_and_mirrored(files):
 
 
 def test_the_whole_of_a_resized_image_can_be_the_crop(files):
-    """With nothing left to choose, training prepares images as squash-free evaluation does."""
+    """With no margin to choose from, an image of the right size is handed out as it is."""
     batches = TrainingBatches(
         files.take([0]), batch_size=1, seed=0, image_size=(30, 50), resize_size=(30, 50)
     )

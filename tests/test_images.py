@@ -11,6 +11,7 @@ from PIL import Image
 
 from keras_vit.data import decode_image, evaluation_geometry, prepare_image
 from keras_vit.layers import ImagePreprocessing
+from keras_vit.layers.resampling import resampling_matrix
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (9, 7, 3), dtype="uint8")
@@ -200,6 +201,26 @@ def test_a_mirrored_image_is_the_mirror_image(height, width, side, crop_fraction
     np.testing.assert_allclose(mirrored[::-1, ::-1], prepared, atol=1e-2)
 
 
+@given(
+    st.integers(1, 300), st.integers(1, 300), st.integers(1, 30), st.integers(1, 30),
+    crop_fractions, st.sampled_from(["nearest", "bilinear", "bicubic"]),
+)  # fmt: skip
+def test_it_resizes_by_the_matrices_of_the_layers(
+    height, width, model_height, model_width, crop_fraction, interpolation
+):
+    image = RNG.integers(0, 256, (height, width, 3), dtype="uint8")
+    resized_height, resized_width, top, left = evaluation_geometry(
+        height, width, (model_height, model_width),
+        crop_fraction=crop_fraction, crop_mode="center",
+    )  # fmt: skip
+    rows = resampling_matrix(height, resized_height, interpolation)[top : top + model_height]
+    columns = resampling_matrix(width, resized_width, interpolation)[left : left + model_width]
+    expected = np.einsum("yh,hwc,xw->yxc", rows, image, columns, optimize=True).clip(0, 255)
+    preprocessing = ImagePreprocessing(crop_fraction=crop_fraction, interpolation=interpolation)
+    prepared = prepare_image(image, (model_height, model_width), preprocessing)
+    np.testing.assert_allclose(prepared, expected, atol=0.02)
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(90, 70), (31, 45), (17, 201)])
 def test_it_resizes_as_pillow(size, interpolation):
@@ -210,6 +231,12 @@ def test_it_resizes_as_pillow(size, interpolation):
     by_pillow = Image.fromarray(image).resize((32, 40), Image.Resampling[interpolation.upper()])
     # Pillow rounds after each of its two passes.
     np.testing.assert_allclose(prepared, np.asarray(by_pillow), atol=1.6)
+
+
+def test_a_very_long_image_takes_little_memory():
+    image = np.full((2, 20_000, 3), 9, "uint8")
+    prepared = prepare_image(image, (64, 64), ImagePreprocessing())
+    np.testing.assert_allclose(prepared, 9, atol=1e-3)
 
 
 def test_pixels_are_clipped_and_not_rounded():

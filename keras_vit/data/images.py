@@ -5,14 +5,12 @@ from __future__ import annotations
 import io
 import math
 import struct
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from keras_vit.layers import ImagePreprocessing
-from keras_vit.layers.resampling import resampling_matrix
 
 # What Pillow raises for files that are damaged, no image, or of a size that only an attack has.
 _DECODING_ERRORS = (
@@ -187,23 +185,42 @@ def resized_crop(
     Returns:
         A float32 array `(*crop_size, 3)` of pixels, 0 to 255, not rounded.
     """
-    axes = zip(image.shape[:2], resized_size, corner, crop_size, strict=True)
-    (rows, used_rows), (columns, used_columns) = (
-        _crop_matrix(source, resized, first, count, interpolation)
-        for source, resized, first, count in axes
-    )
-    pixels = image[used_rows, used_columns].astype(np.float32)
-    height, width, channels = pixels.shape
-    pixels = rows @ pixels.reshape(height, width * channels)
-    pixels = np.matmul(columns, pixels.reshape(len(rows), width, channels))
+    if interpolation == "nearest":
+        crop = _nearest_crop(image, resized_size, corner, crop_size).astype(np.float32)
+    else:
+        crop = _filtered_crop(image, resized_size, corner, crop_size, interpolation)
     # Bicubic overshoots at edges.
-    return np.clip(pixels, 0.0, 255.0, out=pixels)
+    return np.clip(crop, 0.0, 255.0, out=crop)
 
 
-@lru_cache(maxsize=256)
-def _crop_matrix(source, resized, first, count, interpolation):
-    """Rows of the resampling matrix for a crop, and the slice of the source that they read."""
-    matrix = resampling_matrix(source, resized, interpolation)[first : first + count]
-    read = np.flatnonzero(matrix.any(axis=0))
-    used = slice(int(read[0]), int(read[-1]) + 1)
-    return np.ascontiguousarray(matrix[:, used], dtype=np.float32), used
+def _nearest_crop(image, resized_size, corner, crop_size):
+    rows, columns = (
+        # floor((index + 0.5) * source / resized), exact.
+        (2 * np.arange(first, first + count) + 1) * source // (2 * resized)
+        for source, resized, first, count in zip(
+            image.shape, resized_size, corner, crop_size, strict=False
+        )
+    )
+    return image[rows[:, None], columns]
+
+
+def _filtered_crop(image, resized_size, corner, crop_size, interpolation):
+    """Pillow's antialiased filters, which are those of `resampling_matrix`, on float pixels."""
+    height, width, channels = image.shape
+    (top, left), (crop_height, crop_width) = corner, crop_size
+    # The crop's box in the source, which rounding must not push over the edge.
+    x_scale, y_scale = width / resized_size[1], height / resized_size[0]
+    box = (
+        left * x_scale,
+        top * y_scale,
+        min((left + crop_width) * x_scale, width),
+        min((top + crop_height) * y_scale, height),
+    )
+    crop = np.empty((crop_height, crop_width, channels), np.float32)
+    for channel in range(channels):
+        # Only images of one float channel are not rounded.
+        plane = Image.fromarray(image[..., channel].astype(np.float32))
+        crop[..., channel] = plane.resize(
+            (crop_width, crop_height), Image.Resampling[interpolation.upper()], box=box
+        )
+    return crop
