@@ -13,7 +13,17 @@ def variable(value, name="kernel"):
 
 
 def apply(optimizer, gradient, weight):
-    optimizer.apply([keras.ops.convert_to_tensor(np.asarray(gradient, "float32"))], [weight])
+    gradient = keras.ops.convert_to_tensor(np.asarray(gradient, "float32"))
+    if keras.backend.backend() != "jax":
+        optimizer.apply([gradient], [weight])
+        return
+    # Under JAX Keras trains by pure functions; its loss scaling has no other way.
+    if not optimizer.built:
+        optimizer.build([weight])
+    values = [v.value for v in optimizer.variables]
+    (weight_value,), values = optimizer.stateless_apply(values, [gradient], [weight.value])
+    for target, value in zip((weight, *optimizer.variables), (weight_value, *values), strict=True):
+        target.assign(value)
 
 
 def reference_steps(weight, gradients, rates, momentum=0.9, clip=None):

@@ -2,12 +2,14 @@
 
 import dataclasses
 import importlib.util
+import json
+import sys
 from pathlib import Path
 
 import pytest
 import tyro
 
-from keras_vit.finetune import Recipe
+from keras_vit.finetune import Recipe, run_command_line
 from keras_vit.finetune.recipe import differing_fields, recipe_fields
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.py"))
@@ -81,11 +83,51 @@ def test_command_line_changes_options_and_rejects_unknown_ones():
         tyro.cli(Recipe, default=Recipe(), args=["--stepz", "70"])
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_shipped_recipe_is_a_value(path):
+def load_recipe(path):
     specification = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(specification)
+    sys.modules[path.stem] = module  # Dataclasses look their module up.
     specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_a_value(path):
+    module = load_recipe(path)
     recipes = [value for value in vars(module).values() if isinstance(value, Recipe)]
     assert recipes
     assert module.__doc__.count("python recipes/")
+
+
+def test_digits_recipe_transfers_to_the_other_digits(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    module = load_recipe(RECIPES[0].parent / "digits.py")
+    options = "--pretraining.steps 60 --transfer.steps 16 --images-per-class 4"
+    monkeypatch.setattr("sys.argv", ["digits.py", *options.split()])
+    module.main()
+    runs = tmp_path / "runs"
+    results = {
+        name: json.loads((runs / name / "result.json").read_text())
+        for name in ("digits-0-to-4", "digits-5-to-9", "digits-5-to-9-from-scratch")
+    }
+    pretraining, transfer, scratch = (results[name]["configuration"] for name in results)
+    assert pretraining["data"]["name"] == "digits 0 to 4"
+    assert results["digits-5-to-9"]["train_images"] == 20
+    # The two differ in where they start from and in nothing else.
+    assert transfer["weights_sha256"] and not scratch["weights_sha256"]
+    assert transfer["data"] == scratch["data"]
+    changed = {
+        name for name, value in transfer["recipe"].items() if value != scratch["recipe"][name]
+    }
+    assert changed == {"name", "weights"}
+    names = (runs / "digits-5-to-9" / "class_names.txt").read_text().split()
+    assert names == ["5", "6", "7", "8", "9"]
+    assert (runs / "digits-5-to-9" / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "gain" in capsys.readouterr().out
+
+
+def test_command_line_ends_with_one_message_for_what_a_user_can_put_right(tmp_path):
+    arguments = ["--data", str(tmp_path / "nothing"), "--output", str(tmp_path)]
+    with pytest.raises(SystemExit, match="error: .*nothing"):
+        run_command_line(Recipe(), arguments)

@@ -9,10 +9,10 @@ import textwrap
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
-import keras
 from keras_vit.data import load_data
 from keras_vit.finetune import Recipe, run
 from keras_vit.finetune.log import RunLog, read_log
@@ -80,7 +80,7 @@ def wait_for(path, process, seconds=120):
 def test_killed_within_an_epoch_it_ends_with_the_same_weights(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = start(killed)
-    # Step 20 of 13.5 steps an epoch.
+    # An epoch has 13.5 steps, so this is in the middle of the second.
     wait_for(killed / "run" / "checkpoints" / "step_00000020.safetensors", process)
     process.send_signal(signal.SIGKILL)
     process.communicate()

@@ -21,21 +21,21 @@ class Evaluation:
     Attributes:
         count: Number of images.
         accuracy: Share of images whose first class is right, in 0..1.
-        top5_accuracy: Share of images whose class is among the first five; None where there are
-            no more than five classes.
+        top5_accuracy: Share of images whose class is among the first five.
         interval: The 95 % Wilson interval of the accuracy.
         images_per_second: Throughput, loading included, the first batch left out.
     """
 
     count: int
     accuracy: float
-    top5_accuracy: float | None
+    top5_accuracy: float
     interval: tuple[float, float]
     images_per_second: float
 
     def __str__(self) -> str:
         low, high = self.interval
-        top5 = "" if self.top5_accuracy is None else f", top five {self.top5_accuracy:.2%}"
+        # With five classes it is always one.
+        top5 = f", top five {self.top5_accuracy:.2%}" if self.top5_accuracy < 1 else ""
         return (
             f"{self.accuracy:.2%} of {self.count:,} images "
             f"(95 % interval {low:.2%} to {high:.2%}){top5}"
@@ -121,7 +121,7 @@ def evaluate_on_device(
     return Evaluation(
         count=count,
         accuracy=correct / count,
-        top5_accuracy=among_five / count if len(image_set.class_names) > 5 else None,
+        top5_accuracy=among_five / count,
         interval=wilson_interval(correct, count),
         images_per_second=timed / (now - first_done) if timed else count / (now - began),
     )
@@ -144,7 +144,7 @@ def with_device_resizing(
         A functional model.
     """
     height, width = model.input_shape[1:3]
-    if not image_set.in_memory:
+    if image_set.image_size is None:
         inputs = keras.Input((height, width, 3), name="images")
         return keras.Model(inputs, model(inputs), name="on_device")
     inputs = keras.Input((*image_set.image_size, 3), dtype="uint8", name="images")

@@ -99,7 +99,9 @@ class ProgressLine:
             return
         width = len(str(self._total))
         filled = 20 * done // self._total
-        line = f"{done:>{width}}/{self._total}{self._unit} {'━' * filled}{'─' * (20 - filled)} {text}"
+        line = (
+            f"{done:>{width}}/{self._total}{self._unit} {'━' * filled}{'─' * (20 - filled)} {text}"
+        )
         if seconds_left is not None:
             minutes, seconds = divmod(round(seconds_left), 60)
             line += f"  ETA {minutes}:{seconds:02d}"

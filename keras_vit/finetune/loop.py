@@ -77,20 +77,18 @@ def training_steps(
         TrainingDiverged: When the loss is not finite, or gradients overflow at every loss scale.
     """
     ahead = prefetch(batches, start, recipe.steps)
-    try:
-        for step in range(start, recipe.steps):
-            began = time.perf_counter()
-            images, labels = next(ahead)
-            rate = learning_rate(step, recipe)
-            model.optimizer.learning_rate = rate
-            loss, accuracy = _train_step(model, images, labels, recipe.accumulation_steps)
-            if not math.isfinite(loss):
-                raise TrainingDiverged(f"The loss became {loss} at step {step + 1}.")
-            if recipe.precision == "mixed_float16":
-                _settle_loss_scaling(model.optimizer, step)
-            yield StepResult(step + 1, loss, accuracy, rate, time.perf_counter() - began)
-    finally:
-        ahead.close()
+    began = time.perf_counter()
+    for step, (images, labels) in enumerate(ahead, start):
+        rate = learning_rate(step, recipe)
+        model.optimizer.learning_rate = rate
+        loss, accuracy = _train_step(model, images, labels, recipe.accumulation_steps)
+        if not math.isfinite(loss):
+            raise TrainingDiverged(f"The loss became {loss} at step {step + 1}.")
+        if recipe.precision == "mixed_float16":
+            _settle_loss_scaling(model.optimizer, step)
+        yield StepResult(step + 1, loss, accuracy, rate, time.perf_counter() - began)
+        # What the caller does between two steps is not part of the next.
+        began = time.perf_counter()
 
 
 def _train_step(model, images, labels, accumulation_steps):
@@ -104,8 +102,7 @@ def _train_step(model, images, labels, accumulation_steps):
         )
     ]
     return tuple(
-        float(np.mean([float(result[name]) for result in results]))
-        for name in ("loss", "accuracy")
+        float(np.mean([float(result[name]) for result in results])) for name in ("loss", "accuracy")
     )
 
 

@@ -96,6 +96,4 @@ def _torch_accelerator():
     if not torch.cuda.is_available():
         return Accelerator("cpu", "cpu", 1, bfloat16=False)
     bfloat16 = torch.cuda.get_device_capability(0) >= BFLOAT16_CAPABILITY
-    return Accelerator(
-        "gpu", torch.cuda.get_device_name(0), torch.cuda.device_count(), bfloat16
-    )
+    return Accelerator("gpu", torch.cuda.get_device_name(0), torch.cuda.device_count(), bfloat16)

@@ -5,6 +5,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -80,7 +81,8 @@ def run(
         TrainingDiverged: When the loss is no longer finite. The last good checkpoint stays.
     """
     _check_backend(recipe)
-    recipe = dataclasses.replace(recipe, precision=resolve_precision(recipe.precision))
+    precision: Any = resolve_precision(recipe.precision)
+    recipe = dataclasses.replace(recipe, precision=precision)
     keras.utils.set_random_seed(recipe.seed)
     source = source or load_data(recipe.data, data_dir=recipe.data_dir, seed=recipe.seed)
     splits = split_source(source, recipe)
@@ -124,7 +126,7 @@ def build_model(
     recipe: Recipe, num_classes: int, architecture: VisionTransformerConfig | None = None
 ) -> keras.Model:
     """The model of a recipe, with the weights it starts from and a head of zeros."""
-    options = {
+    options: dict[str, Any] = {
         "num_classes": num_classes,
         "image_size": recipe.image_size,
         "dropout": recipe.dropout,
