@@ -206,21 +206,21 @@ def _nearest_crop(image, resized_size, corner, crop_size):
 
 def _filtered_crop(image, resized_size, corner, crop_size, interpolation):
     """Pillow's antialiased filters, which are those of `resampling_matrix`, on float pixels."""
-    height, width, channels = image.shape
-    (top, left), (crop_height, crop_width) = corner, crop_size
-    # The crop's box in the source, which rounding must not push over the edge.
-    x_scale, y_scale = width / resized_size[1], height / resized_size[0]
-    box = (
-        left * x_scale,
-        top * y_scale,
-        min((left + crop_width) * x_scale, width),
-        min((top + crop_height) * y_scale, height),
-    )
-    crop = np.empty((crop_height, crop_width, channels), np.float32)
-    for channel in range(channels):
+    resample = Image.Resampling[interpolation.upper()]
+    crop = np.empty((*crop_size, image.shape[2]), np.float32)
+    # An axis at a time and cropped at once, so that no plane gets much larger than the image.
+    longer, shorter = (0, 1) if image.shape[0] >= image.shape[1] else (1, 0)
+    for channel in range(image.shape[2]):
         # Only images of one float channel are not rounded.
         plane = Image.fromarray(image[..., channel].astype(np.float32))
-        crop[..., channel] = plane.resize(
-            (crop_width, crop_height), Image.Resampling[interpolation.upper()], box=box
-        )
+        for axis in (longer, shorter):
+            # Pillow's sizes and boxes are (width, height). Its resize takes a box too, but rounds
+            # it to 32 bits.
+            x_or_y = 1 - axis
+            size, box = list(plane.size), [0, 0, *plane.size]
+            size[x_or_y] = resized_size[axis]
+            box[x_or_y] = corner[axis]
+            box[x_or_y + 2] = corner[axis] + crop_size[axis]
+            plane = plane.resize(tuple(size), resample).crop(tuple(box))
+        crop[..., channel] = plane
     return crop
