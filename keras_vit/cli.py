@@ -13,11 +13,9 @@ from tyro.conf import Positional, PositionalMetavarFromFieldName, arg
 from tyro.extras import subcommand_cli_from_dict
 
 from keras_vit import checkpoints, data, export, finetune, models, zoo
+from keras_vit.finetune.command_line import USER_ERRORS
 from keras_vit.finetune.log import ProgressLine
 from keras_vit.layers.nearest import nearest_names
-
-# What the package raises when a file, an argument or the machine is not as it must be.
-USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
 
 
 def list_models(pattern: Positional[str] = "*") -> None:

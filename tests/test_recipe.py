@@ -127,7 +127,10 @@ def test_digits_recipe_transfers_to_the_other_digits(tmp_path, monkeypatch, caps
     assert "gain" in capsys.readouterr().out
 
 
-def test_command_line_ends_with_one_message_for_what_a_user_can_put_right(tmp_path):
+def test_command_line_ends_with_one_message_for_what_a_user_can_put_right(tmp_path, capsys):
     arguments = ["--data", str(tmp_path / "nothing"), "--output", str(tmp_path)]
-    with pytest.raises(SystemExit, match="error: .*nothing"):
+    with pytest.raises(SystemExit) as ended:
         run_command_line(Recipe(), arguments)
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and "nothing" in message

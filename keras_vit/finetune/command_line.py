@@ -1,5 +1,7 @@
 """Recipes as command lines."""
 
+import os
+import sys
 from collections.abc import Sequence
 
 import tyro
@@ -7,6 +9,9 @@ import tyro
 from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.report import RunResult
 from keras_vit.finetune.run import run
+
+# What the package raises when a file, an argument or the machine is not as it must be.
+USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
 
 
 def run_command_line(recipe: Recipe, arguments: Sequence[str] | None = None) -> RunResult:
@@ -22,9 +27,12 @@ def run_command_line(recipe: Recipe, arguments: Sequence[str] | None = None) -> 
         The result of the run.
 
     Raises:
-        SystemExit: With a message, for what a user can put right.
+        SystemExit: With status 2 after a message on stderr, for what a user can put right.
     """
     try:
         return run(tyro.cli(Recipe, default=recipe, args=arguments))
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        raise SystemExit(f"error: {error}") from error
+    except USER_ERRORS as error:
+        if os.environ.get("KERAS_VIT_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

@@ -10,11 +10,9 @@ import numpy as np
 
 from keras_vit.data import prefetch
 from keras_vit.finetune.optimizer import drop_unfinished_accumulation, make_optimizer
+from keras_vit.finetune.precision import find_accelerator
 from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.schedule import learning_rate
-
-# Whether XLA compiles the train step: Keras' choice, which is yes on accelerators and JAX.
-JIT_COMPILE = "auto"
 
 # A loss scale this small means that gradients overflow whatever the scale is.
 SMALLEST_LOSS_SCALE = 2.0**-14
@@ -54,7 +52,7 @@ def compile_for_training(model: keras.Model, recipe: Recipe) -> None:
         optimizer=make_optimizer(recipe, model.trainable_variables),
         loss=_cross_entropy(recipe.label_smoothing),
         metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-        jit_compile=JIT_COMPILE,
+        jit_compile=_jit_compile(),
         auto_scale_loss=False,
     )
 
@@ -113,6 +111,13 @@ def _settle_loss_scaling(optimizer, step):
         raise TrainingDiverged(
             f"The gradients overflow at step {step + 1} even with a loss scale of {scale:.1e}."
         )
+
+
+def _jit_compile():
+    # On a CPU, TensorFlow's own kernels are faster than XLA's (ViT-Ti/16 at 160 px, batch 32, two
+    # cores: 82 images/s beside 78 in float32, 94 beside 75 in bfloat16). Else Keras chooses.
+    on_cpu = keras.backend.backend() == "tensorflow" and find_accelerator().kind == "cpu"
+    return False if on_cpu else "auto"
 
 
 def _cross_entropy(label_smoothing):

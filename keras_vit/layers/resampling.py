@@ -1,8 +1,8 @@
 """Separable image resampling as matrices.
 
 Resampling one axis is linear, so it is a matrix; resampling an image is one matrix product
-per axis. Position grids, host images and images on the device all use the matrices made here,
-which is why they agree.
+per axis. Position grids and images on the device use the matrices made here; images on the host
+are resized by Pillow, whose antialias is the same arithmetic.
 """
 
 import math
