@@ -10,7 +10,10 @@ Hardware: two CPU cores, about one minute.
 
 Published: nothing; a demonstration.
 
-Measured: see below.
+Measured (2 cores of an AMD EPYC, TensorFlow 2.21, float32, seed 0; 43 seconds in all): transfer
+77.9 % (95 % interval 73.8 to 81.5) of 448 test images, from scratch 63.0 % (58.4 to 67.3). The
+size of model and images was settled while looking at accuracies on other divisions of the same
+1,797 images, so this shows the way and is no benchmark.
 """
 
 import dataclasses
@@ -28,13 +31,14 @@ ARCHITECTURE = VisionTransformerConfig(
     patch_size=4, hidden_size=64, depth=4, mlp_dim=128, num_heads=4, image_size=16
 )
 
-# Chosen on the divisions of seeds 1 to 3, whose test images are partly those of seed 0.
+# Learning rates: the best of 0.1 to 0.5 for transfer and from scratch alike, on the mirrored task
+# (pre-training on 5 to 9, five images of each of 0 to 4) with training images only.
 PRETRAINING = Recipe(
     name="digits-0-to-4",
     image_size=16,
     resize_size=19,
     horizontal_flip=False,
-    learning_rate=0.1,
+    learning_rate=0.2,
     steps=800,
     batch_size=128,
     warmup_steps=40,
@@ -45,7 +49,7 @@ PRETRAINING = Recipe(
 TRANSFER = dataclasses.replace(
     PRETRAINING,
     name="digits-5-to-9",
-    learning_rate=0.03,
+    learning_rate=0.2,
     steps=150,
     batch_size=64,
     warmup_steps=15,
