@@ -355,6 +355,124 @@ def test_inspect_says_what_is_there(tmp_path):
         assert expected in text
 
 
+@pytest.mark.parametrize("file_format", ["google", "keras"])
+def test_features_go_through_the_files_pre_logits(tmp_path, file_format):
+    tensors = write_google(tmp_path / "model.npz", rep=12)
+    path = tmp_path / "model.npz"
+    if file_format == "keras":
+        path = tmp_path / "model.keras"
+        keras_vit.from_checkpoint(tmp_path / "model.npz", include_top=False).save(path)
+    model = keras_vit.from_checkpoint(path, include_top=False)
+    np.testing.assert_array_equal(
+        weights_of(model)["pre_logits/kernel"], tensors["pre_logits/kernel"]
+    )
+    plain = small_model(include_top=False, activation="gelu_tanh")
+    report = keras_vit.load_checkpoint(plain, tmp_path / "model.npz")
+    assert report.dropped["pre_logits/kernel"] == "the model ends before it"
+
+
+def test_positions_of_the_right_number_are_taken_as_they_are(tmp_path):
+    tensors = write_google(tmp_path / "model.npz", grid=(2, 8))
+    model = small_model(image_size=(8, 32), activation="gelu_tanh")
+    report = keras_vit.load_checkpoint(model, tmp_path / "model.npz")
+    assert not report.resampled
+    np.testing.assert_array_equal(
+        weights_of(model)["patch_encoder/position_embedding"],
+        tensors["Transformer/posembed_input/pos_embedding"],
+    )
+
+
+def change_config(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_variants_of_the_hub_config(tmp_path):
+    def flat(config):
+        config.update(config.pop("pretrained_cfg"), model_args=None)
+
+    def ancestor(config):
+        config["model_args"].pop("img_size")
+        config["pretrained_cfg"].update(input_size=[3, 224, 224], crop_pct=None)
+
+    def pooled(config):
+        config["global_pool"] = "avg"
+
+    for name, change in {"flat": flat, "ancestor": ancestor, "pooled": pooled}.items():
+        write_timm(tmp_path / name)
+        change_config(tmp_path / name, change)
+        heads = {"num_heads": 2} if name == "flat" else {}
+        model = keras_vit.from_checkpoint(tmp_path / name, **heads)
+        assert model.input_shape == (None, 12, 12, 3)
+        assert model.get_layer("preprocessing").mean == (0.4, 0.5, 0.6)
+        assert model.get_layer("pool").pooling == ("avg" if name == "pooled" else "token")
+
+
+def test_heads_that_the_architecture_tells(tmp_path):
+    write_timm(tmp_path, width=24)
+    change_config(tmp_path, lambda config: config["model_args"].pop("num_heads"))
+    model = keras_vit.from_checkpoint(tmp_path)
+    assert model.get_layer("block_0").num_heads == 3
+    assert "3 heads, as vit_tiny_patch16_224 has them" in inspect_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"qk_norm": True}, "qk_norm=True"),
+        ({"pool_include_prefix": True}, "pool_include_prefix"),
+        ({"qkv_bias": False}, "qkv_bias=False"),
+        ({"global_pool": "max"}, "global_pool='max'"),
+    ],
+)
+def test_arguments_that_change_the_function_are_not_ignored(tmp_path, arguments, named):
+    write_timm(tmp_path)
+    change_config(tmp_path, lambda config: config["model_args"].update(arguments))
+    with pytest.raises(CheckpointError, match=named):
+        keras_vit.from_checkpoint(tmp_path)
+
+
+def test_softmax_and_rates_survive_our_own_file(tmp_path):
+    source = small_model(classifier_activation="softmax", drop_path=0.1, dropout=0.2)
+    source.save(tmp_path / "model.keras")
+    twin = keras_vit.from_checkpoint(tmp_path / "model.keras")
+    assert keras_vit.models.config_of(twin) == keras_vit.models.config_of(source)
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted"),
+    [
+        ({"depth": 3}, {}),
+        ({"pooling": "map"}, {}),
+        ({"representation_size": 5}, {}),
+        ({"pooling": "avg", "pool_norm": True}, {"pooling": "avg"}),
+        ({"class_token": False, "pooling": "avg"}, {"pooling": "avg"}),
+    ],
+    ids=str,
+)
+def test_weights_files_of_another_architecture_are_refused(tmp_path, stored, wanted):
+    small_model(**stored).save_weights(tmp_path / "model.weights.h5")
+    model = small_model(**wanted)
+    before = weights_of(model)
+    with pytest.raises(CheckpointError, match=r"unexpected|missing"):
+        keras_vit.load_checkpoint(model, tmp_path / "model.weights.h5")
+    assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("pooling", ["token", "avg", "map", "token+avg"])
+def test_weights_files_restore_every_weight(tmp_path, pooling):
+    source = small_model(pooling=pooling, representation_size=6, dropout=0.1, drop_path=0.1)
+    for weight in source.weights:
+        weight.assign(np.random.default_rng(3).normal(size=weight.shape))
+    source.save_weights(tmp_path / "model.weights.h5")
+    model = small_model(pooling=pooling, representation_size=6)
+    report = keras_vit.load_checkpoint(model, tmp_path / "model.weights.h5")
+    assert_accounts_for_all(report, model, weights_of(source))
+    assert_unchanged(model, weights_of(source))
+    assert "does not tell" in str(report)
+
+
 # Files that do not fit.
 
 
@@ -387,6 +505,16 @@ def mutations():
             "pos_embedding",
         ),
         "scalar": (replaced("cls", lambda a: a.ravel()[0]), "cls"),
+        "flat positions": (
+            replaced("Transformer/posembed_input/pos_embedding", np.ravel),
+            "do not describe a Vision Transformer",
+        ),
+        "scalar bias": (replaced("head/bias", lambda a: a[0]), "do not describe"),
+        "no positions": (without("Transformer/posembed_input/pos_embedding"), "pos_embedding"),
+        "twice": (
+            lambda tensors: tensors | {query.replace("_1/", "_0/"): tensors[query]},
+            "two tensors for one weight",
+        ),
     }
 
 

@@ -246,6 +246,18 @@ def test_a_bad_argument_is_named(name, value):
         tiny(**{name: value})
 
 
+@pytest.mark.parametrize("pair", [((0.5, 0.5), (0.5, 0.5)), (0.5, 0.0), (0.5, (1, 1, -1))])
+def test_a_pair_that_cannot_scale_pixels(pair):
+    with pytest.raises(ValueError, match=r"`(mean|std)` must"):
+        tiny(preprocessing=pair)
+
+
+def test_numpy_integers_are_integers():
+    model = tiny(image_size=np.int64(8), num_classes=np.int32(3))
+    assert model.input_shape == (None, 8, 8, 3)
+    assert config_of(model).num_classes == 3
+
+
 def test_the_error_says_which_size_would_fit():
     with pytest.raises(ValueError, match="whose height would fit as 208 or 224"):
         keras_vit.ViTB16(image_size=(220, 224))

@@ -24,6 +24,7 @@ class Checkpoint:
         facts: What the file tells: fields of `VisionTransformerConfig`. What it does not tell
             is absent.
         notes: What was assumed, a sentence each.
+        patch_positions: Number of positions without that of the class token.
         resampling: Whose rule positions are resampled by.
     """
 
@@ -33,6 +34,7 @@ class Checkpoint:
     rules: Callable[..., list[Rule]]
     facts: dict
     notes: tuple[str, ...]
+    patch_positions: int
     resampling: str
 
     def __str__(self):
@@ -59,12 +61,11 @@ def _size(shape):
 
 
 @contextlib.contextmanager
-def open_checkpoint(path, config=None):
+def open_checkpoint(path):
     """Opens a checkpoint and recognises its format by its tensors.
 
     Args:
         path: A .npz, .safetensors, .keras or .weights.h5 file, or a hub folder.
-        config: Config of the model to be loaded; only a .weights.h5 file needs it.
 
     Yields:
         A `Checkpoint`.
@@ -74,40 +75,74 @@ def open_checkpoint(path, config=None):
         CheckpointError: If the file is damaged, a pickle, or of no known format.
     """
     path = resolve_path(path)
-    if path.name.endswith((".keras", ".weights.h5")):
-        with keras_files.open_keras_file(path, config) as (file, stored):
-            yield Checkpoint(
-                file,
-                keras_files.FORMAT,
-                {name: name for name in file.shapes},
-                lambda _: keras_files.rules(file.shapes),
-                keras_files.facts(stored),
-                (),
-                "timm",
-            )
-        return
-    with open_tensors(path) as file:
-        for format in FORMATS:
-            names = {format.canonical_name(name): name for name in file.shapes}
-            if format.recognises(names):
-                break
-        else:
-            raise CheckpointError(
-                f"{path} is of no known format: expected a Vision Transformer of Google's .npz or "
-                f"timm's .safetensors. Its {len(file.shapes)} tensors begin with "
-                f"{', '.join(sorted(file.shapes)[:5]) or 'nothing'}"
-            )
-        shapes = {name: file.shapes[original] for name, original in names.items()}
-        try:
-            facts, notes = format.facts(shapes, file.hub_config)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CheckpointError(
-                f"{path}: its tensors or the config.json beside it do not describe a Vision "
-                f"Transformer ({error})"
-            ) from error
-        yield Checkpoint(
-            file, format.FORMAT, names, format.rules, facts, tuple(notes), format.FORMAT
+    if path.name.endswith(".keras"):
+        with keras_files.open_keras_model(path) as (file, facts):
+            yield _keras_checkpoint(file, facts, ())
+    elif path.name.endswith(".weights.h5"):
+        with keras_files.open_keras_weights(path) as (file, facts):
+            yield _keras_checkpoint(file, facts, (keras_files.WEIGHTS_ONLY_NOTE,))
+    else:
+        with open_tensors(path) as file:
+            yield _recognise(file)
+
+
+def _keras_checkpoint(file, facts, notes):
+    names = {name: name for name in file.shapes}
+    rules = keras_files.rules(file.shapes)
+    return Checkpoint(
+        file=file,
+        format=keras_files.FORMAT,
+        names=names,
+        rules=lambda config: rules,
+        facts=facts,
+        notes=notes,
+        patch_positions=_patch_positions(file.shapes, keras_files.POSITIONS, facts),
+        resampling=timm.FORMAT,
+    )
+
+
+def _recognise(file):
+    for format in FORMATS:
+        names = {format.canonical_name(name): name for name in file.shapes}
+        if format.recognises(names):
+            break
+    else:
+        raise CheckpointError(
+            f"{file.path} is of no known format: expected a Vision Transformer of Google's .npz or "
+            f"timm's .safetensors. Its {len(file.shapes)} tensors begin with "
+            f"{', '.join(sorted(file.shapes)[:5]) or 'nothing'}"
         )
+    twice = sorted(set(file.shapes) - set(names.values()))
+    if twice:
+        raise CheckpointError(
+            f"{file.path} holds {twice[0]} beside {names[format.canonical_name(twice[0])]}: two "
+            "tensors for one weight"
+        )
+    shapes = {name: file.shapes[original] for name, original in names.items()}
+    try:
+        facts, notes = format.facts(shapes, file.hub_config)
+        patch_positions = _patch_positions(shapes, format.POSITIONS, facts)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise CheckpointError(
+            f"{file.path}: its tensors or the config.json beside it do not describe a Vision "
+            f"Transformer ({error})"
+        ) from error
+    return Checkpoint(
+        file=file,
+        format=format.FORMAT,
+        names=names,
+        rules=format.rules,
+        facts=facts,
+        notes=tuple(notes),
+        patch_positions=patch_positions,
+        resampling=format.FORMAT,
+    )
+
+
+def _patch_positions(shapes, name, facts):
+    if name not in shapes:
+        raise CheckpointError(f"the tensor {name} is missing")
+    return shapes[name][1] - int(facts["class_token"])
 
 
 def inspect_checkpoint(path):

@@ -3,10 +3,10 @@
 import re
 
 from keras_vit.checkpoints.layouts import Rule
-from keras_vit.checkpoints.positions import square_image_size
 from keras_vit.models import PRESETS
 
 FORMAT = "google"
+POSITIONS = "Transformer/posembed_input/pos_embedding"
 # Published files number a block's parts together, newer ones each kind apart.
 _ALIASES = (
     (r"/MultiHeadDotProductAttention_1/", "/MultiHeadDotProductAttention_0/"),
@@ -40,7 +40,7 @@ def rules(config):
         Rule("patch_encoder/projection/kernel", ("embedding/kernel",), "flax_patches"),
         Rule("patch_encoder/projection/bias", ("embedding/bias",)),
         Rule("patch_encoder/class_token", ("cls",)),
-        Rule("patch_encoder/position_embedding", ("Transformer/posembed_input/pos_embedding",)),
+        Rule("patch_encoder/position_embedding", (POSITIONS,)),
     ]
     for index in range(config.depth):
         result += _block_rules(f"block_{index}", f"Transformer/encoderblock_{index}")
@@ -109,17 +109,9 @@ def facts(shapes, hub_config):
         "layer_norm_epsilon": 1e-6,
         "preprocessing": PRESETS["inception"],
     }
-    positions = shapes.get("Transformer/posembed_input/pos_embedding", (1, 0, 0))[1]
-    image_size = square_image_size(positions - class_token, known["patch_size"])
-    if image_size:
-        known["image_size"] = image_size
     block = "Transformer/encoderblock_0"
-    query = shapes.get(f"{block}/MultiHeadDotProductAttention_0/query/kernel", ())
-    if len(query) == 3:
-        known["num_heads"] = query[1]
-    hidden = shapes.get(f"{block}/MlpBlock_0/Dense_0/bias", ())
-    if len(hidden) == 1:
-        known["mlp_dim"] = hidden[0]
+    known["num_heads"] = shapes[f"{block}/MultiHeadDotProductAttention_0/query/kernel"][1]
+    known["mlp_dim"] = shapes[f"{block}/MlpBlock_0/Dense_0/bias"][0]
     if "head/bias" in shapes:
         known["num_classes"] = shapes["head/bias"][0]
     if "pre_logits/bias" in shapes:

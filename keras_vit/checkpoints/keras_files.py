@@ -6,96 +6,117 @@ import zipfile
 
 import h5py
 import keras
+import numpy as np
 
 from keras_vit.checkpoints.layouts import Rule
-from keras_vit.checkpoints.reading import CheckpointError, TensorFile, as_float, resolve_path
-from keras_vit.models import config_of, vision_transformer
+from keras_vit.checkpoints.reading import CheckpointError, TensorFile, as_float
+from keras_vit.models import config_of
 
 FORMAT = "keras"
+POSITIONS = "patch_encoder/position_embedding"
+WEIGHTS_ONLY_NOTE = (
+    "a .weights.h5 file does not tell patch size, heads, activation, epsilon, preprocessing and "
+    "pooling: those of the model are taken"
+)
 
 
 @contextlib.contextmanager
-def open_keras_file(path, config=None):
-    """Opens a .keras or .weights.h5 file of a keras_vit model.
-
-    Args:
-        path: The file.
-        config: The config of the model to load into; a .weights.h5 file stores weights only, the
-            rest of the architecture is taken from here.
+def open_keras_model(path):
+    """Opens a .keras file of a keras_vit model, in safe mode.
 
     Yields:
-        A pair: the `TensorFile`, whose tensors are called as the weights are, and the config of
-        the model in the file.
+        A pair: the `TensorFile`, whose tensors are called as the weights are, and what the file
+        tells: all fields of the model's config.
     """
-    path = resolve_path(path)
-    twin = _load_keras(path) if path.suffix == ".keras" else _load_weights(path, config)
-    weights = {weight.path: weight for weight in twin.weights}
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        config = config_of(model)
+    except (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} holds no keras_vit model ({error})") from error
+    weights = {weight.path: weight for weight in model.weights}
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
 
     def read(name):
         return as_float(path, name, keras.ops.convert_to_numpy(weights[name]))
 
-    yield TensorFile(path, shapes, read), config_of(twin)
+    yield TensorFile(path, shapes, read), _facts(config)
 
 
-def _load_keras(path):
-    try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
-        config_of(model)
-    except (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} holds no keras_vit model ({error})") from error
-    return model
-
-
-def _load_weights(path, config):
-    if config is None:
-        raise CheckpointError(
-            f"{path} stores weights without the architecture. Build the model "
-            "(keras_vit.create) and pass the file as `weights`, or use a .keras file"
-        )
-    try:
-        with h5py.File(path, "r") as file:
-            # Keras names a saved layer after its class, in order: the head is the only Dense
-            # layer but `pre_logits`, which precedes it.
-            encoder = file["layers/patch_encoder/vars"]
-            positions = encoder[str(len(encoder) - 1)].shape[1]
-            last = "dense_1" if config.representation_size is not None else "dense"
-            head = file.get(f"layers/{last}/vars/1")
-            include_top, num_classes = head is not None, None if head is None else head.shape[0]
-    except (OSError, KeyError) as error:
-        raise CheckpointError(f"{path} holds no weights of a keras_vit model ({error})") from error
-    stored = dataclasses.replace(
-        config, include_top=include_top, num_classes=num_classes or config.num_classes
-    )
-    if positions != stored.prefix_tokens + stored.grid[0] * stored.grid[1]:
-        side = round((positions - stored.prefix_tokens) ** 0.5)
-        if side * side != positions - stored.prefix_tokens:
-            raise CheckpointError(
-                f"{path} holds {positions} positions, which are no square grid; build the model at "
-                "the image size of the file first"
-            )
-        size = tuple(side * patch for patch in stored.patch_size)
-        stored = dataclasses.replace(stored, image_size=size)
-    twin = vision_transformer(stored)
-    try:
-        twin.load_weights(path)
-    except (ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"{path} does not fit the model ({error})") from error
-    return twin
-
-
-def rules(shapes):
-    """Each weight is stored under its own path."""
-    return [Rule(name, (name,)) for name in shapes]
-
-
-def facts(config):
-    """All that the config says: a model's own file leaves nothing open."""
+def _facts(config):
     known = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    for name in ("dropout", "attention_dropout", "drop_path", "classifier_activation"):
-        del known[name]
     if not config.include_preprocessing:
         del known["preprocessing"]
     if not config.include_top:
         del known["num_classes"]
     return known
+
+
+@contextlib.contextmanager
+def open_keras_weights(path):
+    """Opens a .weights.h5 file of a keras_vit model.
+
+    Yields:
+        A pair: the `TensorFile`, whose tensors are called as the weights are, and what their
+        names and shapes tell.
+    """
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} is no .weights.h5 file, or a truncated one ({error})"
+        ) from error
+    with file:
+        try:
+            datasets = _named_datasets(file)
+        except (KeyError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path} holds no weights of a keras_vit model ({error})"
+            ) from error
+
+        def read(name):
+            return as_float(path, name, np.asarray(datasets[name]))
+
+        shapes = {name: tuple(dataset.shape) for name, dataset in datasets.items()}
+        known = {
+            "class_token": "patch_encoder/class_token" in shapes,
+            "pool_norm": "pool_norm/gamma" in shapes,
+        }
+        for fact, weight in (("num_classes", "head"), ("representation_size", "pre_logits")):
+            if f"{weight}/bias" in shapes:
+                known[fact] = shapes[f"{weight}/bias"][0]
+        yield TensorFile(path, shapes, read), known
+
+
+def _named_datasets(file):
+    """Path of a weight → its data set.
+
+    Keras keeps layers under numbered class names, `layers/dense_1/vars/0`, with the name of the
+    layer as an attribute.
+    """
+    found = {}
+
+    def visit(path, item):
+        parts = path.split("/")
+        if isinstance(item, h5py.Dataset) and "seed_generator" not in parts:
+            layer = file["/".join(parts[:2])]["vars"].attrs["name"]
+            inner = parts[2 : parts.index("vars")]
+            names = _variable_names([layer, *inner][-1], len(item.parent))
+            found["/".join([layer, *inner, names[int(parts[-1])]])] = item
+
+    file.visititems(visit)
+    if POSITIONS not in found:
+        raise ValueError(f"no {POSITIONS} among its {len(found)} tensors")
+    return found
+
+
+def _variable_names(layer, count):
+    if layer == "patch_encoder":
+        return ("class_token", "position_embedding")[-count:]
+    if layer == "pool":
+        return ("probe",)
+    return ("gamma", "beta") if layer.endswith("norm") else ("kernel", "bias")
+
+
+def rules(shapes):
+    """Each weight is stored under its own path."""
+    return [Rule(name, (name,)) for name in shapes]

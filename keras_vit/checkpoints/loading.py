@@ -10,7 +10,7 @@ from keras_vit.checkpoints.layouts import LAYOUTS, Rule
 from keras_vit.checkpoints.positions import resample_positions
 from keras_vit.checkpoints.reading import CheckpointError
 from keras_vit.checkpoints.report import LoadReport
-from keras_vit.models import config_of
+from keras_vit.models import Preprocessing, config_of
 
 POSITIONS = "patch_encoder/position_embedding"
 CLASS_TOKEN = "patch_encoder/class_token"
@@ -65,7 +65,7 @@ def load_checkpoint(model, path, *, accept=()):
         raise ValueError(f"`accept` may hold {', '.join(ACCEPTABLE)}. Received: accept={accept}")
     config = config_of(model)
     weights = {weight.path: weight for weight in model.weights}
-    with open_checkpoint(path, config) as checkpoint:
+    with open_checkpoint(path) as checkpoint:
         plan = _make_plan(checkpoint, config, weights, set(accept))
         if plan.problems:
             raise CheckpointError(
@@ -99,31 +99,41 @@ def _file_names(checkpoint, rule):
 def _make_plan(checkpoint, config, weights, accept):
     plan = _Plan()
     rules = {rule.weight: rule for rule in checkpoint.rules(config)}
-    head_fits = _head_fits(checkpoint, config)
+    head = _head_state(checkpoint, config)
     shapes = {name: checkpoint.file.shapes[file] for name, file in checkpoint.names.items()}
     for name, weight in weights.items():
         rule = rules.get(name, Rule(name, (name,)))
-        present = [tensor for tensor in rule.tensors if tensor in shapes]
-        if name.startswith("head/") and not head_fits:
-            plan.new[name] = "zero, for a head of another class count"
-        elif name.startswith("pre_logits/") and not head_fits:
-            plan.new[name] = "as initialised, under a new head"
-        elif len(present) == len(rule.tensors):
-            _place(plan, checkpoint, config, rule, tuple(weight.shape), shapes)
-        elif not head_fits and name.startswith("pool/"):
-            plan.new[name] = "as initialised: the file pools otherwise"
-        elif not head_fits and name == CLASS_TOKEN:
-            plan.new[name] = "zero: the file has no class token"
+        start = _new_start(name, head, all(tensor in shapes for tensor in rule.tensors))
+        missing = sorted(set(rule.tensors) - set(shapes))
+        if start:
+            plan.new[name] = start
+        elif missing:
+            plan.problems += [f"missing: {tensor}, for the model's {name}" for tensor in missing]
         else:
-            for tensor in set(rule.tensors) - set(present):
-                plan.problems.append(f"missing: {tensor}, for the model's {name}")
-    _account_for_tensors(plan, checkpoint, config, rules, weights, head_fits)
-    plan.problems += _differences(checkpoint.facts, config, head_fits, accept)
+            _place(plan, checkpoint, config, rule, tuple(weight.shape), shapes)
+    _account_for_tensors(plan, checkpoint, config, rules, weights, head)
+    plan.problems += _differences(checkpoint.facts, config, head, accept)
     return plan
 
 
-def _head_fits(checkpoint, config):
-    return config.include_top and checkpoint.facts.get("num_classes") == config.num_classes
+def _head_state(checkpoint, config):
+    """What the model's head is: the file's (`"same"`), another (`"new"`), or none (`"none"`)."""
+    if not config.include_top:
+        return "none"
+    return "same" if checkpoint.facts.get("num_classes") == config.num_classes else "new"
+
+
+def _new_start(name, head, is_in_file):
+    """How a weight starts that is not taken from the file; None for those that are."""
+    if name.startswith("head/") and head == "new":
+        return "zero, for a head of another class count"
+    if name.startswith("pre_logits/") and head == "new":
+        return "as initialised, under a new head"
+    if is_in_file or head == "same":
+        return None
+    if name.startswith("pool/"):
+        return "as initialised: the file pools otherwise"
+    return "zero: the file has no class token" if name == CLASS_TOKEN else None
 
 
 def _place(plan, checkpoint, config, rule, weight_shape, shapes):
@@ -149,9 +159,7 @@ def _place_positions(plan, checkpoint, config, rule, weight_shape, shape):
             f"(1, positions, {weight_shape[2]})"
         )
         return
-    prefix = int(checkpoint.facts.get("class_token", config.class_token))
-    count = shape[1] - prefix
-    grid = _source_grid(checkpoint.facts, config, count)
+    count, grid = checkpoint.patch_positions, _source_grid(checkpoint, config)
     if grid is None or grid[0] * grid[1] != count:
         plan.problems.append(
             f"positions: {name} holds {count} patch positions, which are "
@@ -160,7 +168,7 @@ def _place_positions(plan, checkpoint, config, rule, weight_shape, shape):
         )
         return
     plan.source_grid = grid
-    if grid == config.grid and prefix == config.prefix_tokens:
+    if grid == config.grid and checkpoint.facts["class_token"] == config.class_token:
         plan.used[rule.weight] = rule
         return
     plan.resampled[rule.weight] = rule
@@ -170,38 +178,49 @@ def _place_positions(plan, checkpoint, config, rule, weight_shape, shape):
     )
 
 
-def _source_grid(facts, config, count):
+def _source_grid(checkpoint, config):
+    facts, count = checkpoint.facts, checkpoint.patch_positions
     if "image_size" in facts:
         sides = zip(facts["image_size"], facts["patch_size"], strict=True)
         return tuple(size // patch for size, patch in sides)
-    # No square and no config: the one grid that is known of is the model's.
-    return config.grid if config.grid[0] * config.grid[1] == count else None
+    # As the formats' own code: positions of the right number are taken as they are, others are
+    # those of a square.
+    if config.grid[0] * config.grid[1] == count:
+        return config.grid
+    side = math.isqrt(max(0, count))
+    return (side, side) if side * side == count else None
 
 
-def _account_for_tensors(plan, checkpoint, config, rules, weights, head_fits):
+def _account_for_tensors(plan, checkpoint, config, rules, weights, head):
     placed = {tensor for rule in (plan.used | plan.resampled).values() for tensor in rule.tensors}
-    known = {tensor: rule.weight for rule in rules.values() for tensor in rule.tensors}
+    weight_of = {tensor: rule.weight for rule in rules.values() for tensor in rule.tensors}
     for tensor, name in checkpoint.names.items():
-        if tensor in placed:
-            continue
-        weight = known.get(tensor, "")
-        if weight in weights and not weight.startswith(("head/", "pre_logits/")):
-            continue  # Its shape is among the problems already.
-        if weight.startswith("head/") and not config.include_top:
-            plan.dropped[name] = "the model has no head"
-        elif weight.startswith("head/") and not head_fits:
-            plan.dropped[name] = (
-                f"{checkpoint.facts.get('num_classes')} classes in the file, "
-                f"{config.num_classes} in the model"
-            )
-        elif weight.startswith("pre_logits/") and not head_fits:
-            plan.dropped[name] = "the head that it belongs to is left out"
-        elif weight.startswith("pool/") and not head_fits:
-            plan.dropped[name] = "the model pools otherwise"
-        elif weight == CLASS_TOKEN and not head_fits:
-            plan.dropped[name] = "the model has no class token"
-        elif weight not in weights:
+        weight = weight_of.get(tensor, "")
+        if tensor in placed or (weight in weights and weight not in plan.new):
+            continue  # If it is not placed, its shape is among the problems.
+        reason = _reason_to_drop(weight, checkpoint.facts, config, head)
+        if reason:
+            plan.dropped[name] = reason
+        else:
             plan.problems.append(f"unexpected: {name}{_advice(weight, checkpoint.facts)}")
+
+
+def _reason_to_drop(weight, facts, config, head):
+    """Why a tensor has no place in the model, where that is as it should be; else None."""
+    part = weight.partition("/")[0]
+    if part == "head" and head == "none":
+        return "the model has no head"
+    if part == "head" and head == "new":
+        return f"{facts.get('num_classes')} classes in the file, {config.num_classes} in the model"
+    if part == "pre_logits" and head == "new":
+        return "the head that it belongs to is left out"
+    if part == "pre_logits" and head == "none":
+        return "the model ends before it"
+    if part == "pool" and head != "same":
+        return "the model pools otherwise"
+    if weight == CLASS_TOKEN and head != "same":
+        return "the model has no class token"
+    return None
 
 
 def _advice(weight, facts):
@@ -215,10 +234,10 @@ def _advice(weight, facts):
     return ", for which the model has no weight"
 
 
-def _differences(facts, config, head_fits, accept):
+def _differences(facts, config, head, accept):
     differences = []
     for name in ACCEPTABLE:
-        if name not in facts or name in accept or (name == "pooling" and not head_fits):
+        if name not in facts or name in accept or (name == "pooling" and head != "same"):
             continue
         ours, theirs = getattr(config, name), facts[name]
         if name == "preprocessing":
@@ -229,8 +248,9 @@ def _differences(facts, config, head_fits, accept):
             same = ours == theirs
         if not same:
             differences.append(
-                f"{name}: the file's is {theirs}, the model's {ours}; build the model like the "
-                f'file, or pass accept=("{name}",)'
+                f"{name}: the file's is {theirs}, the model's {ours}; build the model with "
+                f"{name}={_argument(theirs)}{_POOLING_ADVICE if name == 'pooling' else ''}, or "
+                f'pass accept=("{name}",) to load_checkpoint'
             )
     heads = facts.get("num_heads")
     if heads is not None and heads != config.num_heads:
@@ -238,10 +258,18 @@ def _differences(facts, config, head_fits, accept):
     return differences
 
 
+# A head learned on one pooling computes something else on another.
+_POOLING_ADVICE = ", with a new head (another num_classes) or with include_top=False"
+
+
+def _argument(value):
+    return f"({value.mean}, {value.std})" if isinstance(value, Preprocessing) else repr(value)
+
+
 def _read_weight(checkpoint, rule, plan, config, weights):
     tensors = [checkpoint.file.read(name) for name in _file_names(checkpoint, rule)]
     if rule.weight == POSITIONS:
-        prefix = int(checkpoint.facts.get("class_token", config.class_token))
+        prefix = int(checkpoint.facts["class_token"])
         return _fit_positions(tensors[0], plan.source_grid, config, prefix, checkpoint.resampling)
     return LAYOUTS[rule.layout].combine(tensors, tuple(weights[rule.weight].shape))
 

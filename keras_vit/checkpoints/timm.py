@@ -3,10 +3,10 @@
 import re
 
 from keras_vit.checkpoints.layouts import Rule
-from keras_vit.checkpoints.positions import square_image_size
 from keras_vit.models import VARIANTS, Preprocessing
 
 FORMAT = "timm"
+POSITIONS = "pos_embed"
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
@@ -26,7 +26,7 @@ def rules(config):
         Rule("patch_encoder/projection/kernel", ("patch_embed.proj.weight",), "torch_patches"),
         Rule("patch_encoder/projection/bias", ("patch_embed.proj.bias",)),
         Rule("patch_encoder/class_token", ("cls_token",)),
-        Rule("patch_encoder/position_embedding", ("pos_embed",)),
+        Rule("patch_encoder/position_embedding", (POSITIONS,)),
     ]
     for index in range(config.depth):
         block, tensor = f"block_{index}", f"blocks.{index}"
@@ -76,70 +76,120 @@ def facts(shapes, hub_config):
         "pool_norm": "fc_norm.weight" in shapes,
         "pooling": "avg" if "fc_norm.weight" in shapes or "cls_token" not in shapes else "token",
     }
-    positions = shapes.get("pos_embed", (1, 0, 0))[1] - known["class_token"]
-    image_size = square_image_size(positions, known["patch_size"])
-    if image_size:
-        known["image_size"] = image_size
-    hidden = shapes.get("blocks.0.mlp.fc1.bias", ())
-    if len(hidden) == 1:
-        known["mlp_dim"] = hidden[0]
+    known["mlp_dim"] = shapes["blocks.0.mlp.fc1.bias"][0]
     if "head.bias" in shapes:
         known["num_classes"] = shapes["head.bias"][0]
     if "pre_logits.fc.bias" in shapes:
         known["representation_size"] = shapes["pre_logits.fc.bias"][0]
     notes = []
-    for row in VARIANTS.values():
-        sizes = ("hidden_size", "depth", "mlp_dim")
-        if all(known.get(size) == row[size] for size in sizes):
-            known["num_heads"] = row["num_heads"]
-            notes.append(f"{row['num_heads']} heads, as published for this width and depth")
-            break
     if hub_config is None:
         # A bare file says neither; these are timm's for every plain ViT and DeiT.
         known |= {"activation": "gelu", "layer_norm_epsilon": 1e-6}
         notes.append("exact GELU and epsilon 1e-6, timm's defaults: no config.json beside the file")
     else:
-        known |= _hub_facts(hub_config)
-        if "num_heads" in hub_config.get("model_args", {}):
-            notes = []
+        positions = shapes.get(POSITIONS, (1, 0, 0))[1] - known["class_token"]
+        known |= _hub_facts(hub_config, known["patch_size"], positions)
+    if "num_heads" not in known:
+        known |= _published_heads(known, (hub_config or {}).get("architecture", ""), notes)
     return known, notes
 
 
-# timm's names of activations and poolings in `model_args`.
+# Heads of the sizes that timm's architecture names say.
+_HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16, "giant": 16}
+
+
+def _published_heads(known, architecture, notes):
+    for row in VARIANTS.values():
+        if all(known[size] == row[size] for size in ("hidden_size", "depth", "mlp_dim")):
+            notes.append(f"{row['num_heads']} heads, as published for this width and depth")
+            return {"num_heads": row["num_heads"]}
+    for word, heads in _HEADS.items():
+        if f"_{word}_" in architecture and known["hidden_size"] % heads == 0:
+            notes.append(f"{heads} heads, as {architecture} has them")
+            return {"num_heads": heads}
+    return {}
+
+
+# timm's names of activations and poolings.
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 _POOLINGS = {"token": "token", "avg": "avg", "map": "map", "": None}
+# Arguments of timm's constructor that are read here or seen in the tensors, and such as change
+# nothing when a model is evaluated. One that is not listed may change the function.
+_KNOWN_ARGUMENTS = frozenset(
+    [
+        "img_size",
+        "patch_size",
+        "embed_dim",
+        "depth",
+        "num_heads",
+        "mlp_ratio",
+        "act_layer",
+        "norm_eps",
+        "global_pool",
+        "num_classes",
+        "in_chans",
+        "class_token",
+        "drop_rate",
+        "pos_drop_rate",
+        "patch_drop_rate",
+        "proj_drop_rate",
+        "attn_drop_rate",
+        "drop_path_rate",
+        "weight_init",
+        "fix_init",
+        "strict_img_size",
+        "dynamic_img_size",
+        "dynamic_img_pad",
+        "fc_norm",
+        "final_norm",
+        "qkv_bias",
+    ]
+)
 
 
-def _hub_facts(hub_config):
-    arguments = hub_config.get("model_args", {})
-    pretrained = hub_config.get("pretrained_cfg", {})
+def _hub_facts(hub_config, patch_size, positions):
+    arguments = hub_config.get("model_args") or {}
+    # Older files keep it on the first level.
+    pretrained = hub_config.get("pretrained_cfg") or hub_config
+    unknown = [name for name, value in arguments.items() if value and name not in _KNOWN_ARGUMENTS]
+    if unknown or not arguments.get("qkv_bias", True) or not arguments.get("final_norm", True):
+        raise ValueError(
+            "unsupported model_args: "
+            + ", ".join(f"{name}={arguments[name]!r}" for name in unknown or arguments)
+        )
     known = {
         "activation": _translated(arguments, "act_layer", "gelu", _ACTIVATIONS),
-        "layer_norm_epsilon": float(arguments.get("norm_eps", 1e-6)),
+        "layer_norm_epsilon": float(arguments.get("norm_eps") or 1e-6),
     }
-    if "global_pool" in arguments:
-        known["pooling"] = _translated(arguments, "global_pool", "token", _POOLINGS)
-    if "num_heads" in arguments:
+    pooling = arguments.get("global_pool", hub_config.get("global_pool"))
+    if pooling is not None:
+        known["pooling"] = _translated({"global_pool": pooling}, "global_pool", "", _POOLINGS)
+    if arguments.get("num_heads"):
         known["num_heads"] = int(arguments["num_heads"])
-    size = arguments.get("img_size") or pretrained.get("input_size", ())[1:]
-    if size:
-        known["image_size"] = (size, size) if isinstance(size, int) else tuple(size)
+    # What the constructor was given is so; the input size may be that of an ancestor.
+    size, told = arguments.get("img_size"), True
+    if size is None:
+        size, told = (pretrained.get("input_size") or (3, 0, 0))[1:], False
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    fits = (size[0] // patch_size[0]) * (size[1] // patch_size[1]) == positions
+    if told or fits:
+        known["image_size"] = size
     if "mean" in pretrained and "std" in pretrained:
         known["preprocessing"] = Preprocessing(
             mean=tuple(pretrained["mean"]),
             std=tuple(pretrained["std"]),
-            crop_fraction=pretrained.get("crop_pct", 0.875),
-            crop_mode=pretrained.get("crop_mode", "center"),
-            interpolation=pretrained.get("interpolation", "bicubic"),
+            crop_fraction=pretrained.get("crop_pct") or 0.875,
+            crop_mode=pretrained.get("crop_mode") or "center",
+            interpolation=pretrained.get("interpolation") or "bicubic",
         )
     return known
 
 
 def _translated(arguments, name, default, table):
-    value = arguments.get(name, default)
+    value = arguments.get(name) or default
     if value not in table:
         raise ValueError(
-            f"config.json: unsupported `{name}`. Expected one of "
+            f"unsupported `{name}` in config.json. Expected one of "
             f"{', '.join(map(repr, table))}. Received: {name}={value!r}"
         )
     return table[value]

@@ -6,8 +6,8 @@ from keras import ops
 
 from keras_vit.data.batches import resize_pair, size_pair
 from keras_vit.data.images import covering_size, evaluation_geometry
-from keras_vit.layers.image_preprocessing import CROP_MODES
-from keras_vit.layers.resampling import INTERPOLATIONS, resampling_matrix
+from keras_vit.layers.image_preprocessing import check_evaluation_policy
+from keras_vit.layers.resampling import resampling_matrix
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
@@ -66,16 +66,7 @@ class ResizeAndCrop(keras.layers.Layer):
         self.image_size = size_pair(image_size)
         self.resize_size = None if resize_size is None else size_pair(resize_size)
         self._resize_size = resize_pair(self.resize_size, self.image_size)
-        if not 0 < crop_fraction <= 1:
-            raise ValueError(
-                f"`crop_fraction` must be in (0, 1]. Received: crop_fraction={crop_fraction}"
-            )
-        for name, value, known in (
-            ("crop_mode", crop_mode, CROP_MODES),
-            ("interpolation", interpolation, INTERPOLATIONS),
-        ):
-            if value not in known:
-                raise ValueError(f"`{name}` must be one of {', '.join(known)}. Received: {value!r}")
+        check_evaluation_policy(crop_fraction, crop_mode, interpolation)
         self.crop_fraction = float(crop_fraction)
         self.crop_mode = crop_mode
         self.interpolation = interpolation

@@ -59,22 +59,8 @@ class ImagePreprocessing(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.mean = _per_channel(mean)
         self.std = _per_channel(std)
-        if min(self.std) <= 0:
-            raise ValueError(f"`std` must be positive. Received: std={std}")
-        if not 0 < crop_fraction <= 1:
-            raise ValueError(
-                f"`crop_fraction` must be in (0, 1]. Received: crop_fraction={crop_fraction}"
-            )
-        if crop_mode not in CROP_MODES:
-            raise ValueError(
-                f"`crop_mode` must be one of {', '.join(CROP_MODES)}. "
-                f"Received: crop_mode={crop_mode!r}"
-            )
-        if interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"`interpolation` must be one of {', '.join(INTERPOLATIONS)}. "
-                f"Received: interpolation={interpolation!r}"
-            )
+        check_scaling(self.mean, self.std)
+        check_evaluation_policy(crop_fraction, crop_mode, interpolation)
         self.crop_fraction = float(crop_fraction)
         self.crop_mode = crop_mode
         self.interpolation = interpolation
@@ -100,6 +86,31 @@ class ImagePreprocessing(keras.layers.Layer):
             "crop_mode": self.crop_mode,
             "interpolation": self.interpolation,
         }
+
+
+def check_scaling(mean, std):
+    """Raises a ValueError that names `mean` or `std` if they cannot scale pixels."""
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, 3):
+            raise ValueError(f"`{name}` must have 1 or 3 values. Received: {name}={values}")
+    if not min(std) > 0:
+        raise ValueError(f"`std` must be positive. Received: std={std}")
+
+
+def check_evaluation_policy(crop_fraction, crop_mode, interpolation):
+    """Raises a ValueError that names the argument that is out of its range."""
+    if not 0 < crop_fraction <= 1:
+        raise ValueError(
+            f"`crop_fraction` must be in (0, 1]. Received: crop_fraction={crop_fraction}"
+        )
+    for name, value, known in (
+        ("crop_mode", crop_mode, CROP_MODES),
+        ("interpolation", interpolation, INTERPOLATIONS),
+    ):
+        if value not in known:
+            raise ValueError(
+                f"`{name}` must be one of {', '.join(known)}. Received: {name}={value!r}"
+            )
 
 
 def _per_channel(value):

@@ -1,5 +1,7 @@
 """The layer that cuts images into patches."""
 
+from numbers import Integral
+
 import keras
 from keras import ops
 
@@ -87,10 +89,10 @@ def as_pair(value, argument):
     (16, 16)
     """
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    whole = all(isinstance(side, int) and not isinstance(side, bool) for side in pair)
+    whole = all(isinstance(side, Integral) and not isinstance(side, bool) for side in pair)
     if len(pair) != 2 or not whole or min(pair) < 1:
         raise ValueError(
             f"`{argument}` must be a positive int or a pair of them (height, width). "
             f"Received: {argument}={value!r}"
         )
-    return pair
+    return int(pair[0]), int(pair[1])

@@ -1,6 +1,7 @@
 """What a Vision Transformer is: one dataclass."""
 
 import dataclasses
+from numbers import Integral
 from typing import Any
 
 from keras_vit.layers.activations import get_activation
@@ -96,8 +97,9 @@ class VisionTransformerConfig:
             counts += ("representation_size",)
         for name in counts:
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}` must be a positive int. Received: {name}={value!r}")
+            set_field(self, name, int(value))
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 "`hidden_size` must be a multiple of `num_heads`. Received: "

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from keras_vit.layers.image_preprocessing import check_evaluation_policy, check_scaling
 from keras_vit.layers.nearest import nearest_names
 
 
@@ -27,8 +28,10 @@ class Preprocessing:
     def __post_init__(self):
         for name in ("mean", "std"):
             value = getattr(self, name)
-            values = tuple(map(float, value)) if hasattr(value, "__len__") else (float(value),) * 3
-            object.__setattr__(self, name, values)
+            values = tuple(map(float, value)) if hasattr(value, "__len__") else (float(value),)
+            object.__setattr__(self, name, values * 3 if len(values) == 1 else values)
+        check_scaling(self.mean, self.std)
+        check_evaluation_policy(self.crop_fraction, self.crop_mode, self.interpolation)
 
     def scales_like(self, other):
         """Whether mean and std are those of `other`."""

@@ -5,7 +5,8 @@ import fnmatch
 import inspect
 from pathlib import Path
 
-from keras_vit.checkpoints import load_checkpoint, open_checkpoint
+from keras_vit.checkpoints import CheckpointError, load_checkpoint, open_checkpoint
+from keras_vit.checkpoints.positions import square_image_size
 from keras_vit.layers.nearest import nearest_names
 from keras_vit.models import VARIANTS, VisionTransformerConfig, vision_transformer
 from keras_vit.models.variants import get_variant
@@ -106,38 +107,23 @@ def create(
     if weights is None:
         return vision_transformer(config, dtype=dtype, name=name or variant)
     path = _weights_path(weights)
-    with open_checkpoint(path, config) as checkpoint:
-        config = _adopt_facts(config, chosen, checkpoint.facts, path)
+    with open_checkpoint(path) as checkpoint:
+        config = _adopt_facts(config, chosen, checkpoint)
     model = vision_transformer(config, dtype=dtype, name=name or variant)
-    load_checkpoint(model, path, accept=tuple(chosen))
+    load_checkpoint(model, path, accept=_accepted(chosen))
     return model
 
 
-def from_checkpoint(
-    path,
-    num_classes=None,
-    *,
-    image_size=None,
-    num_heads=None,
-    preprocessing=None,
-    activation=None,
-    dtype=None,
-    name=None,
-    **fields,
-):
+def from_checkpoint(path, num_classes=None, *, dtype=None, name=None, **fields):
     """Builds the model that a checkpoint describes, and loads it.
 
     Args:
         path: As `weights` of `create`, but .weights.h5, which does not tell the architecture.
         num_classes: Number of outputs; None keeps the checkpoint's head.
-        image_size: Size of the images in pixels: an int, or (height, width); None for the
-            checkpoint's.
-        num_heads: Number of attention heads, where the file does not tell.
-        preprocessing: As in `create`; needed where the file does not tell.
-        activation: As in `create`.
         dtype: Dtype policy, e.g. `"mixed_bfloat16"`; None for the global one.
         name: Name of the Keras model; the file's if None.
-        **fields: Other fields of `VisionTransformerConfig`, e.g. `drop_path=0.1`.
+        **fields: Fields of `VisionTransformerConfig`, in place of what the file tells, or where it
+            does not: `image_size`, `num_heads`, `preprocessing`, `activation`, `drop_path`, ….
 
     Returns:
         A functional `keras.Model`.
@@ -145,6 +131,7 @@ def from_checkpoint(
     Raises:
         ValueError: If the file is no checkpoint, or does not tell something that no argument
             says either.
+        FileNotFoundError: If there is no such file.
 
     Example:
 
@@ -153,52 +140,82 @@ def from_checkpoint(
     ```
     """
     path = _weights_path(path)
-    with open_checkpoint(path) as checkpoint:
-        facts = dict(checkpoint.facts)
-    if num_heads is None and "num_heads" not in facts:
-        raise ValueError(f"{path} does not tell the number of heads; pass `num_heads`")
-    if image_size is None and "image_size" not in facts:
-        raise ValueError(
-            f"{path} does not tell the image size, and its positions are no square grid; pass "
-            "`image_size`"
-        )
-    if num_classes is None and "num_classes" not in facts:
-        fields.setdefault("include_top", False)
-    given = {
-        "num_classes": num_classes,
-        "image_size": image_size,
-        "num_heads": num_heads,
-        "preprocessing": preprocessing,
-        "activation": activation,
-    }
-    given = {key: value for key, value in given.items() if value is not None} | fields
-    if given.get("num_classes", facts.get("num_classes")) != facts.get("num_classes"):
-        facts.pop("representation_size", None)
-    known = {field.name for field in dataclasses.fields(VisionTransformerConfig)}
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise TypeError(
-            f"from_checkpoint() got an unknown argument. {nearest_names(unknown[0], known)} "
-            f"Received: {unknown[0]}={given[unknown[0]]!r}"
-        )
-    if "preprocessing" not in facts | given and given.get("include_preprocessing", True):
-        _ask_for_preprocessing(path)
-    config = VisionTransformerConfig(**{**facts, **given})
+    config = checkpoint_config(path, num_classes, **fields)
     model = vision_transformer(config, dtype=dtype, name=name or _model_name(path))
-    accept = [name for name in ("activation", "preprocessing") if given.get(name) is not None]
-    load_checkpoint(model, path, accept=tuple(accept))
+    load_checkpoint(model, path, accept=_accepted(fields))
     return model
 
 
-def _adopt_facts(config, chosen, facts, path):
-    if config.include_preprocessing and "preprocessing" not in facts | chosen:
+def checkpoint_config(path, num_classes=None, **fields):
+    """The config of the model that a checkpoint describes.
+
+    Args:
+        path: As in `from_checkpoint`.
+        num_classes: As in `from_checkpoint`.
+        **fields: As in `from_checkpoint`; None stands for what the file tells.
+
+    Returns:
+        A `VisionTransformerConfig`.
+
+    Raises:
+        ValueError: As `from_checkpoint`.
+    """
+    known = {field.name for field in dataclasses.fields(VisionTransformerConfig)}
+    for field in fields:
+        if field not in known:
+            raise TypeError(
+                f"from_checkpoint() got an unknown argument. {nearest_names(field, known)} "
+                f"Received: {field}={fields[field]!r}"
+            )
+    path = _weights_path(path)
+    with open_checkpoint(path) as checkpoint:
+        facts, positions = dict(checkpoint.facts), checkpoint.patch_positions
+    if "patch_size" not in facts:
+        raise CheckpointError(
+            f"{path} stores weights without the architecture. Build the model "
+            "(keras_vit.create) and pass the file as `weights`, or use a .keras file"
+        )
+    given = {key: value for key, value in fields.items() if value is not None}
+    if "pooling" in fields:
+        given["pooling"] = fields["pooling"]  # None is a pooling too.
+    if num_classes is not None:
+        given["num_classes"] = num_classes
+        if num_classes != facts.get("num_classes"):
+            facts.pop("representation_size", None)
+    elif "num_classes" not in facts:
+        given.setdefault("include_top", False)
+    if "image_size" not in facts | given:
+        size = square_image_size(positions, facts["patch_size"])
+        if size is None:
+            raise ValueError(
+                f"{path} does not tell the image size: its {positions} patch positions are no "
+                "square grid; pass `image_size`"
+            )
+        facts["image_size"] = size
+    if "num_heads" not in facts | given:
+        raise ValueError(f"{path} does not tell the number of heads; pass `num_heads`")
+    known = facts | given
+    if known.get("include_preprocessing", True) and "preprocessing" not in known:
         _ask_for_preprocessing(path)
+    return VisionTransformerConfig(**known)
+
+
+def _accepted(fields):
+    """What `load_checkpoint` is to accept: what the caller decided in the file's place."""
+    return tuple(name for name in ("activation", "preprocessing") if fields.get(name) is not None)
+
+
+def _adopt_facts(config, chosen, checkpoint):
+    facts = checkpoint.facts
+    unsaid = "preprocessing" not in facts | chosen and checkpoint.format != "keras"
+    if config.include_preprocessing and unsaid:
+        _ask_for_preprocessing(checkpoint.file.path)
     adopted = {
         name: facts[name]
         for name in ("activation", "preprocessing", "layer_norm_epsilon")
         if name in facts and name not in chosen
     }
-    if config.pooling == facts.get("pooling"):
+    if config.pooling == facts.get("pooling", config.pooling) and config.pooling is not None:
         adopted["pool_norm"] = facts.get("pool_norm", False)
     return dataclasses.replace(config, **adopted)
 
