@@ -1,6 +1,5 @@
 """The command line `keras-vit`: each subcommand is one function that calls the package."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -111,10 +110,11 @@ def predict(
     classifier, class_names = _load_classifier(model, image_size, preprocessing)
     class_names = class_names or _indices(classifier)
     policy = classifier.get_layer("preprocessing")
+    is_softmax = models.config_of(classifier).classifier_activation == "softmax"
     for file in images:
         pixels = data.prepare_image(data.decode_image(file), classifier.input_shape[1:3], policy)
-        logits = classifier.predict_on_batch(pixels[None])
-        probabilities = np.asarray(keras.ops.softmax(logits))[0]
+        outputs = np.asarray(classifier.predict_on_batch(pixels[None]))
+        probabilities = outputs[0] if is_softmax else np.asarray(keras.ops.softmax(outputs))[0]
         print(file)
         for index in np.argsort(-probabilities, kind="stable")[:5]:
             print(f"  {probabilities[index]:7.2%}  {class_names[index]}")
@@ -185,11 +185,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _load_classifier(model, image_size, preprocessing):
     """The model to be asked, which returns logits, and the names of its classes or None."""
     path = Path(model).expanduser()
-    file = path / "model.keras" if (path / "model.keras").exists() else path
-    classifier = zoo.from_checkpoint(file, image_size=image_size, preprocessing=preprocessing)
+    classifier = zoo.from_checkpoint(path, image_size=image_size, preprocessing=preprocessing)
     if classifier.layers[-1].name != "head":
-        raise ValueError(f"{file} has no classification head; fine-tune it first")
-    return classifier, _class_names(file.parent / "class_names.txt", classifier.output_shape[-1])
+        raise ValueError(f"{path} has no classification head; fine-tune it first")
+    if len(classifier.output_shape) != 2:
+        raise ValueError(f"{path} answers for every token; expected one answer an image")
+    names = (path if path.is_dir() else path.parent) / "class_names.txt"
+    return classifier, _class_names(names, classifier.output_shape[-1])
 
 
 def _class_names(file, count):
@@ -206,9 +208,9 @@ def _indices(classifier):
 
 
 def _load_split(source, data_dir, split, class_names, model):
-    loaded = data.load_data(
-        source, data_dir=data_dir, class_names=class_names, **_division(source, model)
-    )
+    loaded = _as_in_the_run(source, data_dir, model)
+    if loaded is None:
+        loaded = data.load_data(source, data_dir=data_dir, class_names=class_names, test_fraction=1)
     images = getattr(loaded, split)
     if images is None:
         present = [name for name in ("train", "validation", "test") if getattr(loaded, name)]
@@ -222,11 +224,15 @@ def _load_split(source, data_dir, split, class_names, model):
     return images
 
 
-def _division(source, model):
-    """How a data set without splits is divided: a run's own as the run divided it."""
-    file = Path(model).expanduser() / "recipe.json"
-    if file.exists():
-        recipe = json.loads(file.read_text(encoding="utf-8"))["recipe"]
-        if Path(recipe["data"]).expanduser().resolve() == Path(source).expanduser().resolve():
-            return {"seed": recipe["seed"]}
-    return {"test_fraction": 1}
+def _as_in_the_run(source, data_dir, model):
+    """A run's own data set, divided as the run divided it; None for any other."""
+    path = Path(model).expanduser()
+    folder = path if path.is_dir() else path.parent
+    if not (folder / "recipe.json").exists():
+        return None
+    configuration = finetune.read_configuration(folder)
+    loaded = data.load_data(source, data_dir=data_dir, seed=configuration["recipe"]["seed"])
+    if loaded.digest != configuration["data"]["digest"]:
+        return None
+    print(f"{source} is the data set of this run, divided as the run divided it")
+    return loaded

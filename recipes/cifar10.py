@@ -20,7 +20,6 @@ from keras_vit.finetune import Recipe, run_command_line
 
 RECIPE = Recipe(
     name="cifar10",
-    model="vit_ti16",
     data="cifar10",
     image_size=224,
     steps=1000,

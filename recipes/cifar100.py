@@ -16,7 +16,6 @@ from keras_vit.finetune import Recipe, run_command_line
 
 RECIPE = Recipe(
     name="cifar100",
-    model="vit_ti16",
     data="cifar100",
     image_size=224,
     steps=1000,

@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 
 from keras_vit.data import DataSource, ImageSet, load_data
-from keras_vit.finetune import Recipe, RunResult, draw_learning_curves, run
+from keras_vit.finetune import Recipe, RunResult, draw_learning_curves, run, user_errors
 from keras_vit.models import VisionTransformerConfig
 
 ARCHITECTURE = VisionTransformerConfig(
@@ -132,4 +132,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with user_errors():
+        main()

@@ -8,11 +8,13 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
+from random_checkpoints import write_timm
 
 from keras_vit import zoo
 from keras_vit.cli import COMMANDS, main
 from keras_vit.data import load_data
 from keras_vit.finetune import Recipe
+from keras_vit.finetune.folder import describe_run
 from keras_vit.models import VisionTransformerConfig, vision_transformer
 
 CLASS_NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
@@ -187,14 +189,29 @@ def test_evaluate_names_the_splits_there_are(capsys, run_folder, images, tmp_pat
     assert "Expected --split test" in error
 
 
-def test_evaluate_leaves_out_what_the_run_trained_on(capsys, run_folder, images, tmp_path):
-    manifest = write_manifest(tmp_path, images, ["ant", "bee"] * 6)
+def test_evaluate_leaves_out_what_the_run_trained_on(
+    capsys, run_folder, images, tmp_path, monkeypatch
+):
+    manifest = write_manifest(tmp_path, images, [*CLASS_NAMES] * 2)
     folder = tmp_path / "run"
     shutil.copytree(run_folder, folder)
-    recipe = {"recipe": {"data": str(manifest), "seed": 3}}
-    (folder / "recipe.json").write_text(json.dumps(recipe))
-    printed = printed_by(capsys, "evaluate", folder, "--data", manifest)
-    assert percentages(printed)[2] == str(len(load_data(manifest, seed=3).test))
+    source = load_data(manifest, seed=3)
+    configuration = describe_run(Recipe(data=str(manifest), seed=3), source)
+    (folder / "recipe.json").write_text(json.dumps(configuration))
+    # The run's folder or its model, the manifest under any path.
+    monkeypatch.chdir(tmp_path)
+    for model in (folder, folder / "model.keras"):
+        for path in (manifest, manifest.name):
+            printed = printed_by(capsys, "evaluate", model, "--data", path)
+            assert "divided as the run divided it" in printed
+            assert percentages(printed)[2] == str(len(source.test))
+
+
+def test_class_names_are_those_in_a_hub_folder(capsys, images, tmp_path):
+    write_timm(tmp_path / "hub", image_size=(8, 8), grid=(2, 2))
+    (tmp_path / "class_names.txt").write_text("wrong\n" * 5)
+    (tmp_path / "hub" / "class_names.txt").write_text("ant\nbee\ncat\ndog\nelk\n")
+    assert "elk" in printed_by(capsys, "predict", "--model", tmp_path / "hub", images[0])
 
 
 def test_export_writes_versions(capsys, run_folder, tmp_path):
@@ -244,7 +261,7 @@ def test_help_shows_every_option_of_a_recipe_and_its_default(capsys, monkeypatch
     for field in dataclasses.fields(Recipe):
         assert field.name.replace("_", "-") in printed
     assert "(default: 0.03)" in printed
-    assert "(default: vit_ti16)" in printed
+    assert "(default: 500)" in printed
 
 
 @pytest.mark.parametrize("arguments", [["lsit"], ["finetune", "--stpes", "3"], []])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -19,8 +20,8 @@ from keras_vit.data import load_data
 from keras_vit.finetune import Recipe, TrainingDiverged, evaluate, run, wilson_interval
 from keras_vit.finetune.log import read_log
 from keras_vit.finetune.optimizer import make_optimizer
-from keras_vit.finetune.run import build_model, split_source
-from keras_vit.models import VisionTransformerConfig
+from keras_vit.finetune.run import build_model, model_config, resolve_recipe, split_source
+from keras_vit.models import VisionTransformerConfig, vision_transformer
 
 ARCHITECTURE = VisionTransformerConfig(
     patch_size=4, hidden_size=16, depth=1, mlp_dim=32, num_heads=2, image_size=8
@@ -94,7 +95,8 @@ def test_leaves_everything_needed_to_repeat_it(finished, digits):
     assert written["versions"]["keras"] == keras.__version__
     assert written["versions"]["backend"] == keras.backend.backend()
     assert written["machine"]["processors"] == os.cpu_count()
-    assert Recipe(**written["configuration"]["recipe"]) == recipe_in(folder.parent)
+    assert written["configuration"]["backend"] == keras.backend.backend()
+    assert Recipe(**written["configuration"]["recipe"]) == resolve_recipe(recipe_in(folder.parent))
 
 
 def test_log_has_a_row_every_ten_steps_and_validation_where_asked(finished):
@@ -119,7 +121,7 @@ def test_a_finished_run_is_not_repeated(finished, digits, capsys):
     again = run(recipe_in(folder.parent), source=digits, architecture=ARCHITECTURE)
     assert again == result
     assert (folder / "model.keras").stat().st_mtime_ns == before
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing more to train" in capsys.readouterr().out
 
 
 def test_a_folder_with_another_run_is_refused(finished, digits):
@@ -181,8 +183,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     with pytest.raises(TrainingDiverged) as error:
         run(recipe, source=digits, architecture=ARCHITECTURE)
     text = str(error.value)
-    kept = sorted((tmp_path / "tiny" / "checkpoints").iterdir())
-    assert kept and str(kept[-1]) in text
+    assert str(tmp_path / "tiny" / "last_good.keras") in text
+    good = keras.saving.load_model(tmp_path / "tiny" / "last_good.keras", safe_mode=True)
+    assert all(np.isfinite(weight).all() for weight in good.get_weights())
     for advice in ("--learning-rate (now 1e+30)", "--clip-norm", "--precision"):
         assert advice in text
     assert not (tmp_path / "tiny" / "result.json").exists()
@@ -194,7 +197,7 @@ def test_transfer_starts_from_the_checkpoint_with_a_head_of_zeros(finished):
     recipe = dataclasses.replace(RECIPE, weights=str(folder / "model.keras"))
     # As many classes as the checkpoint has, and another number of them.
     for num_classes in (10, 3):
-        model = build_model(recipe, num_classes, ARCHITECTURE)
+        model = build_model(recipe, model_config(recipe, ARCHITECTURE, num_classes))
         for weight in model.get_layer("head").weights:
             assert not np.asarray(weight).any()
         for weight, expected in zip(
@@ -255,7 +258,7 @@ def test_images_on_disk_are_trained_on(tmp_path):
 
 
 def test_evaluate_counts_by_hand_and_in_any_batch_size(digits):
-    model = build_model(RECIPE, 10, ARCHITECTURE)
+    model = build_model(RECIPE, model_config(RECIPE, ARCHITECTURE, 10))
     head = model.get_layer("head")
     random = np.random.default_rng(0)
     head.set_weights([random.normal(size=weight.shape) for weight in head.get_weights()])
@@ -278,7 +281,101 @@ def test_evaluate_counts_by_hand_and_in_any_batch_size(digits):
 
 def test_evaluate_refuses_a_model_with_other_classes(digits):
     with pytest.raises(ValueError, match="3 outputs, the data set 10 classes"):
-        evaluate(build_model(RECIPE, 3, ARCHITECTURE), digits.test)
+        evaluate(build_model(RECIPE, model_config(RECIPE, ARCHITECTURE, 3)), digits.test)
+
+
+def test_of_equal_outputs_the_first_class_is_the_answer(digits):
+    """A head of zeros says class 0 for every image."""
+    found = evaluate(build_model(RECIPE, model_config(RECIPE, ARCHITECTURE, 10)), digits.test)
+    assert found.accuracy == np.mean(digits.test.labels == 0)
+    assert found.top5_accuracy == np.mean(digits.test.labels < 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "vit_b61"}, "Did you mean vit_b16"),
+        ({"model": "vit_ti16", "image_size": 20, "resize_size": 24}, "multiple of the patch"),
+        ({"weights": "no/nothing.npz"}, "nothing.npz"),
+        ({"model": "vit_b16", "weights": "tiny/model.keras"}, "expected 16. Leave --model out"),
+    ],
+)
+def test_what_needs_no_images_is_checked_before_they_are_read(finished, changes, message):
+    if changes.get("weights") == "tiny/model.keras":
+        changes = changes | {"weights": str(finished[0] / "model.keras")}
+    recipe = recipe_in(finished[0].parent, name="early", data="no_such_data_set", **changes)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(recipe)
+    assert not (finished[0].parent / "early").exists()
+
+
+def test_the_architecture_is_the_checkpoints_unless_it_is_named(finished):
+    """Pooling and class token too: a mean-pooled checkpoint is fine-tuned as one."""
+    source = VisionTransformerConfig(
+        **{**dataclasses.asdict(ARCHITECTURE), "pooling": "avg", "class_token": False}
+        | {"preprocessing": "imagenet", "activation": "gelu_tanh"}
+    )
+    path = finished[0].parent / "pooled.keras"
+    vision_transformer(source).save(path)
+    recipe = dataclasses.replace(RECIPE, weights=str(path), drop_path=0.1)
+    config = model_config(recipe, num_classes=4)
+    assert (config.pooling, config.class_token) == ("avg", False)
+    assert (config.activation, config.drop_path) == ("gelu_tanh", 0.1)
+    assert config.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert build_model(recipe, config).output_shape == (None, 4)
+
+
+def test_a_bad_image_is_named_before_the_first_step(tmp_path):
+    for name in ("dark", "light"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index in range(8):
+            image = Image.fromarray(np.full((9, 9, 3), 10 * index, "uint8"))
+            image.save(tmp_path / "images" / name / f"{index}.png")
+    (tmp_path / "images" / "light" / "5.png").write_bytes(b"no image")
+    recipe = recipe_in(tmp_path, data=str(tmp_path / "images"), validation_fraction=0.2)
+    with pytest.raises(ValueError, match=r"light.5\.png"):
+        run(recipe, architecture=ARCHITECTURE)
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_a_few_images_leave_some_for_validation_or_say_what_to_pass(digits):
+    few = dataclasses.replace(RECIPE, train_images=40, validation_fraction=0.02)
+    assert len(split_source(digits, few).validation) == 10
+    with pytest.raises(ValueError, match="--validation-fraction 0"):
+        split_source(digits, dataclasses.replace(few, train_images=15))
+
+
+def test_a_batch_is_accumulated_where_a_cpu_could_not_hold_it():
+    assert resolve_recipe(Recipe(image_size=224)).micro_batch_size == 64
+    assert resolve_recipe(Recipe(image_size=384)).micro_batch_size == 16
+    assert resolve_recipe(Recipe(image_size=32)).micro_batch_size == 512
+    assert resolve_recipe(Recipe(micro_batch_size=256)).micro_batch_size == 256
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "result.json", "log.csv"])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "a,b\n1,2\n"])
+def test_damaged_files_of_a_run_are_named(tmp_path, finished, digits, capsys, name, content):
+    shutil.copytree(finished[0], tmp_path / "tiny")
+    (tmp_path / "tiny" / name).write_text(content)
+    if name == "log.csv":
+        (tmp_path / "tiny" / "result.json").unlink()
+        run(recipe_in(tmp_path), source=digits, architecture=ARCHITECTURE)
+        damaged = (tmp_path / "tiny" / "log.csv.damaged").exists()
+        assert damaged == content.endswith("\n")
+        return
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        run(recipe_in(tmp_path), source=digits, architecture=ARCHITECTURE)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="exports need TensorFlow")
+def test_export_comes_with_the_run_and_after_it(tmp_path, monkeypatch, finished, digits, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished[0], tmp_path / "runs" / "tiny")
+    exporting = recipe_in(tmp_path / "runs", export=True)
+    for expected in ("saved_models/tiny/1", "there already"):
+        run(exporting, source=digits, architecture=ARCHITECTURE)
+        assert expected in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "saved_models" / "tiny").iterdir()] == ["1"]
 
 
 @given(st.integers(1, 10_000), st.data())

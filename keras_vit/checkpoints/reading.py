@@ -12,6 +12,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+# What a folder is read by: one of the hub, one of a run.
+FOLDER_FILES = ("model.safetensors", "model.keras")
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
 
 
@@ -37,7 +39,7 @@ class TensorFile:
 
 
 def resolve_path(path):
-    """The weight file meant by `path`: itself, or the `model.safetensors` of a folder.
+    """The weight file meant by `path`: itself, or that of a hub's or a run's folder.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -46,9 +48,15 @@ def resolve_path(path):
     path = Path(path).expanduser()
     if path.is_dir():
         pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES)
-        if not (path / "model.safetensors").exists() and pickles:
+        if pickles and not any((path / name).exists() for name in FOLDER_FILES):
             _refuse_pickle(path / pickles[0])
-        path = path / "model.safetensors"
+        names = [name for name in FOLDER_FILES if (path / name).exists()]
+        if not names:
+            unfinished = " (a run that is not finished)" if (path / "recipe.json").exists() else ""
+            raise FileNotFoundError(
+                f"There is no {' and no '.join(FOLDER_FILES)} in the folder {path}{unfinished}"
+            )
+        path = path / names[0]
     if not path.exists():
         raise FileNotFoundError(f"There is no checkpoint at {path}")
     if path.suffix in PICKLES:

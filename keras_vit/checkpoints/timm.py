@@ -115,35 +115,12 @@ _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_g
 _POOLINGS = {"token": "token", "avg": "avg", "map": "map", "": None}
 # Arguments of timm's constructor that are read here or seen in the tensors, and such as change
 # nothing when a model is evaluated. One that is not listed may change the function.
-_KNOWN_ARGUMENTS = frozenset(
-    [
-        "img_size",
-        "patch_size",
-        "embed_dim",
-        "depth",
-        "num_heads",
-        "mlp_ratio",
-        "act_layer",
-        "norm_eps",
-        "global_pool",
-        "num_classes",
-        "in_chans",
-        "class_token",
-        "drop_rate",
-        "pos_drop_rate",
-        "patch_drop_rate",
-        "proj_drop_rate",
-        "attn_drop_rate",
-        "drop_path_rate",
-        "weight_init",
-        "fix_init",
-        "strict_img_size",
-        "dynamic_img_size",
-        "dynamic_img_pad",
-        "fc_norm",
-        "final_norm",
-        "qkv_bias",
-    ]
+_KNOWN_ARGUMENTS = (
+    *("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "act_layer"),
+    *("norm_eps", "global_pool", "num_classes", "in_chans", "class_token", "fc_norm"),
+    *("final_norm", "qkv_bias", "drop_rate", "pos_drop_rate", "patch_drop_rate"),
+    *("proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init", "fix_init"),
+    *("strict_img_size", "dynamic_img_size", "dynamic_img_pad"),
 )
 
 

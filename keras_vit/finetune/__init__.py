@@ -1,7 +1,8 @@
 """Fine-tuning: the recipe, the run and its report."""
 
-from keras_vit.finetune.command_line import run_command_line
+from keras_vit.finetune.command_line import run_command_line, user_errors
 from keras_vit.finetune.evaluation import Evaluation, evaluate, wilson_interval
+from keras_vit.finetune.folder import read_configuration
 from keras_vit.finetune.loop import TrainingDiverged
 from keras_vit.finetune.optimizer import SGD
 from keras_vit.finetune.precision import resolve_precision
@@ -19,8 +20,10 @@ __all__ = [
     "draw_learning_curves",
     "evaluate",
     "learning_rate",
+    "read_configuration",
     "resolve_precision",
     "run",
     "run_command_line",
+    "user_errors",
     "wilson_interval",
 ]

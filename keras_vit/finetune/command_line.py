@@ -1,8 +1,9 @@
 """Recipes as command lines."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import tyro
 
@@ -29,8 +30,18 @@ def run_command_line(recipe: Recipe, arguments: Sequence[str] | None = None) -> 
     Raises:
         SystemExit: With status 2 after a message on stderr, for what a user can put right.
     """
-    try:
+    with user_errors():
         return run(tyro.cli(Recipe, default=recipe, args=arguments))
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Ends the program with a message on stderr and status 2 for what a user can put right.
+
+    KERAS_VIT_TRACEBACK=1 in the environment shows where the error came from instead.
+    """
+    try:
+        yield
     except USER_ERRORS as error:
         if os.environ.get("KERAS_VIT_TRACEBACK"):
             raise

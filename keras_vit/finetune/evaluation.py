@@ -179,7 +179,9 @@ def _predict(model, images, batch_size):
 
 
 def _ranks(outputs, labels):
-    """How many classes have a higher output than the right one."""
-    right = np.take_along_axis(outputs, np.asarray(labels)[:, None], axis=1)
+    """How many classes come before the right one; of equal outputs the first index does."""
+    labels = np.asarray(labels)[:, None]
+    right = np.take_along_axis(outputs, labels, axis=1)
+    tied_before = (outputs == right) & (np.arange(outputs.shape[1]) < labels)
     # Not `outputs > right`: an output that is not finite must count as wrong.
-    return (~(outputs <= right)).sum(axis=1)
+    return (~(outputs <= right) | tied_before).sum(axis=1)

@@ -5,8 +5,12 @@ import hashlib
 import json
 from pathlib import Path
 
+import keras
+
+from keras_vit.checkpoints.reading import resolve_path
 from keras_vit.data import DataSource
 from keras_vit.finetune.recipe import FREE_FIELDS, Recipe, differing_fields, recipe_fields
+from keras_vit.finetune.state import read_json
 from keras_vit.models import VisionTransformerConfig
 
 
@@ -29,7 +33,9 @@ def describe_run(
             "digest": source.digest,
             "classes": len(source.class_names),
         },
+        "backend": keras.backend.backend(),
         "weights_sha256": weights_digest(recipe.weights) if recipe.weights else None,
+        "weights_config_sha256": weights_config_digest(recipe.weights) if recipe.weights else None,
     }
     # Through JSON, so that it equals what is read back: tuples become lists.
     return json.loads(json.dumps(configuration))
@@ -41,7 +47,8 @@ def deciding_options(configuration: dict) -> dict:
     Files count by their content, not by their path.
     """
     options = {**configuration["recipe"], "weights": configuration["weights_sha256"]}
-    options["architecture"] = configuration["architecture"]
+    for name in ("architecture", "weights_config_sha256", "backend"):
+        options[name] = configuration.get(name)
     data = {f"data {name}": value for name, value in configuration["data"].items()}
     del options["data"]  # The name as given may be a path.
     return {name: value for name, value in {**options, **data}.items() if name not in FREE_FIELDS}
@@ -61,7 +68,7 @@ def check_folder(folder: str | Path, configuration: dict) -> None:
                 f"{folder} holds files, but no recipe.json: it is not a run. Choose another --name"
             )
         return
-    there = json.loads(recipe_file.read_text())
+    there = read_configuration(folder)
     lines = differing_fields(deciding_options(configuration), deciding_options(there))
     if lines:
         raise ValueError(
@@ -71,15 +78,36 @@ def check_folder(folder: str | Path, configuration: dict) -> None:
         )
 
 
-def weights_digest(path: str | Path) -> str:
-    """The sha256 of a checkpoint: of the file, or of the weights in a hub folder."""
-    path = Path(path).expanduser()
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no checkpoint at {path}. Expected a .npz, .safetensors or .keras file, or "
-            "a folder with a model.safetensors in it"
+def read_configuration(folder: str | Path) -> dict:
+    """What `describe_run` wrote into the recipe.json of a run's folder.
+
+    Raises:
+        ValueError: If the file is damaged; the message names it.
+    """
+    path = Path(folder) / "recipe.json"
+    content = read_json(path)
+    parts = {"recipe", "data", "architecture", "backend", "weights_sha256"}
+    if not parts <= content.keys() or not isinstance(content["recipe"], dict):
+        raise ValueError(
+            f"{path} is damaged: it does not describe a run. Choose another --name, or delete the "
+            "folder to start anew"
         )
+    return content
+
+
+def weights_digest(path: str | Path) -> str:
+    """The sha256 of a checkpoint: of the file, or of the weights in a hub's or a run's folder."""
+    return _file_digest(resolve_path(path))
+
+
+def weights_config_digest(path: str | Path) -> str | None:
+    """The sha256 of the config.json that decides how a safetensors file is read; None without."""
+    path = Path(path).expanduser()
+    config = (path if path.is_dir() else path.parent) / "config.json"
+    is_read = path.is_dir() or path.suffix == ".safetensors"
+    return _file_digest(config) if is_read and config.is_file() else None
+
+
+def _file_digest(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

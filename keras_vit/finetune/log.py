@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import shutil
 import sys
 import time
@@ -29,12 +30,21 @@ def read_log(path: str | Path) -> list[dict[str, float]]:
     path = Path(path)
     if not path.exists():
         return []
-    text = path.read_text()
-    rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-    return [
-        {name: int(cell) if name == "step" else float(cell) for name, cell in row.items() if cell}
-        for row in rows
-    ]
+    try:
+        text = path.read_text(encoding="utf-8")
+        rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+        if rows.fieldnames and tuple(rows.fieldnames) != COLUMNS:
+            raise ValueError(f"its columns are {', '.join(rows.fieldnames)}")
+        return [
+            {
+                name: int(cell) if name == "step" else float(cell)
+                for name, cell in row.items()
+                if cell
+            }
+            for row in rows
+        ]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 class RunLog:
@@ -50,12 +60,21 @@ class RunLog:
 
     def __init__(self, folder: str | Path, start: int = 0):
         self.path = Path(folder) / "log.csv"
-        kept = [row for row in read_log(self.path) if row["step"] <= start]
+        kept = [row for row in self._read() if row["step"] <= start]
         replace_file(self.path, self._lines([dict(zip(COLUMNS, COLUMNS, strict=True)), *kept]))
         shutil.rmtree(Path(folder) / "tensorboard", ignore_errors=True)
         self._scalars = ScalarWriter(Path(folder) / "tensorboard", time.time())
         for row in kept:
             self._write_scalars(row)
+
+    def _read(self):
+        try:
+            return read_log(self.path)
+        except ValueError as error:
+            aside = self.path.with_name("log.csv.damaged")
+            os.replace(self.path, aside)
+            print(f"{error}. It is kept as {aside}; the log begins anew.")
+            return []
 
     def write(self, row: dict[str, float]) -> None:
         """Adds a row, by column; columns that are absent stay empty."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import typing
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +12,7 @@ from typing import Literal
 FREE_FIELDS = (
     "data_dir",
     "output",
+    "evaluation_batch_size",
     "evaluate_every",
     "checkpoint_every",
     "log_every",
@@ -25,7 +27,9 @@ class Recipe:
     The defaults are the protocol of "An Image is Worth 16x16 Words" (arXiv 2010.11929, appendix
     B.1.1) as google-research/vision_transformer runs it: SGD with momentum 0.9 and no weight
     decay, batches of 512, linear warm-up, cosine decay to zero, gradients clipped to a global
-    norm of 1, and a head that starts at zero.
+    norm of 1, and a head that starts at zero. Where that code crops at random by area and keeps
+    the momentum in bfloat16, this resizes, crops and mirrors as the paper's CIFAR runs do and
+    keeps the momentum in the dtype of the weights.
 
     Raises:
         ValueError: For a value outside its range; the message names the option.
@@ -39,8 +43,8 @@ class Recipe:
     name: str = "finetune"
     """Name of the run; its folder is OUTPUT/NAME."""
 
-    model: str = "vit_ti16"
-    """Architecture, one of `keras-vit list`."""
+    model: str | None = None
+    """Architecture, one of `keras-vit list`; None: the checkpoint's, vit_ti16 without one."""
 
     weights: str | None = None
     """Checkpoint to start from (.npz, .safetensors or its folder, .keras); None: random."""
@@ -87,7 +91,7 @@ class Recipe:
 
     micro_batch_size: int | None = None
     """Images on the device at once; gradients are averaged over a batch made of several. None:
-    the whole batch."""
+    the whole batch; on a CPU what needs about the memory of 64 images of 224 px."""
 
     evaluation_batch_size: int = 128
     """Images a batch of the evaluation."""
@@ -146,6 +150,9 @@ class Recipe:
     TensorFlow backend)."""
 
     def __post_init__(self) -> None:
+        for field in ("weights", "data", "data_dir", "output"):
+            if getattr(self, field) is not None:
+                object.__setattr__(self, field, os.fspath(getattr(self, field)))
         _check_name(self.name)
         _check_range("image_size", self.image_size, 1)
         _check_range("resize_size", self.resize_size, self.image_size)
@@ -172,11 +179,11 @@ class Recipe:
             "drop_path",
         ):
             _check_range(field, getattr(self, field), 0.0, below=1.0)
-        for field in ("interpolation", "optimizer", "precision"):
-            choices = typing.get_args(Recipe.__annotations__[field])
+        for field in ("preprocessing", "interpolation", "optimizer", "precision"):
+            choices = _choices(Recipe.__annotations__[field])
             if getattr(self, field) not in choices:
                 raise ValueError(
-                    f"`{field}` must be one of {', '.join(choices)}. "
+                    f"`{field}` must be one of {', '.join(map(str, choices))}. "
                     f"Received: {field}={getattr(self, field)!r}"
                 )
         if self.batch_size % (self.micro_batch_size or self.batch_size):
@@ -221,6 +228,14 @@ def recipe_fields(recipe: Recipe) -> dict:
     7
     """
     return dataclasses.asdict(recipe)
+
+
+def _choices(annotation):
+    """The values that a `Literal`, or one in a union with None, allows."""
+    parts = typing.get_args(annotation)
+    return [value for part in parts for value in (typing.get_args(part) or (part,))] + (
+        [None] if type(None) in parts else []
+    )
 
 
 def _check_name(name):

@@ -2,8 +2,6 @@
 
 import dataclasses
 import datetime
-import importlib.metadata
-import json
 import os
 import platform
 import sys
@@ -13,10 +11,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_vit._version import __version__
 from keras_vit.finetune.evaluation import Evaluation
 from keras_vit.finetune.log import read_log
 from keras_vit.finetune.precision import find_accelerator
-from keras_vit.finetune.state import replace_file
+from keras_vit.finetune.state import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -76,17 +75,15 @@ def read_result(path: str | Path) -> RunResult | None:
     path = Path(path)
     if not path.exists():
         return None
-    fields = json.loads(path.read_text())
-    for name in ("test", "validation"):
-        if fields[name]:
-            interval = tuple(fields[name].pop("interval"))
-            fields[name] = Evaluation(**fields[name], interval=interval)
-    return RunResult(**fields)
-
-
-def write_json(path: str | Path, content: dict) -> None:
-    """Writes plain values as JSON, whole or not at all."""
-    replace_file(path, (json.dumps(content, indent=2) + "\n").encode())
+    fields = read_json(path)
+    try:
+        for name in ("test", "validation"):
+            if fields[name]:
+                interval = tuple(fields[name].pop("interval"))
+                fields[name] = Evaluation(**fields[name], interval=interval)
+        return RunResult(**fields)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: it holds no result ({error!r})") from error
 
 
 def make_result(
@@ -117,13 +114,9 @@ def make_result(
 def package_versions() -> dict[str, str]:
     """Versions of Python, keras_vit, Keras, NumPy and the running backend."""
     backend = keras.backend.backend()
-    try:
-        keras_vit_version = importlib.metadata.version("keras-vit")
-    except importlib.metadata.PackageNotFoundError:
-        keras_vit_version = "not installed"
     return {
         "python": platform.python_version(),
-        "keras_vit": keras_vit_version,
+        "keras_vit": __version__,
         "keras": keras.__version__,
         "backend": backend,
         "backend_version": str(sys.modules[backend].__version__),

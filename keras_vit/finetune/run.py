@@ -9,8 +9,16 @@ from typing import Any
 
 import keras
 
-from keras_vit.checkpoints import load_checkpoint
-from keras_vit.data import DataSource, ImageSet, TrainingBatches, load_data, split_images, subset
+from keras_vit.checkpoints import load_checkpoint, open_checkpoint
+from keras_vit.data import (
+    DataSource,
+    ImageSet,
+    TrainingBatches,
+    check_images,
+    load_data,
+    split_images,
+    subset,
+)
 from keras_vit.finetune.evaluation import (
     Evaluation,
     evaluate_on_device,
@@ -19,13 +27,12 @@ from keras_vit.finetune.evaluation import (
 from keras_vit.finetune.folder import check_folder, deciding_options, describe_run
 from keras_vit.finetune.log import Meter, ProgressLine, RunLog
 from keras_vit.finetune.loop import TrainingDiverged, compile_for_training, training_steps
-from keras_vit.finetune.precision import resolve_precision
+from keras_vit.finetune.precision import find_accelerator, resolve_precision
 from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.report import (
     RunResult,
     make_result,
     read_result,
-    write_json,
     write_result,
 )
 from keras_vit.finetune.state import (
@@ -34,9 +41,15 @@ from keras_vit.finetune.state import (
     replace_file,
     restore_training_state,
     save_training_state,
+    write_json,
 )
 from keras_vit.models import VisionTransformerConfig, vision_transformer
-from keras_vit.zoo import create
+from keras_vit.models.variants import get_variant
+from keras_vit.zoo import checkpoint_config
+
+DEFAULT_MODEL = "vit_ti16"
+# 64 images of 224 px: ViT-B/16 then trains within some 20 GiB.
+PIXELS_AT_ONCE_ON_CPU = 64 * 224**2
 
 
 @dataclass(frozen=True)
@@ -81,8 +94,9 @@ def run(
         TrainingDiverged: When the loss is no longer finite. The last good checkpoint stays.
     """
     _check_backend(recipe)
-    precision: Any = resolve_precision(recipe.precision)
-    recipe = dataclasses.replace(recipe, precision=precision)
+    recipe = resolve_recipe(recipe)
+    # Whatever can be known without the images is checked before they are read or fetched.
+    model_config(recipe, architecture)
     keras.utils.set_random_seed(recipe.seed)
     source = source or load_data(recipe.data, data_dir=recipe.data_dir, seed=recipe.seed)
     splits = split_source(source, recipe)
@@ -91,14 +105,36 @@ def run(
     check_folder(folder, configuration)
     result = read_result(folder / "result.json")
     if result:
-        print(f"{folder} is finished; nothing to do.")
+        print(f"{folder} is finished; nothing more to train.")
     else:
-        model = build_model(recipe, len(source.class_names), architecture)
+        model = build_model(recipe, model_config(recipe, architecture, len(source.class_names)))
+        _check_files(folder, splits)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "recipe.json", configuration)
+        names = "\n".join(source.class_names) + "\n"
+        replace_file(folder / "class_names.txt", names.encode())
+        # A folder with a result counts as finished.
         result = _train_and_test(model, recipe, splits, folder, configuration)
+        write_result(folder / "result.json", result)
     print(f"{result}\n  files in    {folder}", flush=True)
+    if recipe.export:
+        _export(recipe, folder, splits.test.class_names)
     return result
+
+
+def resolve_recipe(recipe: Recipe) -> Recipe:
+    """The recipe with what its options leave to the machine: precision and micro-batch."""
+    accelerator = find_accelerator()
+    precision: Any = resolve_precision(recipe.precision, accelerator)
+    micro_batch_size = recipe.micro_batch_size
+    if micro_batch_size is None and accelerator.kind == "cpu":
+        fitting = max(1, PIXELS_AT_ONCE_ON_CPU // recipe.image_size**2)
+        micro_batch_size = max(
+            size
+            for size in range(1, min(fitting, recipe.batch_size) + 1)
+            if recipe.batch_size % size == 0
+        )
+    return dataclasses.replace(recipe, precision=precision, micro_batch_size=micro_batch_size)
 
 
 def split_source(source: DataSource, recipe: Recipe) -> Splits:
@@ -116,18 +152,31 @@ def split_source(source: DataSource, recipe: Recipe) -> Splits:
     if recipe.train_images is not None and recipe.train_images < len(train):
         train = subset(train, recipe.train_images, seed=recipe.seed)
     if validation is None and recipe.validation_fraction:
-        train, validation = split_images(train, recipe.validation_fraction, seed=recipe.seed)
+        # Of a small set at least as many images as there are classes.
+        fraction = max(recipe.validation_fraction, len(train.class_names) / len(train))
+        if fraction > 0.5:
+            raise ValueError(
+                f"{len(train)} training images of {len(train.class_names)} classes are too few to "
+                "hold some out for validation: pass --validation-fraction 0"
+            )
+        train, validation = split_images(train, fraction, seed=recipe.seed)
     if recipe.test_images is not None and recipe.test_images < len(test):
         test = subset(test, recipe.test_images, seed=recipe.seed)
     return Splits(train, validation, test)
 
 
-def build_model(
-    recipe: Recipe, num_classes: int, architecture: VisionTransformerConfig | None = None
-) -> keras.Model:
-    """The model of a recipe, with the weights it starts from and a head of zeros."""
+def model_config(
+    recipe: Recipe,
+    architecture: VisionTransformerConfig | None = None,
+    num_classes: int = 2,
+) -> VisionTransformerConfig:
+    """The architecture of a recipe: as given, its `model`'s, or its checkpoint's.
+
+    Raises:
+        ValueError: For an unknown model, an image size that does not fit it, a file that is no
+            checkpoint, or a checkpoint of another size than `model`.
+    """
     options: dict[str, Any] = {
-        "num_classes": num_classes,
         "image_size": recipe.image_size,
         "dropout": recipe.dropout,
         "attention_dropout": recipe.attention_dropout,
@@ -136,21 +185,70 @@ def build_model(
     if recipe.preprocessing:
         options["preprocessing"] = recipe.preprocessing
     if architecture:
-        config = dataclasses.replace(architecture, **options)
-        model = vision_transformer(config, dtype=recipe.precision)
-        if recipe.weights:
-            load_checkpoint(model, recipe.weights)
-    else:
-        model = create(recipe.model, weights=recipe.weights, dtype=recipe.precision, **options)
+        return dataclasses.replace(architecture, num_classes=num_classes, **options)
+    if not recipe.weights:
+        row = get_variant(recipe.model or DEFAULT_MODEL)
+        return VisionTransformerConfig(**row, num_classes=num_classes, **options)
+    row = get_variant(recipe.model) if recipe.model else {}
+    with open_checkpoint(recipe.weights) as checkpoint:
+        facts = checkpoint.facts
+    for field, wanted in row.items():
+        if facts.get(field, wanted) not in (wanted, (wanted, wanted)):
+            raise ValueError(
+                f"{recipe.weights} is no {recipe.model}: its {field} is {facts[field]}, expected "
+                f"{wanted}. Leave --model out to take the checkpoint's"
+            )
+    config = checkpoint_config(
+        recipe.weights,
+        num_classes,
+        num_heads=None if "num_heads" in facts else row.get("num_heads"),
+        include_top=True,
+        include_preprocessing=True,
+        **options,
+    )
+    return dataclasses.replace(config, classifier_activation=None)
+
+
+def build_model(recipe: Recipe, config: VisionTransformerConfig) -> keras.Model:
+    """The model of a recipe, with the weights it starts from and a head of zeros."""
+    # Evaluation, prediction and export prepare images as training does: no margin is cut off.
+    preprocessing = dataclasses.replace(
+        config.preprocessing,
+        crop_fraction=1.0,
+        crop_mode="center",
+        interpolation=recipe.interpolation,
+    )
+    config = dataclasses.replace(config, preprocessing=preprocessing)
+    name = recipe.model or "vision_transformer"
+    model = vision_transformer(config, dtype=recipe.precision, name=name)
+    if recipe.weights:
+        accept = ("preprocessing",) if recipe.preprocessing else ()
+        print(load_checkpoint(model, recipe.weights, accept=accept), flush=True)
     # The checkpoint's classes are others, even where there are as many of them.
     for weight in model.get_layer("head").weights:
         weight.assign(keras.ops.zeros(weight.shape))
-    # Evaluation, prediction and export prepare images as training does: no margin is cut off.
-    preprocessing = model.get_layer("preprocessing")
-    preprocessing.crop_fraction = 1.0
-    preprocessing.crop_mode = "center"
-    preprocessing.interpolation = recipe.interpolation
     return model
+
+
+def _check_files(folder, splits):
+    """Looks at every image file once, before the first step of a run."""
+    sets = [images for images in (splits.train, splits.validation, splits.test) if images]
+    files = sum(len(images) for images in sets if not images.in_memory)
+    if files and not (folder / "recipe.json").exists():
+        line = ProgressLine(files, " files looked at")
+        check_images(*sets, progress=lambda done, _: line.show(done, ""))
+        line.end()
+
+
+def _export(recipe, folder, class_names):
+    from keras_vit.export import export_saved_model
+
+    path = Path("saved_models") / recipe.name
+    if path.exists():
+        print(f"  exported    {path} is there already")
+        return
+    model = keras.saving.load_model(folder / "model.keras", compile=False)
+    print(f"  exported    {export_saved_model(model, path, class_names=class_names)}")
 
 
 def _check_backend(recipe):
@@ -181,14 +279,16 @@ def _train_and_test(model, recipe, splits, folder, configuration):
     try:
         _train(device_model, model, recipe, splits, folder, identity, done, meter)
     except (TrainingDiverged, FloatingPointError) as error:
+        restore_training_state(folder / "checkpoints", device_model, identity)
+        _save_model(model, folder / "last_good.keras")
         raise TrainingDiverged(_advice(error, recipe, folder)) from error
     seconds = done.seconds + time.perf_counter() - began
-    _save_model(model, folder, splits.test.class_names)
+    _save_model(model, folder / "model.keras")
     validation = None
     if splits.validation is not None:
         validation = _evaluate(device_model, model, splits.validation, recipe)
     test = _evaluate(device_model, model, splits.test, recipe)
-    result = make_result(
+    return make_result(
         configuration=configuration,
         test=test,
         validation=validation,
@@ -196,14 +296,6 @@ def _train_and_test(model, recipe, splits, folder, configuration):
         seconds=seconds,
         images_per_second=meter.images_per_second,
     )
-    if recipe.export:
-        from keras_vit.export import export_saved_model
-
-        path = Path("saved_models") / recipe.name
-        export_saved_model(model, path, class_names=splits.test.class_names)
-    # Last, because a folder with a result counts as finished.
-    write_result(folder / "result.json", result)
-    return result
 
 
 def _train(device_model, model, recipe, splits, folder, identity, done, meter):
@@ -217,6 +309,9 @@ def _train(device_model, model, recipe, splits, folder, identity, done, meter):
         image_size=recipe.image_size,
         **_augmentation(recipe),
     )
+    if not done.step:
+        # So that there is a good state from the first step on.
+        save_training_state(folder / "checkpoints", device_model, done, identity)
     log, line = RunLog(folder, done.step), ProgressLine(recipe.steps)
     try:
         for result in training_steps(device_model, recipe, batches, done.step):
@@ -253,18 +348,16 @@ def _evaluate(device_model, model, image_set, recipe) -> Evaluation:
     )
 
 
-def _save_model(model, folder, class_names):
-    beside = folder / ".partial.model.keras"
+def _save_model(model, path):
+    beside = path.with_name(f".partial.{path.name}")
     model.save(beside)
-    os.replace(beside, folder / "model.keras")
-    replace_file(folder / "class_names.txt", ("\n".join(class_names) + "\n").encode())
+    os.replace(beside, path)
 
 
 def _advice(error, recipe, folder):
-    checkpoints = sorted((folder / "checkpoints").glob("step_*.safetensors"))
-    kept = f"The last good checkpoint is {checkpoints[-1]}." if checkpoints else ""
     return (
-        f"{error} {kept}\nTry, under another --name: a lower --learning-rate (now "
-        f"{recipe.learning_rate}), more --warmup-steps (now {recipe.warmup_steps}), --clip-norm 1 "
-        f"(now {recipe.clip_norm}; 0 is off), or --precision float32 (now {recipe.precision})"
+        f"{error} The last good state is kept in {folder / 'last_good.keras'}.\n"
+        f"Try, under another --name: a lower --learning-rate (now {recipe.learning_rate}), more "
+        f"--warmup-steps (now {recipe.warmup_steps}), --clip-norm 1 (now {recipe.clip_norm}; 0 is "
+        f"off), or --precision float32 (now {recipe.precision})"
     )

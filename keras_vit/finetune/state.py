@@ -43,6 +43,22 @@ def replace_file(path: str | Path, data: bytes) -> None:
     os.replace(beside, path)
 
 
+def write_json(path: str | Path, content: dict) -> None:
+    """Writes plain values as JSON, whole or not at all."""
+    replace_file(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_json(path: str | Path) -> dict:
+    """Reads what `write_json` wrote; a ValueError names the file where it is damaged."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it is no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: expected an object, found {type(content).__name__}")
+    return content
+
+
 def save_training_state(
     folder: str | Path, model: keras.Model, progress: Progress, identity: str
 ) -> Path:
@@ -66,9 +82,12 @@ def save_training_state(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {name: _storable(variable) for name, variable in _state_variables(model)}
+    variable_names = {name: variable.path for name, variable in _state_variables(model)}
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise FloatingPointError(f"{name} is not finite after step {progress.step}")
+            raise FloatingPointError(
+                f"The variable {variable_names[name]} is not finite after step {progress.step}."
+            )
     metadata = {
         "step": str(progress.step),
         "seconds": repr(progress.seconds),
