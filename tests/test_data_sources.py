@@ -169,14 +169,36 @@ def test_a_folder_a_class(tmp_path):
             assert pets.class_names[label] in path.parts
 
 
-@pytest.mark.parametrize("validation", ["val", "validation"])
-def test_a_folder_that_is_divided(tmp_path, validation):
-    for split, count in (("train", 3), (validation, 2), ("test", 1)):
+@pytest.mark.parametrize(
+    "train, validation, test",
+    [
+        ("train", "val", "test"),
+        ("train", "validation", "test"),
+        ("Train", "Valid", "TEST"),
+    ],
+)
+def test_a_folder_that_is_divided(tmp_path, train, validation, test):
+    for split, count in ((train, 3), (validation, 2), (test, 1)):
         write_classes(tmp_path / split, {"dog": count, "cat": count})
     source = load_data(tmp_path)
     sizes = [len(part) for part in (source.train, source.validation, source.test)]
     assert sizes == [6, 4, 2]
-    assert all("test" in path.parts for path in source.test.images)
+    assert all(test in path.parts for path in source.test.images)
+
+
+def test_folders_that_macos_and_tools_add_are_not_read(tmp_path):
+    for split in ("train", "test"):
+        write_classes(tmp_path / split, {"dog": 2, "cat": 2, "__MACOSX": 1, ".cache": 1})
+    write_image(tmp_path / "__MACOSX/train/dog/0.png")
+    write_image(tmp_path / "train/dog/.thumbnails/0.png")
+    source = load_data(tmp_path)
+    assert source.class_names == ("cat", "dog")
+    assert (len(source.train), len(source.test)) == (4, 4)
+
+
+def test_a_lone_name_of_a_split_may_be_a_class(tmp_path):
+    write_classes(tmp_path, {"valid": 5, "invalid": 5})
+    assert load_data(tmp_path).class_names == ("invalid", "valid")
 
 
 def test_without_test_images_the_validation_images_are_the_test(tmp_path):
@@ -219,6 +241,12 @@ def test_the_digest_sees_content_and_not_place(tmp_path):
         (["cat/0.png"], "one class only: cat"),
         (["train/cat/0.png", "train/dog/0.png", "test/dogs/0.png"], "'dogs'.*Did you mean dog"),
         (["val/a/0.png", "validation/a/0.png"], "both val/ and validation/"),
+        (["train/a/0.png", "Train/a/0.png"], "both Train/ and train/"),
+        (["train/a/0.png", "validate/a/0.png", "old/a/0.png"], "has old/, validate/. Expected"),
+        (["val/a/0.png", "test/a/0.png", "training/a/0.png"], "beside them has training/"),
+        (["train/a/0.png", "test/a/0.png", "test/b/0.png"], "'b', which is none of 1 classes"),
+        (["train/a/0.png", "test/a/0.png"], "train images of one class only: a"),
+        (["test/a/0.png"], "test images of one class only: a"),
     ],
 )
 def test_folders_that_do_not_fit_are_named(tmp_path, files, message):
@@ -237,6 +265,65 @@ def test_a_name_that_several_classes_have_is_refused(tmp_path):
     write_classes(tmp_path, {"crane": 1, "otter": 1})
     with pytest.raises(ValueError, match="'crane', and several classes"):
         load_data(tmp_path, class_names=imagenet_class_names())
+
+
+def test_folders_called_by_wordnet_ids_are_the_classes_of_imagenet(tmp_path):
+    ids = {"n01440764": 0, "n02012849": 134, "n03126707": 517, "n15075141": 999}
+    write_classes(tmp_path / "images", dict.fromkeys(ids, 1))
+    names = imagenet_class_names()
+    source = load_data(tmp_path / "images", class_names=names, test_fraction=1)
+    assert source.class_names == names
+    assert {path.parent.name: label for path, label in pairs(source.test)} == ids
+    assert names[134] == names[517] == "crane"
+    assert load_data(tmp_path / "images", test_fraction=1).class_names == tuple(ids)
+    write_classes(tmp_path / "images", {"n00000000": 1})
+    with pytest.raises(ValueError, match="'n00000000', which is none of 1000 classes"):
+        load_data(tmp_path / "images", class_names=names, test_fraction=1)
+
+
+def pairs(image_set):
+    return zip(image_set.images, image_set.labels.tolist(), strict=True)
+
+
+# classes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", ["", "train", "test"])
+def test_images_of_one_class_can_be_evaluated_where_the_names_are_given(tmp_path, split):
+    write_classes(tmp_path / "set" / split, {"cat": 2})
+    source = load_data(tmp_path / "set", class_names=["dog", "cat"], test_fraction=1)
+    assert source.train is None and source.test.labels.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("split", ["", "train"])
+def test_images_of_one_class_cannot_be_trained_on(tmp_path, split):
+    write_classes(tmp_path / "set" / split, {"cat": 10})
+    for fraction in (0, 0.2):
+        with pytest.raises(ValueError, match="train images of one class only: cat"):
+            load_data(tmp_path / "set", class_names=["dog", "cat"], test_fraction=fraction)
+
+
+def test_the_division_may_leave_one_class(tmp_path):
+    write_classes(tmp_path, {"cat": 1, "dog": 1})
+    with pytest.raises(ValueError, match="train images of one class only"):
+        load_data(tmp_path, test_fraction=0.5)
+
+
+def test_indices_that_no_training_image_has_are_counted(tmp_path):
+    lines = ["file,label,split", "a.png,0,train", "b.png,900,train", "c.png,5,test"]
+    path = write_manifest(tmp_path, lines)
+    with pytest.warns(
+        UserWarning, match=r"labels\.csv: 899 of 901 classes have no image"
+    ) as caught:
+        load_data(path)
+    assert len(caught) == 1
+
+
+def test_nothing_is_said_of_classes_where_a_model_gives_them(tmp_path, recwarn):
+    write_classes(tmp_path, {"cat": 5, "dog": 5})
+    load_data(tmp_path)
+    load_data(tmp_path, class_names=["cat", "dog", "bird"], test_fraction=1)
+    assert not recwarn.list
 
 
 # manifests ---------------------------------------------------------------------------------------
@@ -260,12 +347,13 @@ def test_a_manifest_of_names(tmp_path):
 
 
 def test_a_manifest_of_indices_with_splits(tmp_path):
-    lines = ["file,label,split", "x/a.png,2,train", "b.png,0,val", "c.png,0,train", "d.png,1,test"]
-    source = load_data(str(write_manifest(tmp_path, lines)))
+    lines = ["file,label,split", "x/a.png,2,train", "b.png,1,val", "c.png,0,Train", "d.png,1,TEST"]
+    with pytest.warns(UserWarning, match="1 of 3 classes have no image to train on"):
+        source = load_data(str(write_manifest(tmp_path, lines)))
     assert source.class_names == ("0", "1", "2")
     assert source.train.labels.tolist() == [2, 0]
     assert source.train.images[0] == tmp_path / "x/a.png"
-    assert (source.validation.labels.tolist(), source.test.labels.tolist()) == ([0], [1])
+    assert (source.validation.labels.tolist(), source.test.labels.tolist()) == ([1], [1])
 
 
 def test_the_indices_of_a_manifest_count_in_the_names_that_are_given(tmp_path):
@@ -289,7 +377,10 @@ def test_digits_as_names_are_names(tmp_path):
         (["file,label", "a.png,0", "b.png,-1"], "label -1. Expected 0 to"),
         (["file,label", "a.png,0", "b.png,999999999999999999999"], "label 9+. Expected 0 to"),
         (["file,label", "a.png,0", "b.png,1O"], "labels that are numbers, and the label '1O'"),
-        (["file,label", "a.png,0", "b.png,0"], "one class only"),
+        (["file,label", "a.png,0", "b.png,0"], "one class only: 0"),
+        (["file,label", "a.png,7", "b.png,7", "c.png,7"], "train images of one class only: 7"),
+        (["file,label,split", "a.png,7,test", "b.png,7,test"], "test images of one class only: 7"),
+        (["file,label,split", "a.png,0"], "line 2: the split is None"),
         (["file,label,split", "a.png,0,train", "b.png,1,tset"], "line 3: the split is 'tset'"),
         (["file,label", 'a.png,"0'], "cannot be read as a CSV file"),
     ],

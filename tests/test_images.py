@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from keras_vit.data import decode_image, evaluation_geometry, prepare_image
+from keras_vit.data import (
+    ImageSet,
+    check_images,
+    decode_image,
+    evaluation_geometry,
+    prepare_image,
+)
 from keras_vit.layers import ImagePreprocessing
 from keras_vit.layers.resampling import resampling_matrix
 
@@ -118,6 +124,84 @@ def test_damaged_bytes_give_pixels_or_one_kind_of_error(data, file_format):
         assert "cannot be decoded" in str(error)
     else:
         assert decoded.dtype == np.uint8 and decoded.shape[2] == 3
+
+
+# checking ----------------------------------------------------------------------------------------
+
+
+def on_disk(*paths):
+    return ImageSet(paths, np.zeros(len(paths), "int32"), ("cat", "dog"))
+
+
+@pytest.fixture
+def good(tmp_path):
+    paths = [tmp_path / f"good{number}.{kind}" for number in range(20) for kind in ("jpg", "png")]
+    for number, path in enumerate(paths):
+        Image.fromarray(smooth_image(40 + number, 30)).save(path)
+    return paths
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    truncated, text, depth = (tmp_path / name for name in ("cut.jpg", "notes.jpg", "depth.tiff"))
+    truncated.write_bytes(encoded(Image.fromarray(smooth_image(90, 120)), "JPEG")[:-100])
+    text.write_text("no image")
+    Image.fromarray(np.zeros((4, 4), "float32")).save(depth)
+    return [truncated, text, depth]
+
+
+def test_images_that_can_be_decoded_pass_and_each_is_read_once(good):
+    seen = []
+    in_memory = ImageSet(np.zeros((2, 4, 4, 3), "uint8"), np.array([0, 1], "int32"), ("a", "b"))
+    sets = on_disk(*good), in_memory, on_disk(*good[:5])
+    check_images(*sets, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(16, 40), (32, 40), (40, 40)]
+    check_images()
+    check_images(in_memory, progress=lambda *_: pytest.fail("there is nothing to read"))
+
+
+def test_all_images_that_cannot_be_decoded_are_named_at_once(good, damaged):
+    with pytest.raises(ValueError, match=r"^3 of 43 images cannot be decoded") as error:
+        check_images(on_disk(*good, damaged[0]), on_disk(*damaged[1:]))
+    _, *lines = str(error.value).splitlines()
+    for path, line, reason in zip(
+        damaged, lines, ["truncated", "cannot identify", "floating-point"], strict=True
+    ):
+        assert line.startswith(f"{path}: ") and reason in line
+
+
+def test_no_more_than_20_damaged_images_are_named(tmp_path):
+    paths = [tmp_path / f"absent{number:02d}.jpg" for number in range(50)]
+    with pytest.raises(ValueError, match=r"(?s)^50 of 50 images.*absent00.*absent19") as error:
+        check_images(on_disk(*paths))
+    assert "absent20" not in str(error.value)
+
+
+@settings(max_examples=200)
+@given(
+    st.data(),
+    st.sampled_from(["RGB", "L", "CMYK"]),
+    st.booleans(),
+    st.sampled_from([(1, 1), (8, 8), (17, 9), (70, 50)]),
+)
+def test_a_jpeg_passes_the_check_just_where_it_can_be_decoded(
+    tmp_path_factory, data, mode, progressive, size
+):
+    image = Image.fromarray(smooth_image(*size)).convert(mode)
+    whole = bytearray(encoded(image, "JPEG", progressive=progressive))
+    for _ in range(data.draw(st.integers(0, 2))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "checked.jpg"
+    path.write_bytes(
+        whole[: len(whole) - data.draw(st.integers(0, 3) | st.integers(0, len(whole)))]
+    )
+    try:
+        decode_image(path)
+    except ValueError:
+        with pytest.raises(ValueError, match=r"1 of 1 images.*\n.*checked\.jpg: "):
+            check_images(on_disk(path))
+    else:
+        check_images(on_disk(path))
 
 
 # geometry ----------------------------------------------------------------------------------------

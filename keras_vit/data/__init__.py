@@ -3,6 +3,7 @@
 from keras_vit.data.augmentation import ResizeAndCrop
 from keras_vit.data.batches import EvaluationBatches, TrainingBatches, prefetch
 from keras_vit.data.class_names import imagenet_class_names
+from keras_vit.data.image_files import check_images
 from keras_vit.data.image_set import DataSource, ImageSet, split_images, subset
 from keras_vit.data.images import decode_image, evaluation_geometry, prepare_image
 from keras_vit.data.sources import load_data
@@ -13,6 +14,7 @@ __all__ = [
     "ImageSet",
     "ResizeAndCrop",
     "TrainingBatches",
+    "check_images",
     "decode_image",
     "evaluation_geometry",
     "imagenet_class_names",

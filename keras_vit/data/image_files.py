@@ -1,39 +1,52 @@
-"""Image folders and CSV manifests."""
+"""Image folders and CSV manifests, and whether their files can be decoded."""
 
 import csv
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from keras_vit.data.class_names import imagenet_class_names, imagenet_wordnet_ids
 from keras_vit.data.image_set import ImageSet
+from keras_vit.data.images import undecodable
 from keras_vit.layers.nearest import nearest_names
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # A manifest of indices says no more about their range; what lies above is taken for a mistake.
 MOST_CLASSES = 100_000
+# By names in lower case.
 SPLIT_OF = {
     "train": "train",
     "val": "validation",
+    "valid": "validation",
     "validation": "validation",
     "test": "test",
 }
+MOST_FILES_NAMED = 20
+# More than one, so that a large set does not become as many tasks as it has images.
+FILES_PER_TASK = 16
 
 
 def read_folder(folder: Path, class_names: Sequence[str] | None = None) -> dict[str, ImageSet]:
-    """Image files in one folder a class, or those in `train`, `val` (or `validation`), `test`.
+    """Image files in one folder a class, or in such folders in `train`, `val` and `test`.
+
+    `val` may be called `validation` or `valid`; upper and lower case are the same. Hidden folders
+    and `__MACOSX` are not read.
 
     Args:
         folder: The folder.
-        class_names: Names in the order of their index; None: the folders' names, sorted.
+        class_names: Names in the order of their index; None: the folders' names, sorted. With
+            those of ImageNet, folders may be called by their WordNet ids.
 
     Returns:
         The splits by name; one called `""` where the folder is not divided.
 
     Raises:
         ValueError: For a folder without images or a class without them, or a class that is not
-            among `class_names` or not in `train`.
+            among `class_names` or not in `train`, or for other folders beside `train`.
     """
     folders = _subfolders(folder)
     if not folders:
@@ -42,11 +55,7 @@ def read_folder(folder: Path, class_names: Sequence[str] | None = None) -> dict[
             "test/ with those in them; for images in one flat folder write a .csv file with the "
             "columns file,label"
         )
-    parts = {"": folder}
-    if all(path.name in SPLIT_OF for path in folders):
-        if len({SPLIT_OF[path.name] for path in folders}) < len(folders):
-            raise ValueError(f"{folder} has both val/ and validation/. Expected one of them")
-        parts = {SPLIT_OF[path.name]: path for path in folders}
+    parts = _splits_of(folder, folders) or {"": folder}
     files = {split: _files_by_class(path) for split, path in sorted(parts.items())}
     # Where there is train/, it says what the classes are.
     first = files.get("train") or next(iter(files.values()))
@@ -56,10 +65,40 @@ def read_folder(folder: Path, class_names: Sequence[str] | None = None) -> dict[
     }
 
 
+def _splits_of(folder, folders):
+    """The folder of each split, or none where the folders are classes."""
+    parts: dict[str, Path] = {}
+    others = []
+    for path in folders:
+        split = SPLIT_OF.get(path.name.lower())
+        if split is None:
+            others.append(f"{path.name}/")
+        elif split in parts:
+            raise ValueError(
+                f"{folder} has both {parts[split].name}/ and {path.name}/. Expected one of them"
+            )
+        else:
+            parts[split] = path
+    if not others:
+        return parts
+    # A lone test/ or valid/ among other folders may be a class.
+    if "train" in parts or len(parts) > 1:
+        more = f", … ({len(others)} in all)" if len(others) > 5 else ""
+        raise ValueError(
+            f"{folder} is divided into {', '.join(f'{path.name}/' for path in parts.values())}, "
+            f"but beside them has {', '.join(others[:5])}{more}. Expected no folders but train/, "
+            "val/ (or valid/, validation/) and test/: rename the others or move them away"
+        )
+    return {}
+
+
 def _subfolders(folder):
-    return sorted(
-        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_ignored(path.name))
+
+
+def _is_ignored(name):
+    """Hidden, or what macOS adds to its .zip files."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _files_by_class(folder):
@@ -67,7 +106,8 @@ def _files_by_class(folder):
         path.name: sorted(
             file
             for file in path.rglob("*")
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+            if file.suffix.lower() in SUFFIXES
+            and not any(map(_is_ignored, file.relative_to(path).parts))
         )
         for path in _subfolders(folder)
     }
@@ -88,7 +128,12 @@ def _from_classes(folder, by_class, class_names):
 
 
 def _index_of_names(place, names, class_names):
-    """The index of each name, all of which must be class names that occur once."""
+    """The index of each name, all of which must be class names that occur once.
+
+    WordNet ids stand for the classes of ImageNet too.
+    """
+    if tuple(class_names) == imagenet_class_names() and set(names) <= set(imagenet_wordnet_ids()):
+        return {name: number for number, name in enumerate(imagenet_wordnet_ids())}
     index = {name: number for number, name in enumerate(class_names)}
     for name in names:
         if name not in index:
@@ -109,8 +154,8 @@ def read_manifest(path: Path, class_names: Sequence[str] | None = None) -> dict[
 
     Args:
         path: A file with the columns `file` (relative to its folder), `label` (an index from 0 or
-            a name) and, if it is divided, `split` (train, val, validation or test). Other columns
-            are not read.
+            a name) and, if it is divided, `split` (train, val, valid, validation or test, in upper
+            or lower case). Other columns are not read.
         class_names: Names in the order of their index; None: the labels that occur, sorted; for
             indices, all up to the largest.
 
@@ -154,12 +199,12 @@ def _rows(path):
     for row in rows:
         if not row["file"] or not row["label"]:
             raise ValueError(f"{path}, line {row['line']}: file or label is empty")
-        if "split" in columns and row["split"] not in SPLIT_OF:
+        if "split" in columns and str(row["split"]).lower() not in SPLIT_OF:
             raise ValueError(
                 f"{path}, line {row['line']}: the split is {row['split']!r}. "
                 f"Expected one of {', '.join(SPLIT_OF)}"
             )
-        row["split"] = SPLIT_OF[row["split"]] if "split" in columns else ""
+        row["split"] = SPLIT_OF[row["split"].lower()] if "split" in columns else ""
     return rows
 
 
@@ -183,3 +228,48 @@ def _indices(path, labels, class_names):
             raise ValueError(f"{path} has the label {outside[0]}. Expected 0 to {count - 1}")
         names = tuple(class_names or map(str, range(max(index.values()) + 1)))
     return np.array([index[label] for label in labels], "int32"), names
+
+
+def check_images(*image_sets: ImageSet, progress: Callable[[int, int], None] | None = None) -> None:
+    """Decodes every image on disk once, so that a damaged file is found before long work.
+
+    Images in memory pass at once.
+
+    Args:
+        image_sets: The sets whose files are read; a file in several of them is read once.
+        progress: Called as `progress(done, total)` after every few images.
+
+    Raises:
+        ValueError: If `decode_image` would refuse files; the message counts them and names the
+            first 20 with the reason.
+
+    Example:
+
+    >>> images = np.zeros((4, 8, 8, 3), "uint8")
+    >>> check_images(ImageSet(images, np.array([0, 1, 0, 1], "int32"), ("cat", "dog")))
+    """
+    on_disk = (image_set.images for image_set in image_sets if not image_set.in_memory)
+    paths = list(dict.fromkeys(path for images in on_disk for path in images))
+    tasks = [paths[i : i + FILES_PER_TASK] for i in range(0, len(paths), FILES_PER_TASK)]
+    executor = ThreadPoolExecutor(min(os.cpu_count() or 1, 8), thread_name_prefix="check_images")
+    refused: list[str] = []
+    done = 0
+    try:
+        for task, reasons in zip(tasks, executor.map(_undecodable, tasks), strict=True):
+            refused += [f"{path}: {why}" for path, why in zip(task, reasons, strict=True) if why]
+            done += len(task)
+            if progress:
+                progress(done, len(paths))
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+    if refused:
+        more = ["…"] if len(refused) > MOST_FILES_NAMED else []
+        raise ValueError(
+            f"{len(refused)} of {len(paths)} images cannot be decoded. Expected complete JPEG, PNG "
+            "or other image files that Pillow reads; replace them or leave them out:\n"
+            + "\n".join(refused[:MOST_FILES_NAMED] + more)
+        )
+
+
+def _undecodable(paths):
+    return [undecodable(path) for path in paths]

@@ -61,6 +61,20 @@ def decode_image(image: str | Path | bytes) -> np.ndarray:
         ) from error
 
 
+def undecodable(path: Path) -> str | None:
+    """Why `decode_image` would refuse a file; None where it would not.
+
+    A JPEG is read whole, but decoded to an eighth of its size.
+    """
+    try:
+        with Image.open(path) as file:
+            file.draft(None, (1, 1))
+            _rgb(file)
+    except _DECODING_ERRORS as error:
+        return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return None
+
+
 def _rgb(file):
     if file.mode == "F":
         raise ValueError("its pixels are floating-point numbers")

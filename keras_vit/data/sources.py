@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,8 +30,8 @@ def load_data(
     `source` is one of:
 
     - `"digits"`: scikit-learn's 1,797 handwritten digits, 8×8 pixels; needs no network;
-    - a folder with one folder of images a class, or with `train/`, `test/` and perhaps `val/` that
-      hold those;
+    - a folder with one folder of images a class, or with `train/`, `test/` and perhaps `val/` (or
+      `valid/`, `validation/`) that hold those;
     - a `.csv` file with the columns `file,label` and perhaps `split`;
     - a `.npz` file that this function cached;
     - the name of any TFDS image classification set, as `"cifar10"` or `"cifar10:3.0.2"`.
@@ -47,14 +48,16 @@ def load_data(
             of each class; 1: all of them, for evaluation.
         seed: Seed of that division.
         class_names: For a folder or a .csv file: the names in the order of their index, as those
-            of the model to evaluate; None: the sorted names.
+            of the model to evaluate; None: the sorted names. With those of ImageNet, WordNet ids
+            are taken for them.
 
     Returns:
         A `DataSource`.
 
     Raises:
         FileNotFoundError: If `source` is a path that does not exist, or files of a .csv do not.
-        ValueError: If the source is unknown, cannot be read, is empty or has one class only.
+        ValueError: If the source is unknown, cannot be read, is empty or has one class only;
+            images of one class may be evaluated where `class_names` are given.
         RuntimeError: If a TFDS set cannot be downloaded.
         ImportError: If reading the source needs a package that is not installed.
 
@@ -78,12 +81,8 @@ def load_data(
     else:
         root = cache.expanduser()
         splits, name, version = read_tfds(str(source), data_dir, root)
-    found = next(iter(splits.values())).class_names
-    if len(found) < 2:
-        raise ValueError(
-            f"{source} has one class only: {found[0]}. Expected two or more to tell apart"
-        )
-    splits = _divide(splits, test_fraction, seed)
+    splits = _divide(source, splits, test_fraction, seed)
+    _check_splits(source, splits, class_names)
     return DataSource(
         name,
         version,
@@ -118,17 +117,42 @@ def _digits():
     return ImageSet(images, digits.target.astype("int32"), tuple("0123456789"))
 
 
-def _divide(splits, test_fraction, seed):
+def _divide(source, splits, test_fraction, seed):
     """Splits as a data set names them → train, validation and test, those that are there."""
     if set(splits) in ({""}, {"train"}):
         (whole,) = splits.values()
         if test_fraction in (0, 1):
             return {"test" if test_fraction else "train": whole}
+        _check_classes(source, "train", whole)
         train, test = split_images(whole, test_fraction, seed=seed)
         return {"train": train, "test": test}
     if set(splits) == {"train", "validation"}:
         return {"train": splits["train"], "test": splits["validation"]}
     return splits
+
+
+def _check_splits(source, splits, class_names):
+    """Two classes where they are not given by a model, and a word on those without images."""
+    if class_names is None or "train" in splits:
+        split = next(name for name in ("train", "test", "validation") if name in splits)
+        _check_classes(source, split, splits[split])
+    if class_names is None and "train" in splits:
+        classes = len(splits["train"].class_names)
+        empty = classes - len(np.unique(splits["train"].labels))
+        if empty:
+            warnings.warn(
+                f"{source}: {empty} of {classes} classes have no image to train on", stacklevel=3
+            )
+
+
+def _check_classes(source, split, image_set):
+    labels = np.unique(image_set.labels)
+    if len(labels) < 2:
+        names = ", ".join(image_set.class_names[label] for label in labels)
+        raise ValueError(
+            f"{source} has {split} images of one class only: {names}. "
+            "Expected two or more to tell apart"
+        )
 
 
 def _digest(splits, root):
