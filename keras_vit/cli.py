@@ -231,7 +231,11 @@ def _as_in_the_run(source, data_dir, model):
     if not (folder / "recipe.json").exists():
         return None
     configuration = finetune.read_configuration(folder)
-    loaded = data.load_data(source, data_dir=data_dir, seed=configuration["recipe"]["seed"])
+    try:
+        loaded = data.load_data(source, data_dir=data_dir, seed=configuration["recipe"]["seed"])
+    except ValueError:
+        # No run could have been trained on it.
+        return None
     if loaded.digest != configuration["data"]["digest"]:
         return None
     print(f"{source} is the data set of this run, divided as the run divided it")

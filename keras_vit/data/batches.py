@@ -206,7 +206,7 @@ def prefetch(
         start: Index of the first batch.
         stop: Index after the last.
         workers: Number of threads, each of which makes whole batches; None: one a core, at most
-            16.
+            8.
         ahead: Batches that are made or kept ahead, but at least one a thread.
 
     Yields:
@@ -218,7 +218,7 @@ def prefetch(
     >>> [batch for batch in prefetch("abcde", 1, 4)]
     ['b', 'c', 'd']
     """
-    workers = workers or min(os.cpu_count() or 1, 16)
+    workers = workers or min(os.cpu_count() or 1, 8)
     executor = ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
     pending: deque = deque()
     try:

@@ -37,6 +37,7 @@ def read_tfds(
         data_dir: Folder of prepared sets; None: the default of TFDS.
         cache_dir: Where arrays or files are kept. What lies there is used without TFDS.
     """
+    source = _pinned(source, data_dir)
     cached = _cached(source, cache_dir)
     if cached is None:
         cached = _write_cache(_prepared_builder(source, data_dir), cache_dir)
@@ -45,6 +46,15 @@ def read_tfds(
     class_names = (cached / "class_names.txt").read_text("utf-8").splitlines()
     name, _, version = cached.name.rpartition("-")
     return read_manifest(cached / "manifest.csv", class_names), name, version
+
+
+def _pinned(source, data_dir):
+    """With the newest version that lies prepared in a folder that was named."""
+    if data_dir is None or ":" in source:
+        return source
+    found = Path(data_dir).expanduser().glob(f"{source}/*/dataset_info.json")
+    newest = max((path.parent for path in found), key=_version_number, default=None)
+    return f"{source}:{newest.name}" if newest else source
 
 
 def _cached(source, cache_dir):
