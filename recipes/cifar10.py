@@ -1,7 +1,7 @@
 """CIFAR-10, from a checkpoint trained on ImageNet-21k.
 
 Command:
-    python recipes/cifar10.py --weights CHECKPOINT [--model vit_b16] [--data-dir TFDS_FOLDER]
+    python recipes/cifar10.py --weights CHECKPOINT [--data-dir TFDS_FOLDER]
 
     A subset on two CPU cores:
     python recipes/cifar10.py --weights CHECKPOINT --name cifar10-subset --train-images 5000
@@ -13,7 +13,11 @@ Published: ViT-B/16 (ImageNet-21k), 384 px, 500 steps with a warm-up of 50: 98.5
 with a warm-up of 100: 98.86 %; 10,000 steps with a warm-up of 500: 99.02 % (README of
 google-research/vision_transformer).
 
-Measured: see below.
+Measured: the subset, from timm's vit_tiny_patch16_224.augreg_in21k_ft_in1k, seed 0: 90.55 % of
+2,000 test images (95 % interval 89.19 to 91.76) in 5.1 minutes all in all, 72 images/s and 3.5 GB
+at most on two cores of an AMD EPYC (TensorFlow 2.21, float32). The learning rate is the paper's
+default; it got 90.8 % on 500 images held out from 5,000 before the test images were looked at.
+All of CIFAR-10 on a GPU: not measured.
 """
 
 from keras_vit.finetune import Recipe, run_command_line

@@ -1,7 +1,7 @@
 """CIFAR-100, from a checkpoint trained on ImageNet-21k.
 
 Command:
-    python recipes/cifar100.py --weights CHECKPOINT [--model vit_b16] [--data-dir TFDS_FOLDER]
+    python recipes/cifar100.py --weights CHECKPOINT [--data-dir TFDS_FOLDER]
 
 Hardware: one GPU.
 
@@ -9,7 +9,7 @@ Published: ViT-B/16 (ImageNet-21k), 384 px, 500 steps with a warm-up of 50: 89.1
 with a warm-up of 100: 91.15 %; 10,000 steps with a warm-up of 500: 92.06 % (README of
 google-research/vision_transformer).
 
-Measured: see below.
+Measured: not measured.
 """
 
 from keras_vit.finetune import Recipe, run_command_line
