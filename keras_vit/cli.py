@@ -111,13 +111,21 @@ def predict(
     class_names = class_names or _indices(classifier)
     policy = classifier.get_layer("preprocessing")
     is_softmax = models.config_of(classifier).classifier_activation == "softmax"
+    errors = []
     for file in images:
-        pixels = data.prepare_image(data.decode_image(file), classifier.input_shape[1:3], policy)
+        try:
+            image = data.decode_image(file)
+        except (ValueError, OSError) as error:
+            errors.append(str(error))
+            continue
+        pixels = data.prepare_image(image, classifier.input_shape[1:3], policy)
         outputs = np.asarray(classifier.predict_on_batch(pixels[None]))
         probabilities = outputs[0] if is_softmax else np.asarray(keras.ops.softmax(outputs))[0]
         print(file)
         for index in np.argsort(-probabilities, kind="stable")[:5]:
             print(f"  {probabilities[index]:7.2%}  {class_names[index]}")
+    if errors:
+        raise ValueError("\n".join(errors))
 
 
 def export_model(

@@ -493,7 +493,8 @@ def mutations():
         return array
 
     return {
-        "missing": (without(kernel), kernel.replace("MlpBlock_3", "MlpBlock_0")),
+        "missing": (without(kernel), kernel),
+        "short bias": (replaced("head/bias", lambda a: a[:-1]), "head/bias is (4,)"),
         "transposed": (replaced(kernel, np.transpose), kernel),
         "other heads": (replaced(query, lambda a: a.reshape(16, 4, 4)), "query/kernel"),
         "extra": (lambda tensors: tensors | {"Transformer/extra": np.ones(3, "float32")}, "extra"),
@@ -509,7 +510,7 @@ def mutations():
             replaced("Transformer/posembed_input/pos_embedding", np.ravel),
             "do not describe a Vision Transformer",
         ),
-        "scalar bias": (replaced("head/bias", lambda a: a[0]), "do not describe"),
+        "scalar bias": (replaced("head/bias", lambda a: a[0]), "head/bias is ()"),
         "no positions": (without("Transformer/posembed_input/pos_embedding"), "pos_embedding"),
         "twice": (
             lambda tensors: tensors | {query.replace("_1/", "_0/"): tensors[query]},

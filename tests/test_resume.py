@@ -94,10 +94,10 @@ def test_killed_within_an_epoch_it_ends_with_the_same_weights(tmp_path):
     uninterrupted.communicate(timeout=120)
     assert_same_weights(whole / "run", killed / "run")
     rows = [read_log(folder / "run" / "log.csv") for folder in (whole, killed)]
-    assert [row["step"] for row in rows[0]] == [10, 20, 30, 40, 50, 60]
-    for expected, found in zip(*rows, strict=True):
-        assert found["step"] == expected["step"]
-        assert found.get("validation_accuracy") == expected.get("validation_accuracy")
+    assert [row["step"] for row in rows[0]] == list(range(5, 61, 5))
+    for row in (*rows[0], *rows[1]):
+        del row["images_per_second"]
+    assert rows[0] == rows[1]
 
 
 class Killed(BaseException):

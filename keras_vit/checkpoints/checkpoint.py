@@ -26,6 +26,8 @@ class Checkpoint:
         notes: What was assumed, a sentence each.
         patch_positions: Number of positions without that of the class token.
         resampling: Whose rule positions are resampled by.
+        published_name: Function from a canonical name and the file's names to what a tensor that
+            is missing would be called.
     """
 
     file: TensorFile
@@ -36,6 +38,11 @@ class Checkpoint:
     notes: tuple[str, ...]
     patch_positions: int
     resampling: str
+    published_name: Callable[[str, tuple[str, ...]], str]
+
+    def file_name(self, name):
+        """What the tensor of this canonical name is called in the file, or would be."""
+        return self.names.get(name) or self.published_name(name, tuple(self.file.shapes))
 
     def __str__(self):
         shapes = self.file.shapes
@@ -98,6 +105,7 @@ def _keras_checkpoint(file, facts, notes):
         notes=notes,
         patch_positions=_patch_positions(file.shapes, keras_files.POSITIONS, facts),
         resampling=timm.FORMAT,
+        published_name=keras_files.published_name,
     )
 
 
@@ -136,6 +144,7 @@ def _recognise(file):
         notes=tuple(notes),
         patch_positions=patch_positions,
         resampling=format.FORMAT,
+        published_name=format.published_name,
     )
 
 

@@ -9,9 +9,9 @@ FORMAT = "google"
 POSITIONS = "Transformer/posembed_input/pos_embedding"
 # Published files number a block's parts together, newer ones each kind apart.
 _ALIASES = (
-    (r"/MultiHeadDotProductAttention_1/", "/MultiHeadDotProductAttention_0/"),
-    (r"/LayerNorm_2/", "/LayerNorm_1/"),
-    (r"/MlpBlock_3/", "/MlpBlock_0/"),
+    ("/MultiHeadDotProductAttention_1/", "/MultiHeadDotProductAttention_0/"),
+    ("/LayerNorm_2/", "/LayerNorm_1/"),
+    ("/MlpBlock_3/", "/MlpBlock_0/"),
 )
 _BLOCK = re.compile(r"Transformer/encoderblock_(\d+)/")
 
@@ -25,7 +25,22 @@ def canonical_name(name):
     'Transformer/encoderblock_0/MlpBlock_0/Dense_0/bias'
     """
     for old, new in _ALIASES:
-        name = re.sub(old, new, name)
+        name = name.replace(old, new)
+    return name
+
+
+def published_name(name, file_names):
+    """What a tensor that is missing would be called among `file_names`, old or new.
+
+    Example:
+
+    >>> old = ["Transformer/encoderblock_0/MlpBlock_3/Dense_0/bias"]
+    >>> published_name("Transformer/encoderblock_1/MlpBlock_0/Dense_0/bias", old)
+    'Transformer/encoderblock_1/MlpBlock_3/Dense_0/bias'
+    """
+    for old, new in _ALIASES:
+        if any(old in file_name for file_name in file_names):
+            name = name.replace(new, old)
     return name
 
 
@@ -112,8 +127,8 @@ def facts(shapes, hub_config):
     block = "Transformer/encoderblock_0"
     known["num_heads"] = shapes[f"{block}/MultiHeadDotProductAttention_0/query/kernel"][1]
     known["mlp_dim"] = shapes[f"{block}/MlpBlock_0/Dense_0/bias"][0]
-    if "head/bias" in shapes:
-        known["num_classes"] = shapes["head/bias"][0]
+    if "head/kernel" in shapes:
+        known["num_classes"] = shapes["head/kernel"][-1]
     if "pre_logits/bias" in shapes:
         known["representation_size"] = shapes["pre_logits/bias"][0]
     return known, []

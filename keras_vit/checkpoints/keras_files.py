@@ -28,6 +28,8 @@ def open_keras_model(path):
         A pair: the `TensorFile`, whose tensors are called as the weights are, and what the file
         tells: all fields of the model's config.
     """
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path} is no .keras file, or a truncated one; write it again")
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
         config = config_of(model)
@@ -115,6 +117,11 @@ def _variable_names(layer, count):
     if layer == "pool":
         return ("probe",)
     return ("gamma", "beta") if layer.endswith("norm") else ("kernel", "bias")
+
+
+def published_name(name, file_names):
+    """A tensor is called as the weight is."""
+    return name
 
 
 def rules(shapes):

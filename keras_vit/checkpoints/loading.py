@@ -93,7 +93,7 @@ def load_checkpoint(model, path, *, accept=()):
 
 
 def _file_names(checkpoint, rule):
-    return tuple(checkpoint.names[name] for name in rule.tensors)
+    return tuple(checkpoint.file_name(name) for name in rule.tensors)
 
 
 def _make_plan(checkpoint, config, weights, accept):
@@ -108,7 +108,10 @@ def _make_plan(checkpoint, config, weights, accept):
         if start:
             plan.new[name] = start
         elif missing:
-            plan.problems += [f"missing: {tensor}, for the model's {name}" for tensor in missing]
+            plan.problems += [
+                f"missing: {checkpoint.file_name(tensor)}, for the model's {name}"
+                for tensor in missing
+            ]
         else:
             _place(plan, checkpoint, config, rule, tuple(weight.shape), shapes)
     _account_for_tensors(plan, checkpoint, config, rules, weights, head)

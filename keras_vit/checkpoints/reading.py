@@ -58,7 +58,10 @@ def resolve_path(path):
             )
         path = path / names[0]
     if not path.exists():
-        raise FileNotFoundError(f"There is no checkpoint at {path}")
+        raise FileNotFoundError(
+            f"There is no checkpoint at {path}. Expected a file or folder; published weights are "
+            "not fetched by name yet"
+        )
     if path.suffix in PICKLES:
         _refuse_pickle(path)
     return path

@@ -15,6 +15,11 @@ def canonical_name(name):
     return name
 
 
+def published_name(name, file_names):
+    """timm's names are used as they are."""
+    return name
+
+
 def recognises(names):
     """Whether `names` are of this format."""
     return {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= set(names)
@@ -77,8 +82,8 @@ def facts(shapes, hub_config):
         "pooling": "avg" if "fc_norm.weight" in shapes or "cls_token" not in shapes else "token",
     }
     known["mlp_dim"] = shapes["blocks.0.mlp.fc1.bias"][0]
-    if "head.bias" in shapes:
-        known["num_classes"] = shapes["head.bias"][0]
+    if "head.weight" in shapes:
+        known["num_classes"] = shapes["head.weight"][0]
     if "pre_logits.fc.bias" in shapes:
         known["representation_size"] = shapes["pre_logits.fc.bias"][0]
     notes = []

@@ -316,17 +316,19 @@ def _train(device_model, model, recipe, splits, folder, identity, done, meter):
     try:
         for result in training_steps(device_model, recipe, batches, done.step):
             step = result.step
+            saves = _is_due(step, recipe.checkpoint_every, recipe.steps)
             meter.add(result)
             row = None
             if _is_due(step, recipe.evaluate_every, recipe.steps) and splits.validation:
                 evaluation = _evaluate(device_model, model, splits.validation, recipe)
                 row = {**meter.row(), "validation_accuracy": evaluation.accuracy}
-            elif _is_due(step, recipe.log_every, recipe.steps):
+            elif _is_due(step, recipe.log_every, recipe.steps) or saves:
+                # At a checkpoint too, so that a run that goes on from there logs the same rows.
                 row = meter.row()
             if row:
                 log.write(row)
             line.show(step, meter.text(row), seconds_left=meter.seconds_left, keep=bool(row))
-            if _is_due(step, recipe.checkpoint_every, recipe.steps):
+            if saves:
                 progress = Progress(step, done.seconds + time.perf_counter() - began)
                 save_training_state(folder / "checkpoints", device_model, progress, identity)
     finally:
