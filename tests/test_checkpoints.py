@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from random_checkpoints import google_tensors, timm_tensors, write_google, write_timm
 from reference_forward import google_forward, timm_forward
 
@@ -141,6 +142,14 @@ def test_google_rule_equals_scipy_zoom():
         expected = ndimage.zoom(grid, zoom, order=1).reshape(1, -1, 5)
         found = resample_positions(grid.reshape(1, 12, 5), (4, 3), target, "google")
         np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_timm_rule_has_pillows_antialias():
+    grid = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
+    for target in ((3, 2), (5, 9), (8, 4)):
+        image = Image.fromarray(grid).resize(target[::-1], Image.Resampling.BICUBIC)
+        found = resample_positions(grid.reshape(1, 48, 1), (8, 6), target, "timm")
+        np.testing.assert_allclose(found.reshape(target), np.asarray(image), atol=1e-5)
 
 
 @settings(deadline=None, max_examples=50)
