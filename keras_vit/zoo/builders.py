@@ -160,11 +160,11 @@ def checkpoint_config(path, num_classes=None, **fields):
     Raises:
         ValueError: As `from_checkpoint`.
     """
-    known = {field.name for field in dataclasses.fields(VisionTransformerConfig)}
+    names = {field.name for field in dataclasses.fields(VisionTransformerConfig)}
     for field in fields:
-        if field not in known:
+        if field not in names:
             raise TypeError(
-                f"from_checkpoint() got an unknown argument. {nearest_names(field, known)} "
+                f"from_checkpoint() got an unknown argument. {nearest_names(field, names)} "
                 f"Received: {field}={fields[field]!r}"
             )
     path = _weights_path(path)

@@ -1,0 +1,1 @@
+"""Measurements that the code and the documentation refer to."""
