@@ -14,6 +14,7 @@ from tyro.extras import subcommand_cli_from_dict
 from keras_vit import checkpoints, data, export, finetune, models, zoo
 from keras_vit.finetune.command_line import USER_ERRORS
 from keras_vit.finetune.log import ProgressLine
+from keras_vit.finetune.run import split_source
 from keras_vit.layers.nearest import nearest_names
 
 
@@ -196,6 +197,11 @@ def _load_classifier(model, image_size, preprocessing):
     classifier = zoo.from_checkpoint(path, image_size=image_size, preprocessing=preprocessing)
     if classifier.layers[-1].name != "head":
         raise ValueError(f"{path} has no classification head; fine-tune it first")
+    if not models.config_of(classifier).include_preprocessing:
+        raise ValueError(
+            f"{path} does not say how images become its input: it has no `preprocessing` layer. "
+            "Build it with include_preprocessing=True"
+        )
     if len(classifier.output_shape) != 2:
         raise ValueError(f"{path} answers for every token; expected one answer an image")
     names = (path if path.is_dir() else path.parent) / "class_names.txt"
@@ -233,18 +239,19 @@ def _load_split(source, data_dir, split, class_names, model):
 
 
 def _as_in_the_run(source, data_dir, model):
-    """A run's own data set, divided as the run divided it; None for any other."""
+    """The splits of a run's own data set, as the run took them; None for any other."""
     path = Path(model).expanduser()
     folder = path if path.is_dir() else path.parent
     if not (folder / "recipe.json").exists():
         return None
     configuration = finetune.read_configuration(folder)
+    recipe = finetune.Recipe(**configuration["recipe"])
     try:
-        loaded = data.load_data(source, data_dir=data_dir, seed=configuration["recipe"]["seed"])
+        loaded = data.load_data(source, data_dir=data_dir, seed=recipe.seed)
     except ValueError:
         # No run could have been trained on it.
         return None
     if loaded.digest != configuration["data"]["digest"]:
         return None
     print(f"{source} is the data set of this run, divided as the run divided it")
-    return loaded
+    return split_source(loaded, recipe)

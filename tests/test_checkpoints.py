@@ -336,6 +336,24 @@ def test_keras_files_load_at_another_size_and_class_count(tmp_path):
         keras_vit.from_checkpoint(tmp_path / "model.weights.h5")
 
 
+def test_what_a_bare_file_does_not_tell_can_be_said(tmp_path):
+    tensors = write_timm(tmp_path)
+    (tmp_path / "config.json").unlink()
+    said = {"num_heads": 2, "include_preprocessing": False, "layer_norm_epsilon": 1e-5}
+    model = keras_vit.from_checkpoint(tmp_path / "model.safetensors", **said)
+    assert model.get_layer("encoder_norm").epsilon == 1e-5
+    assert weights_of(model)["head/bias"].tolist() == tensors["head.bias"].tolist()
+
+
+def test_a_new_head_can_be_asked_for(tmp_path):
+    tensors = write_google(tmp_path / "model.npz", rep=16)
+    model = small_model(activation="gelu_tanh")
+    report = keras_vit.load_checkpoint(model, tmp_path / "model.npz", new_head=True)
+    assert_accounts_for_all(report, model, tensors)
+    assert report.dropped["head/kernel"] == "a new head was asked for"
+    assert not to_numpy(model.get_layer("head").kernel).any()
+
+
 def test_half_precision_files(tmp_path):
     tensors = google_tensors()
     np.savez(tmp_path / "half.npz", **{k: v.astype("float16") for k, v in tensors.items()})
@@ -474,6 +492,9 @@ def test_weights_files_restore_every_weight(tmp_path, pooling):
     source = small_model(pooling=pooling, representation_size=6, dropout=0.1, drop_path=0.1)
     for weight in source.weights:
         weight.assign(np.random.default_rng(3).normal(size=weight.shape))
+    # As after a training: the optimizer's state is in the file too.
+    source.compile("adam", "mse", metrics=["mse"])
+    source.optimizer.build(source.trainable_variables)
     source.save_weights(tmp_path / "model.weights.h5")
     model = small_model(pooling=pooling, representation_size=6)
     report = keras_vit.load_checkpoint(model, tmp_path / "model.weights.h5")

@@ -196,7 +196,9 @@ def test_evaluate_leaves_out_what_the_run_trained_on(
     folder = tmp_path / "run"
     shutil.copytree(run_folder, folder)
     source = load_data(manifest, seed=3)
-    configuration = describe_run(Recipe(data=str(manifest), seed=3), source)
+    configuration = describe_run(
+        Recipe(data=str(manifest), seed=3, validation_fraction=0.0), source
+    )
     (folder / "recipe.json").write_text(json.dumps(configuration))
     # The run's folder or its model, the manifest under any path.
     monkeypatch.chdir(tmp_path)

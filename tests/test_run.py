@@ -191,13 +191,14 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert not (tmp_path / "tiny" / "result.json").exists()
 
 
-def test_transfer_starts_from_the_checkpoint_with_a_head_of_zeros(finished):
+def test_transfer_starts_from_the_checkpoint_with_a_head_of_zeros(finished, capsys):
     folder, _ = finished
     trained = keras.saving.load_model(folder / "model.keras")
     recipe = dataclasses.replace(RECIPE, weights=str(folder / "model.keras"))
     # As many classes as the checkpoint has, and another number of them.
     for num_classes in (10, 3):
         model = build_model(recipe, model_config(recipe, ARCHITECTURE, num_classes))
+        assert "new        head/kernel: zero" in capsys.readouterr().out
         for weight in model.get_layer("head").weights:
             assert not np.asarray(weight).any()
         for weight, expected in zip(
@@ -325,6 +326,13 @@ def test_the_architecture_is_the_checkpoints_unless_it_is_named(finished):
     assert build_model(recipe, config).output_shape == (None, 4)
 
 
+def test_a_checkpoint_that_pools_nothing_is_refused(tmp_path):
+    source = dataclasses.replace(ARCHITECTURE, pooling=None)
+    vision_transformer(source).save(tmp_path / "tokens.keras")
+    with pytest.raises(ValueError, match="pools nothing"):
+        model_config(dataclasses.replace(RECIPE, weights=str(tmp_path / "tokens.keras")))
+
+
 def test_a_bad_image_is_named_before_the_first_step(tmp_path):
     for name in ("dark", "light"):
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -345,11 +353,13 @@ def test_a_few_images_leave_some_for_validation_or_say_what_to_pass(digits):
         split_source(digits, dataclasses.replace(few, train_images=15))
 
 
-def test_a_batch_is_accumulated_where_a_cpu_could_not_hold_it():
+def test_a_batch_is_accumulated_where_a_cpu_could_not_hold_it(capsys):
     assert resolve_recipe(Recipe(image_size=224)).micro_batch_size == 64
     assert resolve_recipe(Recipe(image_size=384)).micro_batch_size == 16
     assert resolve_recipe(Recipe(image_size=32)).micro_batch_size == 512
     assert resolve_recipe(Recipe(micro_batch_size=256)).micro_batch_size == 256
+    assert resolve_recipe(Recipe(batch_size=67)).micro_batch_size == 1
+    assert "67 is trained as 1 at a time" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "result.json", "log.csv"])

@@ -99,7 +99,9 @@ def _named_datasets(file):
 
     def visit(path, item):
         parts = path.split("/")
-        if isinstance(item, h5py.Dataset) and "seed_generator" not in parts:
+        # A compiled model's file holds the optimizer's state too.
+        is_layers = parts[0] == "layers" and "seed_generator" not in parts
+        if is_layers and isinstance(item, h5py.Dataset):
             layer = file["/".join(parts[:2])]["vars"].attrs["name"]
             inner = parts[2 : parts.index("vars")]
             names = _variable_names([layer, *inner][-1], len(item.parent))

@@ -31,7 +31,7 @@ class _Plan:
     source_grid: tuple[int, int] | None = None
 
 
-def load_checkpoint(model, path, *, accept=()):
+def load_checkpoint(model, path, *, accept=(), new_head=False):
     """Loads a published checkpoint into a model that is already built.
 
     Positions are resampled to the model's grid by the rule of the format's own code. A head of
@@ -44,6 +44,7 @@ def load_checkpoint(model, path, *, accept=()):
             its hub folder, or a .keras or .weights.h5 file of keras_vit.
         accept: Names among `"activation"`, `"layer_norm_epsilon"`, `"preprocessing"` and
             `"pooling"`: where the file is known to differ from the model there, load all the same.
+        new_head: Whether the head starts at zero even where the class counts are equal.
 
     Returns:
         A `LoadReport`, which accounts for every tensor and every weight.
@@ -66,7 +67,7 @@ def load_checkpoint(model, path, *, accept=()):
     config = config_of(model)
     weights = {weight.path: weight for weight in model.weights}
     with open_checkpoint(path) as checkpoint:
-        plan = _make_plan(checkpoint, config, weights, set(accept))
+        plan = _make_plan(checkpoint, config, weights, set(accept), new_head)
         if plan.problems:
             raise CheckpointError(
                 f"{checkpoint.file.path} does not fit the model {model.name!r}, which is left as "
@@ -96,10 +97,10 @@ def _file_names(checkpoint, rule):
     return tuple(checkpoint.file_name(name) for name in rule.tensors)
 
 
-def _make_plan(checkpoint, config, weights, accept):
+def _make_plan(checkpoint, config, weights, accept, new_head):
     plan = _Plan()
     rules = {rule.weight: rule for rule in checkpoint.rules(config)}
-    head = _head_state(checkpoint, config)
+    head = _head_state(checkpoint, config, new_head)
     shapes = {name: checkpoint.file.shapes[file] for name, file in checkpoint.names.items()}
     for name, weight in weights.items():
         rule = rules.get(name, Rule(name, (name,)))
@@ -119,17 +120,18 @@ def _make_plan(checkpoint, config, weights, accept):
     return plan
 
 
-def _head_state(checkpoint, config):
+def _head_state(checkpoint, config, new_head):
     """What the model's head is: the file's (`"same"`), another (`"new"`), or none (`"none"`)."""
     if not config.include_top:
         return "none"
-    return "same" if checkpoint.facts.get("num_classes") == config.num_classes else "new"
+    same = checkpoint.facts.get("num_classes") == config.num_classes and not new_head
+    return "same" if same else "new"
 
 
 def _new_start(name, head, is_in_file):
     """How a weight starts that is not taken from the file; None for those that are."""
     if name.startswith("head/") and head == "new":
-        return "zero, for a head of another class count"
+        return "zero: a new head"
     if name.startswith("pre_logits/") and head == "new":
         return "as initialised, under a new head"
     if is_in_file or head == "same":
@@ -214,7 +216,10 @@ def _reason_to_drop(weight, facts, config, head):
     if part == "head" and head == "none":
         return "the model has no head"
     if part == "head" and head == "new":
-        return f"{facts.get('num_classes')} classes in the file, {config.num_classes} in the model"
+        theirs, ours = facts.get("num_classes"), config.num_classes
+        if theirs == ours:
+            return "a new head was asked for"
+        return f"{theirs} classes in the file, {ours} in the model"
     if part == "pre_logits" and head == "new":
         return "the head that it belongs to is left out"
     if part == "pre_logits" and head == "none":

@@ -114,8 +114,9 @@ def _settle_loss_scaling(optimizer, step):
 
 
 def _jit_compile():
-    # On a CPU, TensorFlow's own kernels are faster than XLA's (ViT-Ti/16 at 160 px, batch 32, two
-    # cores: 82 images/s beside 78 in float32, 94 beside 75 in bfloat16). Else Keras chooses.
+    # Keras' choice, but on a CPU with TensorFlow: there a run that XLA compiled and that was
+    # interrupted did not end with the same bits, for 5 to 8 % of speed in float32 and a loss in
+    # bfloat16 (benchmarks/results/jit_compile.md).
     on_cpu = keras.backend.backend() == "tensorflow" and find_accelerator().kind == "cpu"
     return False if on_cpu else "auto"
 

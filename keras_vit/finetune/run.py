@@ -134,6 +134,11 @@ def resolve_recipe(recipe: Recipe) -> Recipe:
             for size in range(1, min(fitting, recipe.batch_size) + 1)
             if recipe.batch_size % size == 0
         )
+        if 4 * micro_batch_size < min(fitting, recipe.batch_size):
+            print(
+                f"A batch of {recipe.batch_size} is trained as {micro_batch_size} at a time, the "
+                f"largest part of it under {fitting + 1}. A round batch size would be faster."
+            )
     return dataclasses.replace(recipe, precision=precision, micro_batch_size=micro_batch_size)
 
 
@@ -206,7 +211,12 @@ def model_config(
         include_preprocessing=True,
         **options,
     )
-    return dataclasses.replace(config, classifier_activation=None)
+    if config.pooling is None:
+        raise ValueError(
+            f"{recipe.weights} pools nothing: it answers for every token. A classifier needs one "
+            "answer an image; build the model with a pooling and save it first"
+        )
+    return dataclasses.replace(config, classifier_activation=None, representation_size=None)
 
 
 def build_model(recipe: Recipe, config: VisionTransformerConfig) -> keras.Model:
@@ -223,10 +233,9 @@ def build_model(recipe: Recipe, config: VisionTransformerConfig) -> keras.Model:
     model = vision_transformer(config, dtype=recipe.precision, name=name)
     if recipe.weights:
         accept = ("preprocessing",) if recipe.preprocessing else ()
-        print(load_checkpoint(model, recipe.weights, accept=accept), flush=True)
-    # The checkpoint's classes are others, even where there are as many of them.
-    for weight in model.get_layer("head").weights:
-        weight.assign(keras.ops.zeros(weight.shape))
+        # The checkpoint's classes are others, even where there are as many of them.
+        report = load_checkpoint(model, recipe.weights, accept=accept, new_head=True)
+        print(report, flush=True)
     return model
 
 

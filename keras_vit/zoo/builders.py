@@ -202,7 +202,8 @@ def checkpoint_config(path, num_classes=None, **fields):
 
 def _accepted(fields):
     """What `load_checkpoint` is to accept: what the caller decided in the file's place."""
-    return tuple(name for name in ("activation", "preprocessing") if fields.get(name) is not None)
+    names = ("activation", "layer_norm_epsilon", "preprocessing")
+    return tuple(name for name in names if fields.get(name) is not None)
 
 
 def _adopt_facts(config, chosen, checkpoint):
