@@ -35,6 +35,7 @@ from keras_vit.finetune.report import (
     read_result,
     write_result,
 )
+from keras_vit.finetune.reproducibility import fix_order_of_operations
 from keras_vit.finetune.state import (
     Progress,
     identity_digest,
@@ -94,6 +95,8 @@ def run(
         TrainingDiverged: When the loss is no longer finite. The last good checkpoint stays.
     """
     _check_backend(recipe)
+    if not fix_order_of_operations():
+        print("TensorFlow was in use before this run: a repetition may differ in the last bits.")
     recipe = resolve_recipe(recipe)
     # Whatever can be known without the images is checked before they are read or fetched.
     model_config(recipe, architecture)
