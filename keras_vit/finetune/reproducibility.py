@@ -7,8 +7,9 @@ def fix_order_of_operations() -> bool:
     """Makes TensorFlow on a CPU run one operation at a time, each on all cores.
 
     Operations that run beside each other share the threads, and how a sum is divided among them
-    then differs from run to run, in the last bits. One at a time is as fast. It must be said
-    before TensorFlow computes anything.
+    then differs from run to run, in the last bits. One at a time took some 6 % longer (14
+    steps of ViT-Ti/16 at 160 px, batch 64, two cores). It must be said before TensorFlow computes
+    anything.
 
     Returns:
         Whether runs are reproducible now, as far as it is up to the order of operations.
