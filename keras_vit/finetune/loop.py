@@ -114,9 +114,9 @@ def _settle_loss_scaling(optimizer, step):
 
 
 def _jit_compile():
-    # Keras' choice, but on a CPU with TensorFlow: there a run that XLA compiled and that was
-    # interrupted did not end with the same bits (seen once, before operations ran one at a time), for
-    # 5 to 8 % of speed in float32 and a loss in bfloat16 (benchmarks/results/jit_compile.md).
+    # Keras' choice, but on a CPU with TensorFlow: there XLA gains 5 to 8 % in float32 and loses in
+    # bfloat16, and a run that was interrupted did not end with the same bits under it (seen once,
+    # before operations ran one at a time; benchmarks/results/jit_compile.md).
     on_cpu = keras.backend.backend() == "tensorflow" and find_accelerator().kind == "cpu"
     return False if on_cpu else "auto"
 
