@@ -9,9 +9,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-# `layers`, `models`, `checkpoints` and `zoo` run on every backend; so do their tests.
-PURE_KERAS_TESTS := $(wildcard $(foreach part,layers resampling models checkpoints zoo,tests/test_$(part)*.py))
-PURE_KERAS_DOCTESTS := keras_vit/layers keras_vit/models keras_vit/checkpoints keras_vit/zoo
+# `layers`, `models`, `checkpoints`, `zoo` and `inspection` run on every backend; so do their tests.
+PURE_KERAS_TESTS := $(wildcard $(foreach part,layers resampling models checkpoints zoo inspection,tests/test_$(part)*.py))
+PURE_KERAS_DOCTESTS := keras_vit/layers keras_vit/models keras_vit/checkpoints keras_vit/zoo keras_vit/inspection
 
 # Less of TensorFlow's start-up notes.
 export TF_CPP_MIN_LOG_LEVEL := 3

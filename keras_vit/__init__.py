@@ -1,9 +1,10 @@
 """Vision Transformers in Keras 3: published weights in, fine-tuned, SavedModel out."""
 
-from keras_vit import checkpoints, data, export, finetune, layers, models, zoo
+from keras_vit import checkpoints, data, export, finetune, inspection, layers, models, zoo
 from keras_vit._version import __version__
 from keras_vit.checkpoints import load_checkpoint
 from keras_vit.export import export_saved_model
+from keras_vit.inspection import attention_maps, attention_rollout, features
 from keras_vit.zoo import (
     ViTB8,
     ViTB16,
@@ -34,13 +35,17 @@ __all__ = [
     "ViTTi16",
     "ViTg14",
     "__version__",
+    "attention_maps",
+    "attention_rollout",
     "checkpoints",
     "create",
     "data",
     "export",
     "export_saved_model",
+    "features",
     "finetune",
     "from_checkpoint",
+    "inspection",
     "layers",
     "list_models",
     "load_checkpoint",

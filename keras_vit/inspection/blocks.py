@@ -1,0 +1,64 @@
+"""Which blocks are looked at, and how, without a trace in the model."""
+
+import operator
+from numbers import Integral
+
+import keras
+
+
+def block_indices(blocks, depth):
+    """The indices of the blocks asked for, each once, in the order of the network.
+
+    Args:
+        blocks: An int, a sequence of them (negative ones count from the end), or None for all.
+        depth: Number of blocks of the model.
+
+    Raises:
+        ValueError: For a block that the model has not, or something else than ints.
+
+    Example:
+
+    >>> block_indices([-1, 0], depth=12)
+    [0, 11]
+    """
+    if blocks is None:
+        return list(range(depth))
+    indices = set()
+    for block in [blocks] if isinstance(blocks, Integral) else blocks:
+        if not isinstance(block, Integral) or isinstance(block, bool):
+            raise ValueError(
+                f"`blocks` must be an int, a sequence of ints, or None. Received: blocks={blocks!r}"
+            )
+        if not -depth <= block < depth:
+            raise ValueError(
+                f"The model has {depth} blocks, 0 to {depth - 1}; negative numbers count from the "
+                f"end. Received: block {block}"
+            )
+        indices.add(operator.index(block) % depth)
+    return sorted(indices)
+
+
+class SharedLayers(keras.layers.Layer):
+    """A computation on the weights of layers that belong to another model.
+
+    Calling those layers on the tensors of a graph would add a node to them, and with it change
+    what the other model's layers tell of themselves. Here they are called inside a layer.
+
+    Args:
+        layers: The layers; this one hands on their weights, and computes in the dtype of the first.
+        function: What `call` computes.
+    """
+
+    def __init__(self, layers, function):
+        super().__init__(dtype=layers[0].dtype_policy, autocast=False)
+        self.layers = layers
+        self.function = function
+
+    def call(self, inputs):
+        return self.function(inputs)
+
+    def get_config(self):
+        raise NotImplementedError(
+            "A model made for looking inside another one shares its weights and is not saved. Save "
+            "the other model, and make this one again from it"
+        )

@@ -1,0 +1,90 @@
+"""What a model's blocks hand on, taken apart: patches as a grid, the other tokens by name."""
+
+import keras
+from keras import ops
+
+from keras_vit.inspection.blocks import SharedLayers, block_indices
+from keras_vit.models import config_of
+
+
+def features(model, blocks=None, *, norm=False, blocks_only=False):
+    """A model from images to the tokens after each block, and to what the head takes.
+
+    It shares the weights of `model`, which stays as it is; nothing is copied.
+
+    Args:
+        model: A model that keras_vit built, possibly saved and loaded since.
+        blocks: The blocks to look at: an int, a sequence of them (negative ones count from the
+            end), or None for all.
+        norm: Whether the encoder's last norm is applied to the blocks' outputs too, as linear
+            probes on DINOv2 take them.
+        blocks_only: Whether to leave out `tokens` and `pre_logits`; the images then run no further
+            than the last block asked for.
+
+    Returns:
+        A `keras.Model` from images as `model` takes them to a dict:
+
+        - `"block_0"`, …: the output of that block, a dict of `"grid"` `(batch, rows, columns,
+          hidden_size)`, and, where the model has them, `"class_token"` and
+          `"distillation_token"` `(batch, hidden_size)`, `"register_tokens"` `(batch, registers,
+          hidden_size)`;
+        - `"tokens"`: such a dict of the encoder's output, after the last norm where that precedes
+          the pooling;
+        - `"pre_logits"`: what the head takes, or would take where there is none; for a
+          distilled model what the class token's takes, and `"pre_logits_distillation"` the other's.
+
+    Raises:
+        ValueError: If `model` is no Vision Transformer of keras_vit or has not a block asked for,
+            or if `norm` is asked for and the norm follows the pooling.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vit.models import VisionTransformerConfig, vision_transformer
+    >>> model = vision_transformer(VisionTransformerConfig(
+    ...     patch_size=4, hidden_size=32, depth=3, mlp_dim=64, num_heads=4, image_size=(16, 32)
+    ... ))
+    >>> outputs = features(model, blocks=[-1])(np.zeros((2, 16, 32, 3), "float32"))
+    >>> sorted(outputs)
+    ['block_2', 'pre_logits', 'tokens']
+    >>> outputs["block_2"]["grid"].shape == (2, 4, 8, 32)
+    True
+    """
+    config = config_of(model)
+    indices = block_indices(blocks, config.depth)
+    names = {layer.name for layer in model.layers}
+    if norm and "encoder_norm" not in names:
+        raise ValueError(
+            "`norm=True` needs a norm that precedes the pooling. Received: "
+            f"model={model.name!r}, whose norm follows it (pool_norm)"
+        )
+    outputs = {}
+    for index in indices:
+        tokens = model.get_layer(f"block_{index}").output
+        if norm:
+            encoder_norm = model.get_layer("encoder_norm")
+            tokens = SharedLayers([encoder_norm], encoder_norm)(tokens)
+        outputs[f"block_{index}"] = _parts(tokens, config)
+    if not blocks_only:
+        last = "encoder_norm" if "encoder_norm" in names else f"block_{config.depth - 1}"
+        outputs["tokens"] = _parts(model.get_layer(last).output, config)
+        outputs["pre_logits"] = model.get_layer("head").input if "head" in names else model.output
+        if "head_distillation" in names:
+            outputs["pre_logits_distillation"] = model.get_layer("head_distillation").input
+    if not outputs:
+        raise ValueError(f"Nothing to look at. Received: blocks={blocks!r}, blocks_only=True")
+    return keras.Model(model.input, outputs, name=f"{model.name}_features")
+
+
+def _parts(tokens, config):
+    """[class, distillation, registers…, patches row by row] by name."""
+    parts = {}
+    patches = ops.reshape(tokens[:, config.prefix_tokens :], (-1, *config.grid, config.hidden_size))
+    first = 0
+    for name in ("class_token", "distillation_token"):
+        if getattr(config, name):
+            parts[name] = tokens[:, first]
+            first += 1
+    if config.register_tokens:
+        parts["register_tokens"] = tokens[:, first : config.prefix_tokens]
+    return {"grid": patches, **parts}

@@ -1,0 +1,169 @@
+"""Maps of patches drawn over the picture that they belong to."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from keras_vit.data import evaluation_geometry
+from keras_vit.layers import ImagePreprocessing
+from keras_vit.layers.resampling import resampling_matrix
+
+# Dark to light through purple and orange: five colours of matplotlib's "inferno" (released as CC0)
+# at equal distances, from 0 to 1.
+COLOURS = np.array(
+    [(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], "float64"
+)
+UNSEEN_BRIGHTNESS = 0.3
+
+
+def draw_overlay(
+    image: np.ndarray,
+    patch_map: np.ndarray,
+    *,
+    box: tuple[int, int, int, int] | None = None,
+    opacity: float = 0.6,
+) -> np.ndarray:
+    """Draws a map of patches as colours over the picture.
+
+    The map is scaled to its own smallest and largest value, and enlarged with a bicubic kernel. The
+    part of the picture that the network did not see is dimmed.
+
+    Args:
+        image: uint8 array `(height, width, 3)`.
+        patch_map: Array `(rows, columns)`, e.g. of `attention_rollout`.
+        box: `(top, left, bottom, right)` of what the network saw, in pixels of `image`, as
+            `seen_box` gives it; None for all of it.
+        opacity: How much the colours cover, from 0 (the picture alone) to 1.
+
+    Returns:
+        A uint8 array `(height, width, 3)`.
+
+    Raises:
+        ValueError: If an array has another shape, the map is not finite, or `opacity` is out of
+            range.
+
+    Example:
+
+    >>> picture = draw_overlay(np.zeros((8, 8, 3), "uint8"), np.eye(2), opacity=1.0)
+    >>> picture[1, 1].tolist(), picture[1, 6].tolist()
+    ([252, 255, 164], [0, 0, 4])
+    """
+    patch_map = np.asarray(patch_map, "float64")
+    if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
+        raise ValueError(
+            "`image` must be a uint8 array (height, width, 3). "
+            f"Received: {image.dtype} {image.shape}"
+        )
+    if patch_map.ndim != 2 or not patch_map.size or not np.isfinite(patch_map).all():
+        raise ValueError(
+            "`patch_map` must be an array (rows, columns) of finite numbers. "
+            f"Received: shape={patch_map.shape}"
+        )
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"`opacity` must be in [0, 1]. Received: opacity={opacity}")
+    top, left, bottom, right = box or (0, 0, *image.shape[:2])
+    spread = np.ptp(patch_map)
+    heat = (patch_map - patch_map.min()) / (spread if spread > 0 else 1.0)
+    heat = resampling_matrix(heat.shape[0], bottom - top) @ heat
+    heat = heat @ resampling_matrix(heat.shape[1], right - left).T
+    # The kernel overshoots.
+    heat = np.clip(heat, 0.0, 1.0)[..., None]
+    picture = image * UNSEEN_BRIGHTNESS
+    seen = image[top:bottom, left:right]
+    picture[top:bottom, left:right] = seen + opacity * (_colours(heat[..., 0]) - seen)
+    return np.rint(picture).astype(np.uint8)
+
+
+def _colours(heat):
+    positions = np.linspace(0.0, 1.0, len(COLOURS))
+    return np.stack([np.interp(heat, positions, channel) for channel in COLOURS.T], axis=-1)
+
+
+def draw_sheet(pictures: list[np.ndarray], *, gap: int = 4) -> np.ndarray:
+    """Lays pictures of one size side by side, row by row, on a sheet about as wide as high.
+
+    Args:
+        pictures: uint8 arrays `(height, width, 3)`.
+        gap: White space between pictures, in pixels.
+
+    Returns:
+        A uint8 array.
+
+    Example:
+
+    >>> draw_sheet([np.zeros((10, 20, 3), "uint8")] * 3, gap=2).shape
+    (22, 42, 3)
+    """
+    height, width, _ = pictures[0].shape
+    columns = math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for index, picture in enumerate(pictures):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = picture
+    return sheet
+
+
+def seen_box(
+    height: int, width: int, image_size: tuple[int, int], preprocessing: ImagePreprocessing
+) -> tuple[int, int, int, int]:
+    """Which part of an image the network sees when the image is evaluated.
+
+    Args:
+        height: Height of the image, in pixels.
+        width: Width of the image.
+        image_size: `(height, width)` of the model, in pixels.
+        preprocessing: The model's layer; its `crop_fraction` and `crop_mode` are read.
+
+    Returns:
+        `(top, left, bottom, right)` in pixels of the image, rounded.
+
+    Example:
+
+    >>> seen_box(448, 896, (224, 224), ImagePreprocessing())
+    (0, 224, 448, 672)
+    """
+    resized_height, resized_width, top, left = evaluation_geometry(
+        height,
+        width,
+        image_size,
+        crop_fraction=preprocessing.crop_fraction,
+        crop_mode=preprocessing.crop_mode,
+    )
+    y, x = height / resized_height, width / resized_width
+    return (
+        round(top * y),
+        round(left * x),
+        round((top + image_size[0]) * y),
+        round((left + image_size[1]) * x),
+    )
+
+
+def write_picture(picture: np.ndarray, folder: str | Path, name: str) -> Path:
+    """Writes `folder/name.png`, or `name-2.png`, … where that is taken: no file is replaced.
+
+    Args:
+        picture: uint8 array `(height, width, 3)`.
+        folder: An existing folder.
+        name: The file's name without its ending.
+
+    Returns:
+        The path of the file.
+    """
+    for number in itertools.count(1):
+        path = Path(folder, f"{name}.png" if number == 1 else f"{name}-{number}.png")
+        if not path.exists():
+            break
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        Image.fromarray(picture).save(beside, "PNG")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
