@@ -1,0 +1,52 @@
+"""Every family at tiny size, against the library that publishes it."""
+
+import keras
+import pytest
+import transformers
+
+import keras_vit
+
+from . import architectures, comparison, libraries
+from .cases import CASES, Case
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_outputs_are_the_librarys(case):
+    for row in comparison.compare(case, "tiny"):
+        assert not row.problem, row.problem
+        # A random ResNet amplifies rounding: what float32 costs the library itself counts too.
+        assert row.error <= max(comparison.BOUNDS["tiny"], 4 * row.noise), row
+
+
+def test_the_bound_tells_the_two_gelus_apart(tmp_path):
+    case = Case("ViT", "timm", "vit_base_patch16_224")
+    model = libraries.build(case, "tiny", tmp_path)
+    reference = libraries.run(case, model, libraries.native_size(case, model))
+    wrong = comparison.load(case, "tiny", tmp_path, activation="gelu_tanh")
+    output = keras.ops.convert_to_numpy(wrong(reference.images))
+    assert libraries.relative_error(output, reference.output) > comparison.BOUNDS["tiny"]
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.library in ("timm", "transformers")], ids=str
+)
+def test_written_folders_load_in_the_library(case, tmp_path):
+    model = libraries.build(case, "tiny", tmp_path / "read")
+    reference = libraries.run(case, model, libraries.native_size(case, model))
+    loaded = comparison.load(case, "tiny", tmp_path / "read")
+    written = tmp_path / "written"
+    format = {"timm": "timm", "transformers": "hf"}[case.library]
+    keras_vit.save_checkpoint(loaded, written, format=format)
+    again = libraries.run(case, comparison.reopened(case, written), reference.images.shape[1:3])
+    assert libraries.relative_error(again.output, reference.output) <= 1e-6
+
+
+@pytest.mark.parametrize("name", architectures.names())
+def test_the_table_of_architectures_is_timms(name):
+    model = architectures.build(name)
+    if architectures.obstacles(model):
+        pytest.skip("; ".join(architectures.obstacles(model)))
+    assert architectures.fields(name, model.embed_dim) == architectures.measured(model)
