@@ -79,9 +79,11 @@ class WeightStandardizedConv(keras.layers.Layer):
         """The kernel that the images meet, in float32 at least."""
         dtype = keras.backend.result_type(self.variable_dtype, "float32")
         kernel = ops.cast(self.kernel, dtype)
-        mean, variance = ops.moments(kernel, axes=(0, 1, 2), keepdims=True)
+        # Not ops.moments, which on PyTorch subtracts squares and loses the variance of a far mean.
+        centred = kernel - ops.mean(kernel, axis=(0, 1, 2), keepdims=True)
+        variance = ops.mean(ops.square(centred), axis=(0, 1, 2), keepdims=True)
         deviation = ops.sqrt(variance + self.variance_epsilon)
-        return (kernel - mean) / (deviation + self.deviation_epsilon)
+        return centred / (deviation + self.deviation_epsilon)
 
     def call(self, images):
         return ops.conv(
