@@ -7,8 +7,11 @@ from keras_vit.layers.mlp import MLP
 from keras_vit.layers.multi_head_self_attention import MultiHeadSelfAttention
 from keras_vit.layers.patch_encoder import PatchEncoder
 from keras_vit.layers.patches import Patches
+from keras_vit.layers.residual_unit import ResidualUnit
+from keras_vit.layers.resnet_stem import ResNetStem
 from keras_vit.layers.token_pooling import TokenPooling
 from keras_vit.layers.transformer_block import TransformerBlock
+from keras_vit.layers.weight_standardized_conv import WeightStandardizedConv
 
 __all__ = [
     "MLP",
@@ -18,6 +21,9 @@ __all__ = [
     "MultiHeadSelfAttention",
     "PatchEncoder",
     "Patches",
+    "ResNetStem",
+    "ResidualUnit",
     "TokenPooling",
     "TransformerBlock",
+    "WeightStandardizedConv",
 ]
