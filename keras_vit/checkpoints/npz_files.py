@@ -86,9 +86,7 @@ def open_npz(path):
             except (CheckpointError, KeyError, IndexError):
                 raise
             except Exception as error:  # Whatever the bytes made zipfile stumble over.
-                raise CheckpointError(
-                    f"{path}: tensor {name} is damaged ({error}); fetch the file again"
-                ) from error
+                raise _damaged(path, name, error) from error
 
         yield TensorFile(path, {name: member.shape for name, member in members.items()}, read)
 
@@ -139,11 +137,14 @@ def _read_member_header(path, archive, info):
     try:
         with archive.open(info) as stream:
             head = io.BytesIO(stream.read(_MAX_ARRAY_HEADER))
+    except Exception as error:  # Whatever the bytes made zipfile stumble over.
+        raise _damaged(path, name, error) from error
+    try:
         version = np.lib.format.read_magic(head)
         if version not in _HEADER_READERS:
             raise ValueError(f"format version {version}")
         shape, fortran_order, dtype = _HEADER_READERS[version](head)
-    except Exception as error:  # Whatever the bytes made NumPy or zipfile stumble over.
+    except Exception as error:  # Whatever the bytes made NumPy stumble over.
         raise CheckpointError(
             f"{path}: {info.filename} is no NumPy array ({error!r:.200})"
         ) from error
@@ -160,6 +161,12 @@ def _read_member_header(path, archive, info):
             f"{data_size} bytes"
         )
     return name, _Member(info, shape, dtype, fortran_order, head.tell())
+
+
+def _damaged(path, name, error):
+    return CheckpointError(
+        f"{path}: tensor {name} is damaged ({str(error) or type(error).__name__}); fetch the file again"
+    )
 
 
 def _read_array(path, archive, name, member):

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 # Bytes that are read, or looked at, at a time.
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 # More than any array has, and little enough that no product of two sizes overflows an int64.
 _MAX_ELEMENTS = 1 << 48
 _MAX_RANK = 32
