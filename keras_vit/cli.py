@@ -11,11 +11,14 @@ import numpy as np
 from tyro.conf import Positional, PositionalMetavarFromFieldName, arg
 from tyro.extras import subcommand_cli_from_dict
 
-from keras_vit import checkpoints, data, export, finetune, models, zoo
+from keras_vit import checkpoints, data, export, finetune, inspection, models, zoo
 from keras_vit.finetune.command_line import USER_ERRORS
 from keras_vit.finetune.log import ProgressLine
 from keras_vit.finetune.run import split_source
 from keras_vit.layers.nearest import nearest_names
+
+# Longest side, in pixels, of a picture on a sheet of many.
+_SHEET_PICTURE = 360
 
 
 def list_models(pattern: Positional[str] = "*") -> None:
@@ -109,9 +112,7 @@ def predict(
     if not images:
         raise ValueError("Expected one image file or more, found none on the command line")
     classifier, class_names = _load_classifier(model, image_size, preprocessing)
-    class_names = class_names or _indices(classifier)
     policy = classifier.get_layer("preprocessing")
-    is_softmax = models.config_of(classifier).classifier_activation == "softmax"
     errors = []
     for file in images:
         try:
@@ -121,10 +122,71 @@ def predict(
             continue
         pixels = data.prepare_image(image, classifier.input_shape[1:3], policy)
         outputs = np.asarray(classifier.predict_on_batch(pixels[None]))
-        probabilities = outputs[0] if is_softmax else np.asarray(keras.ops.softmax(outputs))[0]
         print(file)
-        for index in np.argsort(-probabilities, kind="stable")[:5]:
-            print(f"  {probabilities[index]:7.2%}  {class_names[index]}")
+        _print_likeliest(outputs, classifier, class_names)
+    if errors:
+        raise ValueError("\n".join(errors))
+
+
+def explain(
+    images: Positional[tuple[str, ...]],
+    model: str,
+    output: str,
+    head_fusion: Literal["mean", "max", "min"] = "mean",
+    block: int | None = None,
+    heads: bool = False,
+    image_size: int | None = None,
+    preprocessing: Literal["inception", "imagenet"] | None = None,
+) -> None:
+    """Draws over each image where the network looks, and prints the five likeliest classes.
+
+    The colours are attention rollout (Abnar and Zuidema, 2020), dark for little and light for much;
+    what the network does not see of an image is dimmed.
+
+    Args:
+        images: Image files.
+        model: A run's folder, a .keras file, or a published checkpoint or its hub folder.
+        output: Folder of the pictures, NAME.png for an image NAME.jpg; NAME-2.png where that is
+            taken: no file is replaced.
+        head_fusion: How the attention of a block's heads becomes one; not for --heads.
+        block: Draw the class token's attention in this block instead; -1 is the last. Models
+            that pool the patches: the patches' mean attention.
+        heads: Draw every head of the block (of the last unless told) on a sheet, row by row.
+        image_size: Height and width of the images the network sees, in pixels; None: the model's.
+        preprocessing: How pixels are scaled, where the checkpoint does not say.
+    """
+    if not images:
+        raise ValueError("Expected one image file or more, found none on the command line")
+    classifier, class_names = _load_classifier(model, image_size, preprocessing)
+    if heads or block is not None:
+        looking = inspection.patch_attention(
+            classifier, -1 if block is None else block, head_fusion=None if heads else head_fusion
+        )
+    else:
+        looking = inspection.attention_rollout(classifier, head_fusion=head_fusion)
+    both = keras.Model(classifier.input, [classifier.output, looking.output])
+    folder = Path(output).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    errors = []
+    for file in images:
+        try:
+            image = data.decode_image(file)
+        except (ValueError, OSError) as error:
+            errors.append(str(error))
+            continue
+        policy, size = classifier.get_layer("preprocessing"), classifier.input_shape[1:3]
+        pixels = data.prepare_image(image, size, policy)
+        outputs, maps = (np.asarray(part) for part in both.predict_on_batch(pixels[None]))
+        if heads:
+            image = inspection.shrink_image(image, _SHEET_PICTURE)
+        box = inspection.seen_box(*image.shape[:2], size, policy)
+        pictures = [
+            inspection.draw_overlay(image, patch_map, box=box)
+            for patch_map in (maps[0] if heads else maps)
+        ]
+        path = inspection.write_picture(inspection.draw_sheet(pictures), folder, Path(file).stem)
+        print(f"{file} → {path}")
+        _print_likeliest(outputs, classifier, class_names)
     if errors:
         raise ValueError("\n".join(errors))
 
@@ -156,6 +218,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "finetune": run_recipe,
     "evaluate": evaluate,
     "predict": predict,
+    "explain": explain,
     "export": export_model,
 }
 
@@ -219,6 +282,15 @@ def _class_names(file, count):
 
 def _indices(classifier):
     return tuple(map(str, range(classifier.output_shape[-1])))
+
+
+def _print_likeliest(outputs, classifier, class_names):
+    """The five likeliest classes of the one image in a batch."""
+    is_softmax = models.config_of(classifier).classifier_activation == "softmax"
+    probabilities = outputs[0] if is_softmax else np.asarray(keras.ops.softmax(outputs))[0]
+    class_names = class_names or _indices(classifier)
+    for index in np.argsort(-probabilities, kind="stable")[:5]:
+        print(f"  {probabilities[index]:7.2%}  {class_names[index]}")
 
 
 def _load_split(source, data_dir, split, class_names, model):

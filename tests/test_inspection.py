@@ -218,8 +218,9 @@ def test_arguments_out_of_range_are_named():
     model = build(pooling="avg", pool_norm=True)
     with pytest.raises(ValueError, match="pool_norm"):
         keras_vit.features(model, norm=True)
-    with pytest.raises(ValueError, match="`head_fusion` must be one of mean, max, min"):
-        keras_vit.attention_rollout(model, head_fusion="median")
+    for look in (keras_vit.attention_rollout, patch_attention):
+        with pytest.raises(ValueError, match="`head_fusion` must be one of mean, max, min"):
+            look(model, head_fusion="median")
     with pytest.raises(ValueError, match="`discard_ratio` must be in"):
         keras_vit.attention_rollout(model, discard_ratio=1.0)
 
@@ -335,6 +336,8 @@ def test_patch_attention_is_the_class_tokens_row():
     expected = stated_attention(model, 1, images)[:, :, 0, 1:].reshape(2, 4, ROWS, COLUMNS)
     shares = as_arrays(patch_attention(model, 1)(images))
     np.testing.assert_allclose(shares, expected, rtol=2e-3, atol=1e-5)
+    fused = as_arrays(patch_attention(model, 1, head_fusion="max")(images))
+    np.testing.assert_allclose(fused, expected.max(1), rtol=2e-3, atol=1e-5)
 
 
 def test_a_model_in_bfloat16_gives_shares_in_float32():
@@ -364,10 +367,21 @@ def test_the_hottest_patch_is_the_brightest(hottest):
 
 
 def test_opacity_covers_the_picture():
-    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), "uint8")
-    np.testing.assert_array_equal(draw_overlay(image, np.eye(2), opacity=0.0), image)
-    covered = draw_overlay(image, np.eye(2), opacity=1.0)
-    np.testing.assert_array_equal(covered, draw_overlay(255 - image, np.eye(2), opacity=1.0))
+    shades = np.random.default_rng(0).integers(0, 256, (8, 8, 1), "uint8").repeat(3, -1)
+    np.testing.assert_array_equal(draw_overlay(shades, np.eye(2), opacity=0.0), shades)
+    covered = draw_overlay(shades, np.eye(2), opacity=1.0)
+    np.testing.assert_array_equal(covered, draw_overlay(255 - shades, np.eye(2), opacity=1.0))
+
+
+def test_one_patch_far_above_all_others_does_not_hide_them():
+    image, patch_map = np.zeros((140, 140, 3), "uint8"), np.zeros((14, 14))
+    patch_map[5, 5:10], patch_map[0, 0] = 1.0, 100.0
+    brightness = draw_overlay(image, patch_map).sum(-1)
+    assert min(brightness[55, 75], brightness[5, 5]) > 0.9 * brightness.max()
+    patch_map[5] = 0.0
+    alone = draw_overlay(image, patch_map).sum(-1)
+    assert alone[5, 5] > 0.9 * brightness.max()
+    assert alone[55, 75] == alone.min()
 
 
 def test_a_map_without_differences_is_drawn_cold():

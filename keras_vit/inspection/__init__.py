@@ -2,7 +2,13 @@
 
 from keras_vit.inspection.attention import attention_maps, attention_rollout, patch_attention
 from keras_vit.inspection.features import features
-from keras_vit.inspection.overlay import draw_overlay, draw_sheet, seen_box, write_picture
+from keras_vit.inspection.overlay import (
+    draw_overlay,
+    draw_sheet,
+    seen_box,
+    shrink_image,
+    write_picture,
+)
 
 __all__ = [
     "attention_maps",
@@ -12,5 +18,6 @@ __all__ = [
     "features",
     "patch_attention",
     "seen_box",
+    "shrink_image",
     "write_picture",
 ]

@@ -52,8 +52,8 @@ def attention_maps(model, blocks=None):
     return keras.Model(model.input, outputs, name=f"{model.name}_attention_maps")
 
 
-def patch_attention(model, block=-1):
-    """A model from images to how much each head of a block looks at each patch.
+def patch_attention(model, block=-1, *, head_fusion=None):
+    """A model from images to how much a block looks at each patch.
 
     The queries are the tokens that the head of the model reads: the class token (with the
     distillation token, their mean), the mean of the patches, or of both. Before a pooling
@@ -62,13 +62,15 @@ def patch_attention(model, block=-1):
     Args:
         model: A model that keras_vit built, possibly saved and loaded since.
         block: The block's number; a negative one counts from the end.
+        head_fusion: `"mean"`, `"max"` or `"min"` over the heads; None keeps them apart.
 
     Returns:
-        A `keras.Model` from images to float32 `(batch, heads, rows, columns)`: shares of the
-        attention. What is missing to a sum of one goes to the tokens that are no patches.
+        A `keras.Model` from images to float32 `(batch, heads, rows, columns)`, with a fusion
+        `(batch, rows, columns)`: shares of the attention. What is missing to a sum of one goes to
+        the tokens that are no patches.
 
     Raises:
-        ValueError: As `attention_maps`.
+        ValueError: As `attention_maps`, and for an unknown fusion.
 
     Example:
 
@@ -80,13 +82,16 @@ def patch_attention(model, block=-1):
     (None, 4, 4, 8)
     """
     config = config_of(model)
+    if head_fusion is not None:
+        _check_head_fusion(head_fusion)
     (index,) = block_indices([block], config.depth)
     layer = model.get_layer(f"block_{index}")
     readout = _readout(config)[None, None, None]
 
     def shares(tokens):
         weights = ops.cast(layer.attention_weights(tokens), "float32")
-        return _to_grid(ops.matmul(readout, weights), config, config.num_heads)
+        heads = _to_grid(ops.matmul(readout, weights), config, config.num_heads)
+        return heads if head_fusion is None else HEAD_FUSIONS[head_fusion](heads, axis=1)
 
     output = SharedLayers([layer], shares)(layer.input)
     return keras.Model(model.input, output, name=f"{model.name}_patch_attention")
@@ -128,11 +133,7 @@ def attention_rollout(model, *, head_fusion="mean", discard_ratio=0.0):
     (None, 4, 8)
     """
     config = config_of(model)
-    if head_fusion not in HEAD_FUSIONS:
-        raise ValueError(
-            f"`head_fusion` must be one of {', '.join(HEAD_FUSIONS)}. "
-            f"Received: head_fusion={head_fusion!r}"
-        )
+    _check_head_fusion(head_fusion)
     if not 0 <= discard_ratio < 1:
         raise ValueError(
             f"`discard_ratio` must be in [0, 1). Received: discard_ratio={discard_ratio}"
@@ -159,6 +160,14 @@ def attention_rollout(model, *, head_fusion="mean", discard_ratio=0.0):
     layers = blocks if pool is None else [*blocks, pool]
     output = SharedLayers(layers, rollout)([layer.input for layer in layers])
     return keras.Model(model.input, output, name=f"{model.name}_attention_rollout")
+
+
+def _check_head_fusion(head_fusion):
+    if head_fusion not in HEAD_FUSIONS:
+        raise ValueError(
+            f"`head_fusion` must be one of {', '.join(HEAD_FUSIONS)}. "
+            f"Received: head_fusion={head_fusion!r}"
+        )
 
 
 def _readout(config):

@@ -19,6 +19,7 @@ from keras_vit.layers.resampling import resampling_matrix
 COLOURS = np.array(
     [(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], "float64"
 )
+LIGHTEST_FROM = 0.98  # the quantile of the map from which on patches have the lightest colour
 UNSEEN_BRIGHTNESS = 0.3
 
 
@@ -29,17 +30,18 @@ def draw_overlay(
     box: tuple[int, int, int, int] | None = None,
     opacity: float = 0.6,
 ) -> np.ndarray:
-    """Draws a map of patches as colours over the picture.
+    """Draws a map of patches as colours over the picture, which becomes grey.
 
-    The map is scaled to its own smallest and largest value, and enlarged with a bicubic kernel. The
-    part of the picture that the network did not see is dimmed.
+    The darkest colour stands for the map's smallest value, the lightest for the largest fiftieth of
+    its values: some patches often have many times what the others have. The map is enlarged with
+    a bicubic kernel. The part of the picture that the network did not see is dimmed.
 
     Args:
         image: uint8 array `(height, width, 3)`.
         patch_map: Array `(rows, columns)`, e.g. of `attention_rollout`.
         box: `(top, left, bottom, right)` of what the network saw, in pixels of `image`, as
             `seen_box` gives it; None for all of it.
-        opacity: How much the colours cover, from 0 (the picture alone) to 1.
+        opacity: How much the colours cover, from 0 (the grey picture) to 1.
 
     Returns:
         A uint8 array `(height, width, 3)`.
@@ -68,21 +70,49 @@ def draw_overlay(
     if not 0 <= opacity <= 1:
         raise ValueError(f"`opacity` must be in [0, 1]. Received: opacity={opacity}")
     top, left, bottom, right = box or (0, 0, *image.shape[:2])
-    spread = np.ptp(patch_map)
-    heat = (patch_map - patch_map.min()) / (spread if spread > 0 else 1.0)
+    heat = _scaled(patch_map)
     heat = resampling_matrix(heat.shape[0], bottom - top) @ heat
     heat = heat @ resampling_matrix(heat.shape[1], right - left).T
     # The kernel overshoots.
-    heat = np.clip(heat, 0.0, 1.0)[..., None]
-    picture = image * UNSEEN_BRIGHTNESS
-    seen = image[top:bottom, left:right]
-    picture[top:bottom, left:right] = seen + opacity * (_colours(heat[..., 0]) - seen)
-    return np.rint(picture).astype(np.uint8)
-
-
-def _colours(heat):
+    heat = np.clip(heat, 0.0, 1.0)
+    grey = np.asarray(Image.fromarray(image).convert("L"))
+    dimmed = np.rint(grey * np.float32(UNSEEN_BRIGHTNESS)).astype(np.uint8)
+    picture = np.repeat(dimmed[..., None], 3, axis=-1)
+    seen = (1.0 - opacity) * grey[top:bottom, left:right]
     positions = np.linspace(0.0, 1.0, len(COLOURS))
-    return np.stack([np.interp(heat, positions, channel) for channel in COLOURS.T], axis=-1)
+    # A channel at a time, because photographs are large.
+    for channel, colours in enumerate(COLOURS.T):
+        blended = np.interp(heat, positions, opacity * colours) + seen
+        picture[top:bottom, left:right, channel] = np.rint(blended)
+    return picture
+
+
+def _scaled(patch_map):
+    """From 0 for the smallest value to 1 for the largest ones; zeros where all are equal."""
+    rest = patch_map - patch_map.min()
+    # A map with very few values above the smallest has a quantile of nothing.
+    spread = np.quantile(rest, LIGHTEST_FROM) or rest.max() or 1.0
+    return np.minimum(rest / spread, 1.0)
+
+
+def shrink_image(image: np.ndarray, longest_side: int) -> np.ndarray:
+    """The image made smaller, its aspect ratio kept, where a side is longer than said.
+
+    Args:
+        image: uint8 array `(height, width, 3)`.
+        longest_side: Pixels that neither side of the result exceeds.
+
+    Returns:
+        A uint8 array.
+
+    Example:
+
+    >>> shrink_image(np.zeros((300, 400, 3), "uint8"), 100).shape
+    (75, 100, 3)
+    """
+    thumbnail = Image.fromarray(image)
+    thumbnail.thumbnail((longest_side, longest_side))
+    return np.asarray(thumbnail)
 
 
 def draw_sheet(pictures: list[np.ndarray], *, gap: int = 4) -> np.ndarray:
