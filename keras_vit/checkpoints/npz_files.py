@@ -68,7 +68,7 @@ def open_npz(path):
             archive = stack.enter_context(zipfile.ZipFile(file))
         except Exception as error:  # Whatever the bytes made zipfile stumble over.
             raise CheckpointError(
-                f"{path} is no .npz file, or a truncated one ({error}); fetch it again"
+                f"{path} is no .npz file, or a truncated one ({error!s:.200}); fetch it again"
             ) from error
         _check_directory(path, archive)
         members = dict(_read_member_header(path, archive, info) for info in archive.infolist())
@@ -164,9 +164,8 @@ def _read_member_header(path, archive, info):
 
 
 def _damaged(path, name, error):
-    return CheckpointError(
-        f"{path}: tensor {name} is damaged ({str(error) or type(error).__name__}); fetch the file again"
-    )
+    reason = str(error) or type(error).__name__
+    return CheckpointError(f"{path}: tensor {name} is damaged ({reason:.200}); fetch it again")
 
 
 def _read_array(path, archive, name, member):
