@@ -3,10 +3,12 @@
 from keras_vit.layers.attention_pooling import AttentionPooling
 from keras_vit.layers.drop_path import DropPath
 from keras_vit.layers.image_preprocessing import ImagePreprocessing
+from keras_vit.layers.layer_scale import LayerScale
 from keras_vit.layers.mlp import MLP
 from keras_vit.layers.multi_head_self_attention import MultiHeadSelfAttention
 from keras_vit.layers.patch_encoder import PatchEncoder
 from keras_vit.layers.patches import Patches
+from keras_vit.layers.relative_position_bias import RelativePositionBias
 from keras_vit.layers.residual_unit import ResidualUnit
 from keras_vit.layers.resnet_stem import ResNetStem
 from keras_vit.layers.token_pooling import TokenPooling
@@ -18,9 +20,11 @@ __all__ = [
     "AttentionPooling",
     "DropPath",
     "ImagePreprocessing",
+    "LayerScale",
     "MultiHeadSelfAttention",
     "PatchEncoder",
     "Patches",
+    "RelativePositionBias",
     "ResNetStem",
     "ResidualUnit",
     "TokenPooling",

@@ -20,14 +20,19 @@ def quick_gelu(x):
     return x * ops.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
+def silu(x):
+    """`x * sigmoid(x)`, the gate of SwiGLU (Shazeer, arXiv 2002.05202)."""
+    return ops.silu(x)
+
+
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu, "silu": silu}
 
 
 def get_activation(name):
     """The activation called `name`.
 
     Args:
-        name: `"gelu"` (exact), `"gelu_tanh"` or `"quick_gelu"`.
+        name: `"gelu"` (exact), `"gelu_tanh"`, `"quick_gelu"` or `"silu"`.
 
     Raises:
         ValueError: For an unknown name.

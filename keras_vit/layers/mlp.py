@@ -1,6 +1,7 @@
 """The MLP of a Transformer block."""
 
 import keras
+from keras import ops
 
 from keras_vit.layers.activations import get_activation
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
@@ -11,11 +12,13 @@ class MLP(keras.layers.Layer):
     """Two linear layers with an activation between, applied to each token.
 
     [Dosovitskiy et al., 2020](https://arxiv.org/abs/2010.11929), section 3.1, with dropout after
-    each linear layer.
+    each linear layer. Gated ([Shazeer, 2020](https://arxiv.org/abs/2002.05202)), the first layer is
+    twice as wide, and its first half, after the activation, multiplies the second.
 
     Args:
         mlp_dim: Width of the hidden layer.
-        activation: `"gelu"` (exact), `"gelu_tanh"` or `"quick_gelu"`.
+        activation: `"gelu"` (exact), `"gelu_tanh"`, `"quick_gelu"` or `"silu"`.
+        gated: Whether half of the first layer gates the other; with `"silu"` that is SwiGLU.
         dropout: Share of the values that are dropped in training, in [0, 1).
 
     Input shape:
@@ -34,16 +37,17 @@ class MLP(keras.layers.Layer):
     True
     """
 
-    def __init__(self, mlp_dim, *, activation="gelu", dropout=0.0, **kwargs):
+    def __init__(self, mlp_dim, *, activation="gelu", gated=False, dropout=0.0, **kwargs):
         super().__init__(**kwargs)
         self.mlp_dim = mlp_dim
         self.activation = activation
         self.activation_function = get_activation(activation)
+        self.gated = gated
         self.dropout_rate = dropout
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
     def build(self, input_shape):
-        self.expansion = self._dense(self.mlp_dim, "expansion")
+        self.expansion = self._dense(self.mlp_dim * (1 + self.gated), "expansion")
         self.expansion.build(input_shape)
         self.projection = self._dense(input_shape[-1], "projection")
         self.projection.build((*input_shape[:-1], self.mlp_dim))
@@ -58,7 +62,12 @@ class MLP(keras.layers.Layer):
         )
 
     def call(self, tokens, training=None):
-        hidden = self.activation_function(self.expansion(tokens))
+        hidden = self.expansion(tokens)
+        if self.gated:
+            gate, hidden = ops.split(hidden, 2, axis=-1)
+            hidden = self.activation_function(gate) * hidden
+        else:
+            hidden = self.activation_function(hidden)
         hidden = self.dropout(hidden, training=training)
         return self.dropout(self.projection(hidden), training=training)
 
@@ -70,5 +79,6 @@ class MLP(keras.layers.Layer):
             **super().get_config(),
             "mlp_dim": self.mlp_dim,
             "activation": self.activation,
+            "gated": self.gated,
             "dropout": self.dropout_rate,
         }

@@ -4,6 +4,10 @@ import keras
 from keras import ops
 
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
+from keras_vit.layers.relative_position_bias import RelativePositionBias
+from keras_vit.layers.rotary_positions import rotary_tables, rotate
+
+POSITIONS = ("rope", "relative", None)
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
@@ -16,6 +20,16 @@ class MultiHeadSelfAttention(keras.layers.Layer):
 
     Args:
         num_heads: Number of heads; it divides the width of the tokens.
+        use_bias: Whether queries, keys and values have biases; `"query_value"`: keys have none
+            ([BEiT](https://arxiv.org/abs/2106.08254)).
+        qk_norm: Whether queries and keys are normed per head
+            ([Dehghani et al., 2023](https://arxiv.org/abs/2302.05442)).
+        positions: `"rope"` turns queries and keys by the patches' places, `"relative"` adds a
+            learned bias for each offset of two patches, None does neither.
+        grid: Rows and columns of patches; positions need them.
+        prefix_tokens: Number of tokens before the patches; positions need it.
+        rope_base: Longest period of the rotary positions, in units of half a grid.
+        layer_norm_epsilon: Epsilon of the norms of queries and keys.
         dropout: Share of the attention weights that are dropped in training, in [0, 1).
 
     Input shape:
@@ -25,7 +39,8 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         The same.
 
     Raises:
-        ValueError: If `num_heads` does not divide the width of the tokens.
+        ValueError: If `num_heads` does not divide the width of the tokens, or positions are asked
+            for without a grid.
 
     Example:
 
@@ -35,11 +50,41 @@ class MultiHeadSelfAttention(keras.layers.Layer):
     True
     """
 
-    def __init__(self, num_heads, *, dropout=0.0, **kwargs):
+    def __init__(
+        self,
+        num_heads,
+        *,
+        use_bias=True,
+        qk_norm=False,
+        positions=None,
+        grid=None,
+        prefix_tokens=0,
+        rope_base=100.0,
+        layer_norm_epsilon=1e-6,
+        dropout=0.0,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         if num_heads < 1:
             raise ValueError(f"`num_heads` must be positive. Received: num_heads={num_heads}")
+        if use_bias not in (True, False, "query_value"):
+            raise ValueError(
+                f'`use_bias` must be True, False or "query_value". Received: use_bias={use_bias!r}'
+            )
+        if positions not in POSITIONS:
+            raise ValueError(
+                f"`positions` must be one of {POSITIONS}. Received: positions={positions!r}"
+            )
+        if positions is not None and grid is None:
+            raise ValueError(f"`positions={positions!r}` needs `grid`. Received: grid=None")
         self.num_heads = num_heads
+        self.use_bias = use_bias
+        self.qk_norm = qk_norm
+        self.positions = positions
+        self.grid = None if grid is None else tuple(grid)
+        self.prefix_tokens = prefix_tokens
+        self.rope_base = rope_base
+        self.layer_norm_epsilon = layer_norm_epsilon
         self.dropout_rate = dropout
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
@@ -51,33 +96,82 @@ class MultiHeadSelfAttention(keras.layers.Layer):
                 f"Received: width={hidden_size}, num_heads={self.num_heads}"
             )
         self.head_dim = hidden_size // self.num_heads
-        self.query_key_value = keras.layers.Dense(
-            3 * hidden_size,
-            kernel_initializer=kernel_initializer(columns=3),
-            bias_initializer=bias_initializer(),
-            dtype=self.dtype_policy,
-            name="query_key_value",
+        self.query_key_value = self._dense(
+            3 * hidden_size, "query_key_value", self.use_bias is True, columns=3
         )
         self.query_key_value.build(input_shape)
-        self.projection = keras.layers.Dense(
-            hidden_size,
-            kernel_initializer=kernel_initializer(),
-            bias_initializer=bias_initializer(),
-            dtype=self.dtype_policy,
-            name="projection",
-        )
+        self.query_value_bias = None
+        if self.use_bias == "query_value":
+            self.query_value_bias = self.add_weight(
+                shape=(2, hidden_size), initializer=bias_initializer(), name="query_value_bias"
+            )
+        if self.qk_norm:
+            self.query_norm = self._norm("query_norm")
+            self.key_norm = self._norm("key_norm")
+        if self.positions == "rope":
+            self._rotary_tables = rotary_tables(self.grid, self.head_dim, self.rope_base)
+        elif self.positions == "relative":
+            self.relative_position_bias = RelativePositionBias(
+                self.grid,
+                self.num_heads,
+                prefix_tokens=self.prefix_tokens,
+                dtype=self.dtype_policy,
+                name="relative_position_bias",
+            )
+            self.relative_position_bias.build()
+        self.projection = self._dense(hidden_size, "projection")
         self.projection.build(input_shape)
 
+    def _dense(self, units, name, use_bias=True, columns=1):
+        return keras.layers.Dense(
+            units,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer(columns),
+            bias_initializer=bias_initializer(),
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def _norm(self, name):
+        norm = keras.layers.LayerNormalization(
+            epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name
+        )
+        norm.build((None, None, None, self.head_dim))
+        return norm
+
     def call(self, tokens, training=None):
-        length, hidden_size = ops.shape(tokens)[1], self.num_heads * self.head_dim
-        qkv = self.query_key_value(tokens)
-        qkv = ops.reshape(qkv, (-1, length, 3, self.num_heads, self.head_dim))
-        query, key, value = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), 3, axis=0)
-        scores = ops.matmul(query * self.head_dim**-0.5, ops.swapaxes(key, -1, -2))
-        weights = attention_softmax(scores)
-        weights = self.dropout(weights, training=training)
+        query, key, value = self._query_key_value(tokens)
+        weights = self.dropout(self._weights(query, key), training=training)
         attended = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
-        return self.projection(ops.reshape(attended, (-1, length, hidden_size)))
+        shape = (-1, ops.shape(tokens)[1], self.num_heads * self.head_dim)
+        return self.projection(ops.reshape(attended, shape))
+
+    def attention_weights(self, tokens):
+        """How much each token attends to each other: `(batch, heads, tokens, tokens)`."""
+        query, key, _ = self._query_key_value(tokens)
+        return self._weights(query, key)
+
+    def _query_key_value(self, tokens):
+        qkv = self.query_key_value(tokens)
+        if self.query_value_bias is not None:
+            query_bias, value_bias = ops.unstack(self.query_value_bias, 2, axis=0)
+            bias = ops.concatenate([query_bias, ops.zeros_like(query_bias), value_bias])
+            qkv = qkv + ops.cast(bias, qkv.dtype)
+        shape = (-1, ops.shape(tokens)[1], 3, self.num_heads, self.head_dim)
+        qkv = ops.transpose(ops.reshape(qkv, shape), (2, 0, 3, 1, 4))
+        query, key, value = ops.unstack(qkv, 3, axis=0)
+        if self.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if self.positions == "rope":
+            query = rotate(query, *self._rotary_tables, self.prefix_tokens)
+            key = rotate(key, *self._rotary_tables, self.prefix_tokens)
+        return query, key, value
+
+    def _weights(self, query, key):
+        scores = ops.matmul(query * self.head_dim**-0.5, ops.swapaxes(key, -1, -2))
+        if self.positions == "relative":
+            scores = self.relative_position_bias(scores)
+        return attention_softmax(scores)
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
@@ -86,6 +180,13 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         return {
             **super().get_config(),
             "num_heads": self.num_heads,
+            "use_bias": self.use_bias,
+            "qk_norm": self.qk_norm,
+            "positions": self.positions,
+            "grid": self.grid,
+            "prefix_tokens": self.prefix_tokens,
+            "rope_base": self.rope_base,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
             "dropout": self.dropout_rate,
         }
 

@@ -4,18 +4,30 @@ import keras
 from keras import ops
 
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
+from keras_vit.layers.sin_cos_positions import sin_cos_positions_1d, sin_cos_positions_2d
+
+POSITIONS = ("learned", "sincos1d", "sincos2d", None)
+POSITION_SLOTS = ("patches", "class", "all")
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
 class PatchEncoder(keras.layers.Layer):
-    """Projects patches, puts the class token before them and adds learnable positions.
+    """Projects patches, adds positions and puts the class token and its like before them.
 
-    Equation 1 of [Dosovitskiy et al., 2020](https://arxiv.org/abs/2010.11929). The positions have
-    a slot for the class token, the first.
+    Equation 1 of [Dosovitskiy et al., 2020](https://arxiv.org/abs/2010.11929). The tokens follow
+    each other as class, distillation, registers, patches. The first of the learned positions are
+    those of the tokens before the patches that have any.
 
     Args:
         hidden_size: Width of a token.
         class_token: Whether a learnable token precedes the patches.
+        distillation_token: Whether a second one does.
+        register_tokens: Number of register tokens.
+        positions: `"learned"`, `"sincos1d"`, `"sincos2d"`, or None: nothing is added here.
+        position_slots: Which tokens have learned positions: `"patches"`, `"class"` (class and
+            distillation tokens too) or `"all"` (registers too).
+        grid: Rows and columns of patches; `"sincos2d"` needs them.
+        use_bias: Whether the projection has a bias.
         dropout: Share of the sums that are dropped in training, in [0, 1).
 
     Input shape:
@@ -23,31 +35,68 @@ class PatchEncoder(keras.layers.Layer):
         when the layer is built.
 
     Output shape:
-        `(batch, patches + 1, hidden_size)`, without the 1 if there is no class token.
+        `(batch, patches + 1, hidden_size)`, with as many more as there are tokens before them.
 
     Raises:
-        ValueError: If the number of patches is unknown when the layer is built.
+        ValueError: If the number of patches is unknown when the layer is built, or an argument is
+            none of its choices.
 
     Example:
 
     >>> import numpy as np
     >>> PatchEncoder(32)(np.zeros((2, 9, 192), "float32")).shape == (2, 10, 32)
     True
+    >>> encoder = PatchEncoder(32, register_tokens=4, positions="sincos2d", grid=(3, 3))
+    >>> encoder(np.zeros((2, 9, 192), "float32")).shape == (2, 14, 32)
+    True
     """
 
-    def __init__(self, hidden_size, *, class_token=True, dropout=0.0, **kwargs):
+    def __init__(
+        self,
+        hidden_size,
+        *,
+        class_token=True,
+        distillation_token=False,
+        register_tokens=0,
+        positions="learned",
+        position_slots="class",
+        grid=None,
+        use_bias=True,
+        dropout=0.0,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
+        for name, value, choices in (
+            ("positions", positions, POSITIONS),
+            ("position_slots", position_slots, POSITION_SLOTS),
+        ):
+            if value not in choices:
+                raise ValueError(f"`{name}` must be one of {choices}. Received: {name}={value!r}")
+        if positions == "sincos2d" and grid is None:
+            raise ValueError('`positions="sincos2d"` needs `grid`. Received: grid=None')
         self.hidden_size = hidden_size
         self.use_class_token = class_token
+        self.use_distillation_token = distillation_token
+        self.register_count = register_tokens
+        self.positions = positions
+        self.position_slots = position_slots
+        self.grid = None if grid is None else tuple(grid)
+        self.use_bias = use_bias
         self.dropout_rate = dropout
         self.projection = keras.layers.Dense(
             hidden_size,
+            use_bias=use_bias,
             kernel_initializer=kernel_initializer(),
             bias_initializer=bias_initializer(),
             dtype=self.dtype_policy,
             name="projection",
         )
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+
+    @property
+    def prefix_tokens(self):
+        """Number of tokens before the patches."""
+        return self.use_class_token + self.use_distillation_token + self.register_count
 
     def build(self, input_shape):
         if input_shape[1] is None:
@@ -56,33 +105,85 @@ class PatchEncoder(keras.layers.Layer):
                 f"each. Received: shape={tuple(input_shape)}"
             )
         self.projection.build(input_shape)
-        self.class_token = None
-        if self.use_class_token:
-            self.class_token = self.add_weight(
-                shape=(1, 1, self.hidden_size), initializer="zeros", name="class_token"
+        self.class_token = self._tokens("class_token", int(self.use_class_token))
+        self.distillation_token = self._tokens(
+            "distillation_token", int(self.use_distillation_token)
+        )
+        self.register_tokens = self._tokens("register_tokens", self.register_count)
+        self.position_embedding = self._fixed_positions = None
+        patches = input_shape[1]
+        if self.positions == "learned":
+            slots = {
+                "patches": 0,
+                "class": self.use_class_token + self.use_distillation_token,
+                "all": self.prefix_tokens,
+            }[self.position_slots]
+            self.position_embedding = self.add_weight(
+                shape=(1, patches + slots, self.hidden_size),
+                initializer=keras.initializers.RandomNormal(stddev=0.02),
+                name="position_embedding",
             )
-        self.position_embedding = self.add_weight(
-            shape=(1, input_shape[1] + self.use_class_token, self.hidden_size),
-            initializer=keras.initializers.RandomNormal(stddev=0.02),
-            name="position_embedding",
+        elif self.positions == "sincos1d":
+            self._fixed_positions = sin_cos_positions_1d(patches, self.hidden_size)
+        elif self.positions == "sincos2d":
+            self._fixed_positions = sin_cos_positions_2d(self.grid, self.hidden_size)
+
+    def _tokens(self, name, count):
+        if not count:
+            return None
+        # As published: class tokens start at zero; equal registers would stay equal.
+        initializer = "zeros" if count == 1 else keras.initializers.RandomNormal(stddev=0.02)
+        return self.add_weight(
+            shape=(1, count, self.hidden_size), initializer=initializer, name=name
         )
 
     def call(self, patches, training=None):
         tokens = self.projection(patches)
-        if self.class_token is not None:
-            shape = (ops.shape(tokens)[0], 1, self.hidden_size)
-            tokens = ops.concatenate([ops.broadcast_to(self.class_token, shape), tokens], axis=1)
-        return self.dropout(tokens + self.position_embedding, training=training)
+        prefix = self._prefix()
+        if self.position_embedding is not None:
+            covered = self.position_embedding.shape[1] - patches.shape[1]
+            tokens = tokens + self.position_embedding[:, covered:]
+            if covered:
+                positions = self.position_embedding[:, :covered]
+                prefix = ops.concatenate(
+                    [prefix[:, :covered] + positions, prefix[:, covered:]], axis=1
+                )
+        elif self._fixed_positions is not None:
+            tokens = tokens + ops.cast(self._fixed_positions, tokens.dtype)
+        if prefix is not None:
+            shape = (ops.shape(tokens)[0], self.prefix_tokens, self.hidden_size)
+            tokens = ops.concatenate([ops.broadcast_to(prefix, shape), tokens], axis=1)
+        return self.dropout(tokens, training=training)
+
+    def _prefix(self):
+        parts = (self.class_token, self.distillation_token, self.register_tokens)
+        parts = [ops.convert_to_tensor(part) for part in parts if part is not None]
+        return ops.concatenate(parts, axis=1) if parts else None
 
     def compute_output_shape(self, input_shape):
         batch, patches, _ = input_shape
-        tokens = None if patches is None else patches + self.use_class_token
+        tokens = None if patches is None else patches + self.prefix_tokens
         return (batch, tokens, self.hidden_size)
+
+    def save_own_variables(self, store):
+        # By name: which of the tokens there are decides the order.
+        for variable in self._trainable_variables:
+            store[variable.name] = variable
+
+    def load_own_variables(self, store):
+        for variable in self._trainable_variables:
+            variable.assign(store[variable.name])
 
     def get_config(self):
         return {
             **super().get_config(),
             "hidden_size": self.hidden_size,
             "class_token": self.use_class_token,
+            "distillation_token": self.use_distillation_token,
+            "register_tokens": self.register_count,
+            "positions": self.positions,
+            "position_slots": self.position_slots,
+            "grid": self.grid,
+            "use_bias": self.use_bias,
             "dropout": self.dropout_rate,
         }

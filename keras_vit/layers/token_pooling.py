@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-POOLINGS = ("token", "avg", "token+avg")
+POOLINGS = ("token", "distillation", "avg", "token+avg")
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
@@ -11,7 +11,8 @@ class TokenPooling(keras.layers.Layer):
     """Pools tokens into one vector.
 
     Args:
-        pooling: `"token"` (the first token), `"avg"` (the mean of the patch tokens), or
+        pooling: `"token"` (the first token), `"distillation"` (the second), `"avg"` (the mean of
+            the patch tokens), or
             `"token+avg"` (both, concatenated, as DINOv2's linear head takes them).
         prefix_tokens: Number of tokens before the patches; the mean leaves them out.
 
@@ -38,15 +39,18 @@ class TokenPooling(keras.layers.Layer):
             raise ValueError(
                 f"`pooling` must be one of {', '.join(POOLINGS)}. Received: pooling={pooling!r}"
             )
-        if "token" in pooling and prefix_tokens < 1:
+        needed = {"token": 1, "token+avg": 1, "distillation": 2}.get(pooling, 0)
+        if prefix_tokens < needed:
             raise ValueError(
-                f"`pooling={pooling!r}` needs a class token. Received: "
-                f"prefix_tokens={prefix_tokens}"
+                f"`pooling={pooling!r}` needs {needed} of them before the patches, the class token "
+                f"first. Received: prefix_tokens={prefix_tokens}"
             )
         self.pooling = pooling
         self.prefix_tokens = prefix_tokens
 
     def call(self, tokens):
+        if self.pooling == "distillation":
+            return tokens[:, 1]
         pooled = []
         if "token" in self.pooling:
             pooled.append(tokens[:, 0])

@@ -3,6 +3,7 @@
 import keras
 
 from keras_vit.layers.drop_path import DropPath
+from keras_vit.layers.layer_scale import LayerScale
 from keras_vit.layers.mlp import MLP
 from keras_vit.layers.multi_head_self_attention import MultiHeadSelfAttention
 
@@ -16,11 +17,19 @@ class TransformerBlock(keras.layers.Layer):
     Args:
         num_heads: Number of attention heads; it divides the width of the tokens.
         mlp_dim: Width of the MLP's hidden layer.
-        activation: The MLP's: `"gelu"` (exact), `"gelu_tanh"` or `"quick_gelu"`.
+        activation: The MLP's: `"gelu"` (exact), `"gelu_tanh"`, `"quick_gelu"` or `"silu"`.
+        gated_mlp: Whether half of the MLP's first layer gates the other.
+        qkv_bias: Whether queries, keys and values have biases; `"query_value"`: keys have none.
+        qk_norm: Whether queries and keys are normed per head.
+        layer_scale: Initial value of learned scales of both branches, or None for none.
+        positions: `"rope"`, `"relative"` or None, as of `MultiHeadSelfAttention`.
+        grid: Rows and columns of patches; positions need them.
+        prefix_tokens: Number of tokens before the patches; positions need it.
+        rope_base: Longest period of the rotary positions.
         dropout: Share of each branch's values that are dropped in training, in [0, 1).
         attention_dropout: Share of the attention weights that are dropped, likewise.
         drop_path: Probability of leaving out a branch for a sample, likewise.
-        layer_norm_epsilon: Epsilon of both norms.
+        layer_norm_epsilon: Epsilon of all norms.
 
     Input shape:
         `(batch, tokens, hidden_size)`.
@@ -45,6 +54,14 @@ class TransformerBlock(keras.layers.Layer):
         mlp_dim,
         *,
         activation="gelu",
+        gated_mlp=False,
+        qkv_bias=True,
+        qk_norm=False,
+        layer_scale=None,
+        positions=None,
+        grid=None,
+        prefix_tokens=0,
+        rope_base=100.0,
         dropout=0.0,
         attention_dropout=0.0,
         drop_path=0.0,
@@ -55,6 +72,14 @@ class TransformerBlock(keras.layers.Layer):
         self.num_heads = num_heads
         self.mlp_dim = mlp_dim
         self.activation = activation
+        self.gated_mlp = gated_mlp
+        self.qkv_bias = qkv_bias
+        self.qk_norm = qk_norm
+        self.layer_scale = layer_scale
+        self.positions = positions
+        self.grid = None if grid is None else tuple(grid)
+        self.prefix_tokens = prefix_tokens
+        self.rope_base = rope_base
         self.dropout_rate = dropout
         self.attention_dropout = attention_dropout
         self.drop_path_rate = drop_path
@@ -64,25 +89,51 @@ class TransformerBlock(keras.layers.Layer):
             epsilon=layer_norm_epsilon, name="attention_norm", **policy
         )
         self.attention = MultiHeadSelfAttention(
-            num_heads, dropout=attention_dropout, name="attention", **policy
+            num_heads,
+            use_bias=qkv_bias,
+            qk_norm=qk_norm,
+            positions=positions,
+            grid=grid,
+            prefix_tokens=prefix_tokens,
+            rope_base=rope_base,
+            layer_norm_epsilon=layer_norm_epsilon,
+            dropout=attention_dropout,
+            name="attention",
+            **policy,
         )
         self.mlp_norm = keras.layers.LayerNormalization(
             epsilon=layer_norm_epsilon, name="mlp_norm", **policy
         )
-        self.mlp = MLP(mlp_dim, activation=activation, dropout=dropout, name="mlp", **policy)
+        self.mlp = MLP(
+            mlp_dim, activation=activation, gated=gated_mlp, dropout=dropout, name="mlp", **policy
+        )
+        self.attention_scale = self.mlp_scale = None
+        if layer_scale is not None:
+            self.attention_scale = LayerScale(layer_scale, name="attention_scale", **policy)
+            self.mlp_scale = LayerScale(layer_scale, name="mlp_scale", **policy)
         self.dropout = keras.layers.Dropout(dropout, name="dropout", **policy)
         self.drop_path = DropPath(drop_path, name="drop_path", **policy)
 
     def build(self, input_shape):
-        for layer in (self.attention_norm, self.attention, self.mlp_norm, self.mlp):
-            layer.build(input_shape)
+        layers = (self.attention_norm, self.attention, self.attention_scale)
+        for layer in (*layers, self.mlp_norm, self.mlp, self.mlp_scale):
+            if layer is not None:
+                layer.build(input_shape)
 
     def call(self, tokens, training=None):
         branch = self.attention(self.attention_norm(tokens), training=training)
         branch = self.dropout(branch, training=training)
+        if self.attention_scale is not None:
+            branch = self.attention_scale(branch)
         tokens = tokens + self.drop_path(branch, training=training)
         branch = self.mlp(self.mlp_norm(tokens), training=training)
+        if self.mlp_scale is not None:
+            branch = self.mlp_scale(branch)
         return tokens + self.drop_path(branch, training=training)
+
+    def attention_weights(self, tokens):
+        """How much each token attends to each other: `(batch, heads, tokens, tokens)`."""
+        return self.attention.attention_weights(self.attention_norm(tokens))
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
@@ -93,6 +144,14 @@ class TransformerBlock(keras.layers.Layer):
             "num_heads": self.num_heads,
             "mlp_dim": self.mlp_dim,
             "activation": self.activation,
+            "gated_mlp": self.gated_mlp,
+            "qkv_bias": self.qkv_bias,
+            "qk_norm": self.qk_norm,
+            "layer_scale": self.layer_scale,
+            "positions": self.positions,
+            "grid": self.grid,
+            "prefix_tokens": self.prefix_tokens,
+            "rope_base": self.rope_base,
             "dropout": self.dropout_rate,
             "attention_dropout": self.attention_dropout,
             "drop_path": self.drop_path_rate,

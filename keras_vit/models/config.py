@@ -6,9 +6,20 @@ from typing import Any
 
 from keras_vit.layers.activations import get_activation
 from keras_vit.layers.patches import as_pair
+from keras_vit.layers.resnet_stem import stem_stride
 from keras_vit.models.preprocessing import Preprocessing, get_preprocessing
 
-POOLINGS = ("token", "avg", "map", "token+avg", None)
+# What each of these fields may be.
+CHOICES = {
+    "pooling": ("token", "avg", "map", "token+avg", None),
+    "head_output": ("average", "both"),
+    "position_slots": ("patches", "class", "all"),
+    "qkv_bias": (True, False, "query_value"),
+    "stem_rule": ("google", "timm"),
+}
+# Added to the tokens, and applied inside the attention; `positions` is one of either or "a+b".
+TOKEN_POSITIONS = ("learned", "sincos1d", "sincos2d")
+ATTENTION_POSITIONS = ("rope", "relative")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,11 +39,35 @@ class VisionTransformerConfig:
         pooling: `"token"` (the class token), `"avg"` (mean of the patch tokens), `"map"`
             (attention pooling), `"token+avg"` (both, concatenated), or None (all tokens).
         class_token: Whether there is a class token.
+        distillation_token: Whether a second token with a head of its own follows it
+            ([DeiT](https://arxiv.org/abs/2012.12877), section 4).
+        head_output: What a distilled model returns: `"average"`, the mean of both heads' logits, or
+            `"both"`, a dict of `logits_cls` and `logits_dist`.
+        register_tokens: Number of register tokens
+            ([Darcet et al., 2023](https://arxiv.org/abs/2309.16588)).
         representation_size: Width of the tanh layer `pre_logits` before the head, or None.
         classifier_activation: Name of an activation of the head, or None for logits.
         include_preprocessing: Whether the model takes raw 0..255 pixels and scales them itself.
         preprocessing: `"inception"`, `"imagenet"`, a pair (mean, std), or a `Preprocessing`.
-        activation: The MLP's: `"gelu"` (exact), `"gelu_tanh"` or `"quick_gelu"`.
+        activation: The MLP's: `"gelu"` (exact), `"gelu_tanh"`, `"quick_gelu"` or `"silu"`.
+        gated_mlp: Whether half of the MLP's first layer gates the other; with `"silu"` that is
+            SwiGLU ([Shazeer, 2020](https://arxiv.org/abs/2002.05202)).
+        positions: How tokens know where they are: `"learned"`, `"sincos1d"` or `"sincos2d"` (added
+            to the tokens), `"rope"` or `"relative"` (inside the attention), one of either joined by
+            a plus (`"learned+rope"`), or None.
+        position_slots: Which tokens have learned positions: `"patches"`, `"class"` (the class and
+            distillation tokens too) or `"all"` (the registers too).
+        rope_base: Longest period of the rotary positions over half an image.
+        patch_bias: Whether the projection of the patches has a bias.
+        pre_norm: Whether a norm precedes the first block, as in CLIP.
+        qkv_bias: Whether queries, keys and values have biases; `"query_value"`: keys have none.
+        qk_norm: Whether queries and keys are normed per head.
+        layer_scale: Initial value of learned scales of the residual branches, or None for none
+            ([Touvron et al., 2021](https://arxiv.org/abs/2103.17239)).
+        stem_blocks: Residual units of each stage of a ResNet before the patches; `()` is its root
+            block alone, None no stem. Patches are then cut from its feature maps.
+        stem_width: Channels of the stem's root block.
+        stem_rule: Whose arithmetic the stem follows: `"google"` or `"timm"`.
         dropout: Dropout rate of tokens, MLPs and attention outputs, in [0, 1).
         attention_dropout: Dropout rate of the attention weights, in [0, 1).
         drop_path: Stochastic depth rate of the last block, in [0, 1); it rises linearly from zero
@@ -63,11 +98,26 @@ class VisionTransformerConfig:
     include_top: bool = True
     pooling: str | None = "token"
     class_token: bool = True
+    distillation_token: bool = False
+    head_output: str = "average"
+    register_tokens: int = 0
     representation_size: int | None = None
     classifier_activation: str | None = None
     include_preprocessing: bool = True
     preprocessing: Preprocessing | Any = "inception"
     activation: str = "gelu"
+    gated_mlp: bool = False
+    positions: str | None = "learned"
+    position_slots: str = "class"
+    rope_base: float = 100.0
+    patch_bias: bool = True
+    pre_norm: bool = False
+    qkv_bias: bool | str = True
+    qk_norm: bool = False
+    layer_scale: float | None = None
+    stem_blocks: tuple[int, ...] | None = None
+    stem_width: int = 64
+    stem_rule: str = "google"
     dropout: float = 0.0
     attention_dropout: float = 0.0
     drop_path: float = 0.0
@@ -79,27 +129,29 @@ class VisionTransformerConfig:
         set_field(self, "patch_size", as_pair(self.patch_size, "patch_size"))
         set_field(self, "image_size", as_pair(self.image_size, "image_size"))
         set_field(self, "preprocessing", get_preprocessing(self.preprocessing))
-        for side, size, patch in zip(
-            ("height", "width"), self.image_size, self.patch_size, strict=True
-        ):
-            if size % patch:
-                below = size // patch * patch
-                nearest = f"{below} or {below + patch}" if below else f"{patch}"
-                raise ValueError(
-                    f"Each side of `image_size` must be a multiple of the patch's ({patch} px). "
-                    f"Received: image_size={self.image_size}, whose {side} would fit as "
-                    f"{nearest}"
-                )
-        counts = ("hidden_size", "depth", "mlp_dim", "num_heads")
+        if self.stem_blocks is not None:
+            set_field(self, "stem_blocks", tuple(self.stem_blocks))
+        for name, choices in CHOICES.items():
+            _check_choice(name, getattr(self, name), choices)
+        get_activation(self.activation)
+        self._check_numbers()
+        self._check_positions()
+        self._check_image_size()
+        self._check_pooling()
+        set_field(self, "position_slots", self._needed_slots())
+
+    def _check_numbers(self):
+        counts = ("hidden_size", "depth", "mlp_dim", "num_heads", "stem_width")
         if self.include_top:
             counts += ("num_classes",)
         if self.representation_size is not None:
             counts += ("representation_size",)
-        for name in counts:
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` must be a positive int. Received: {name}={value!r}")
-            set_field(self, name, int(value))
+        for name in (*counts, "register_tokens"):
+            value, least = getattr(self, name), int(name != "register_tokens")
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+                kind = "a positive int" if least else "an int of at least 0"
+                raise ValueError(f"`{name}` must be {kind}. Received: {name}={value!r}")
+            object.__setattr__(self, name, int(value))
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 "`hidden_size` must be a multiple of `num_heads`. Received: "
@@ -110,14 +162,44 @@ class VisionTransformerConfig:
                 raise ValueError(
                     f"`{name}` must be in [0, 1). Received: {name}={getattr(self, name)}"
                 )
-        if not self.layer_norm_epsilon > 0:
+        for name in ("layer_norm_epsilon", "rope_base"):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"`{name}` must be positive. Received: {name}={getattr(self, name)}"
+                )
+
+    def _check_positions(self):
+        parts = self.positions.split("+") if self.positions else []
+        kinds = [[part for part in parts if part in kind] for kind in _POSITION_KINDS]
+        if sum(map(len, kinds)) != len(parts) or max(map(len, kinds)) > 1:
             raise ValueError(
-                "`layer_norm_epsilon` must be positive. Received: "
-                f"layer_norm_epsilon={self.layer_norm_epsilon}"
+                f"`positions` must be one of {', '.join(TOKEN_POSITIONS)}, one of "
+                f"{', '.join(ATTENTION_POSITIONS)}, one of either joined by a plus, or None. "
+                f"Received: positions={self.positions!r}"
             )
-        if self.pooling not in POOLINGS:
-            known = ", ".join(map(repr, POOLINGS))
-            raise ValueError(f"`pooling` must be one of {known}. Received: {self.pooling!r}")
+        set_to = "+".join(part for kind in kinds for part in kind) or None
+        object.__setattr__(self, "positions", set_to)
+        if "relative" in parts and (self.distillation_token or self.register_tokens):
+            raise ValueError(
+                'Relative positions know patches and a class token only. Received: positions="'
+                f'{self.positions}", distillation_token={self.distillation_token}, '
+                f"register_tokens={self.register_tokens}"
+            )
+
+    def _check_image_size(self):
+        for side, size, patch in zip(
+            ("height", "width"), self.image_size, self.patch_stride, strict=True
+        ):
+            if size % patch:
+                below = size // patch * patch
+                nearest = f"{below} or {below + patch}" if below else f"{patch}"
+                raise ValueError(
+                    f"Each side of `image_size` must be a multiple of the patch's ({patch} px). "
+                    f"Received: image_size={self.image_size}, whose {side} would fit as "
+                    f"{nearest}"
+                )
+
+    def _check_pooling(self):
         if self.pooling in ("token", "token+avg") and not self.class_token:
             raise ValueError(
                 f"`pooling={self.pooling!r}` needs a class token. Received: class_token=False; "
@@ -125,16 +207,79 @@ class VisionTransformerConfig:
             )
         if self.pool_norm and self.pooling is None:
             raise ValueError("`pool_norm=True` needs a pooling. Received: pooling=None")
-        get_activation(self.activation)
+        if not self.distillation_token:
+            if self.head_output != "average":
+                raise ValueError(
+                    f"`head_output={self.head_output!r}` needs a distillation token. Received: "
+                    "distillation_token=False"
+                )
+            return
+        unfit = {
+            "class_token": not self.class_token,
+            "pooling": self.pooling not in ("token", None),
+            "representation_size": self.representation_size is not None,
+            "pool_norm": self.pool_norm,
+        }
+        for name in (name for name, is_unfit in unfit.items() if is_unfit):
+            raise ValueError(
+                "A distilled model pools its class and distillation tokens, each with a head. "
+                f"Received: distillation_token=True, {name}={getattr(self, name)!r}"
+            )
+
+    def _needed_slots(self):
+        """The least `position_slots` that says the same."""
+        slots = self.position_slots if self.token_positions == "learned" else "patches"
+        if slots == "all" and not self.register_tokens:
+            slots = "class"
+        return slots if slots == "all" or self.class_token else "patches"
+
+    @property
+    def token_positions(self):
+        """The positions that are added to the tokens, or None."""
+        return _member(self.positions, TOKEN_POSITIONS)
+
+    @property
+    def attention_positions(self):
+        """The positions that the attention applies, or None."""
+        return _member(self.positions, ATTENTION_POSITIONS)
+
+    @property
+    def patch_stride(self):
+        """Pixels from patch to patch: (height, width)."""
+        stride = 1 if self.stem_blocks is None else stem_stride(self.stem_blocks)
+        return tuple(stride * patch for patch in self.patch_size)
 
     @property
     def grid(self):
         """Rows and columns of patches."""
         return tuple(
-            size // patch for size, patch in zip(self.image_size, self.patch_size, strict=True)
+            size // patch for size, patch in zip(self.image_size, self.patch_stride, strict=True)
         )
 
     @property
     def prefix_tokens(self):
         """Number of tokens before the patches."""
-        return int(self.class_token)
+        return self.class_token + self.distillation_token + self.register_tokens
+
+    @property
+    def prefix_positions(self):
+        """How many of the prefix tokens have learned positions."""
+        return {
+            "patches": 0,
+            "class": self.class_token + self.distillation_token,
+            "all": self.prefix_tokens,
+        }[self.position_slots]
+
+
+_POSITION_KINDS = (TOKEN_POSITIONS, ATTENTION_POSITIONS)
+
+
+def _member(positions, kinds):
+    return next((part for part in (positions or "").split("+") if part in kinds), None)
+
+
+def _check_choice(name, value, choices):
+    # An int equals a bool, and a list cannot be looked up: only what was meant passes.
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        known = ", ".join(map(repr, choices))
+        raise ValueError(f"`{name}` must be one of {known}. Received: {name}={value!r}")

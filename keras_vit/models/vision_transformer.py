@@ -9,6 +9,7 @@ from keras_vit.layers.image_preprocessing import ImagePreprocessing
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
 from keras_vit.layers.patch_encoder import PatchEncoder
 from keras_vit.layers.patches import Patches
+from keras_vit.layers.resnet_stem import ResNetStem
 from keras_vit.layers.token_pooling import TokenPooling
 from keras_vit.layers.transformer_block import TransformerBlock
 from keras_vit.models.config import VisionTransformerConfig
@@ -18,9 +19,10 @@ from keras_vit.models.preprocessing import Preprocessing
 def vision_transformer(config, *, dtype=None, name=None):
     """Builds the Vision Transformer that `config` describes, with random weights.
 
-    The layers are called `images → preprocessing → patches → patch_encoder → block_0 … →
-    encoder_norm → pool → pool_norm → pre_logits → head`; those that the config leaves out are
-    absent ([Dosovitskiy et al., 2020](https://arxiv.org/abs/2010.11929)).
+    The layers are called `images → preprocessing → stem → patches → patch_encoder → pre_norm →
+    block_0 … → encoder_norm → pool → pool_norm → pre_logits → head`; those that the config leaves
+    out are absent ([Dosovitskiy et al., 2020](https://arxiv.org/abs/2010.11929)). A distilled model
+    has `pool_distillation` and `head_distillation` beside `pool` and `head`.
 
     Args:
         config: A `VisionTransformerConfig`.
@@ -31,7 +33,8 @@ def vision_transformer(config, *, dtype=None, name=None):
     Returns:
         A functional `keras.Model` from images `(batch, height, width, 3)`, any dtype, to
         `(batch, num_classes)`; to features `(batch, hidden_size)` without the top; `(batch,
-        tokens, …)` without pooling.
+        tokens, …)` without pooling; with `head_output="both"`, to a dict of two of these,
+        `logits_cls` and `logits_dist`.
 
     Example:
 
@@ -43,24 +46,21 @@ def vision_transformer(config, *, dtype=None, name=None):
     (None, 10)
     """
     policy = keras.dtype_policies.get(dtype)
-    images = x = keras.Input((*config.image_size, 3), name="images")
-    if config.include_preprocessing:
-        x = ImagePreprocessing(
-            **dataclasses.asdict(config.preprocessing), dtype=policy, name="preprocessing"
-        )(x)
-    x = Patches(config.patch_size, dtype=policy, name="patches")(x)
-    x = PatchEncoder(
-        config.hidden_size,
-        class_token=config.class_token,
-        dropout=config.dropout,
-        dtype=policy,
-        name="patch_encoder",
-    )(x)
+    images = keras.Input((*config.image_size, 3), name="images")
+    x = _tokens(images, config, policy)
     for index in range(config.depth):
         x = TransformerBlock(
             config.num_heads,
             config.mlp_dim,
             activation=config.activation,
+            gated_mlp=config.gated_mlp,
+            qkv_bias=config.qkv_bias,
+            qk_norm=config.qk_norm,
+            layer_scale=config.layer_scale,
+            positions=config.attention_positions,
+            grid=config.grid,
+            prefix_tokens=config.prefix_tokens,
+            rope_base=config.rope_base,
             dropout=config.dropout,
             attention_dropout=config.attention_dropout,
             drop_path=config.drop_path * index / max(1, config.depth - 1),
@@ -68,18 +68,46 @@ def vision_transformer(config, *, dtype=None, name=None):
             dtype=policy,
             name=f"block_{index}",
         )(x)
-    outputs = _top(x, config, policy)
+    if not config.pool_norm:
+        x = _norm(config, policy, "encoder_norm")(x)
+    outputs = _distilled_top(x, config, policy) if config.distillation_token else None
+    if outputs is None:
+        outputs = _top(x, config, policy)
     return keras.Model(images, outputs, name=name or "vision_transformer")
 
 
-def _top(x, config, policy):
-    def norm(name):
-        return keras.layers.LayerNormalization(
-            epsilon=config.layer_norm_epsilon, dtype=policy, name=name
-        )
+def _tokens(images, config, policy):
+    x = images
+    if config.include_preprocessing:
+        x = ImagePreprocessing(
+            **dataclasses.asdict(config.preprocessing), dtype=policy, name="preprocessing"
+        )(x)
+    if config.stem_blocks is not None:
+        x = ResNetStem(
+            config.stem_blocks,
+            config.stem_width,
+            rule=config.stem_rule,
+            dtype=policy,
+            name="stem",
+        )(x)
+    x = Patches(config.patch_size, dtype=policy, name="patches")(x)
+    x = PatchEncoder(
+        config.hidden_size,
+        class_token=config.class_token,
+        distillation_token=config.distillation_token,
+        register_tokens=config.register_tokens,
+        positions=config.token_positions,
+        position_slots=config.position_slots,
+        grid=config.grid,
+        use_bias=config.patch_bias,
+        dropout=config.dropout,
+        dtype=policy,
+        name="patch_encoder",
+    )(x)
+    return _norm(config, policy, "pre_norm")(x) if config.pre_norm else x
 
-    if not config.pool_norm:
-        x = norm("encoder_norm")(x)
+
+def _top(x, config, policy):
     if config.pooling == "map":
         x = AttentionPooling(
             config.num_heads,
@@ -90,11 +118,9 @@ def _top(x, config, policy):
             name="pool",
         )(x)
     elif config.pooling is not None:
-        x = TokenPooling(
-            config.pooling, prefix_tokens=config.prefix_tokens, dtype=policy, name="pool"
-        )(x)
+        x = _pool(x, config.pooling, config, policy, "pool")
     if config.pool_norm:
-        x = norm("pool_norm")(x)
+        x = _norm(config, policy, "pool_norm")(x)
     if config.representation_size is not None:
         x = keras.layers.Dense(
             config.representation_size,
@@ -106,13 +132,59 @@ def _top(x, config, policy):
         )(x)
     if not config.include_top:
         return x
+    return _head(config, policy, "head", config.classifier_activation)(x)
+
+
+def _distilled_top(x, config, policy):
+    """Class and distillation token side by side, each with its head."""
+    if config.pooling is None:
+        both = [x]
+    else:
+        both = [
+            _pool(x, pooling, config, policy, name)
+            for pooling, name in (("token", "pool"), ("distillation", "pool_distillation"))
+        ]
+    if config.include_top:
+        names = ("head", "head_distillation") if len(both) > 1 else ("head",)
+        activation = config.classifier_activation if config.head_output == "both" else None
+        both = [
+            _head(config, policy, name, activation)(part)
+            for part, name in zip(both, names, strict=True)
+        ]
+    if len(both) == 1:
+        return both[0]
+    if config.head_output == "both":
+        return dict(zip(("logits_cls", "logits_dist"), both, strict=True))
+    x = keras.layers.Average(dtype=_head_dtype(policy), name="average")(both)
+    if config.include_top and config.classifier_activation is not None:
+        x = keras.layers.Activation(
+            config.classifier_activation, dtype=_head_dtype(policy), name="average_activation"
+        )(x)
+    return x
+
+
+def _norm(config, policy, name):
+    return keras.layers.LayerNormalization(
+        epsilon=config.layer_norm_epsilon, dtype=policy, name=name
+    )
+
+
+def _pool(x, pooling, config, policy, name):
+    return TokenPooling(pooling, prefix_tokens=config.prefix_tokens, dtype=policy, name=name)(x)
+
+
+def _head(config, policy, name, activation):
     return keras.layers.Dense(
         config.num_classes,
-        activation=config.classifier_activation,
+        activation=activation,
         kernel_initializer="zeros",
-        dtype="float32" if policy.compute_dtype in ("float16", "bfloat16") else policy,
-        name="head",
-    )(x)
+        dtype=_head_dtype(policy),
+        name=name,
+    )
+
+
+def _head_dtype(policy):
+    return "float32" if policy.compute_dtype in ("float16", "bfloat16") else policy
 
 
 def config_of(model):
@@ -142,28 +214,40 @@ def config_of(model):
         )
     blocks = [layer for layer in model.layers if isinstance(layer, TransformerBlock)]
     first, pool, head = blocks[0], layers.get("pool"), layers.get("head")
+    encoder, stem = layers["patch_encoder"], layers.get("stem")
+    positions = (encoder.positions, first.positions)
     fields = {
         "patch_size": layers["patches"].patch_size,
-        "hidden_size": layers["patch_encoder"].hidden_size,
+        "hidden_size": encoder.hidden_size,
         "depth": len(blocks),
-        "mlp_dim": first.mlp_dim,
-        "num_heads": first.num_heads,
         "image_size": tuple(model.inputs[0].shape[1:3]),
         "include_top": head is not None,
         "pooling": "map" if isinstance(pool, AttentionPooling) else getattr(pool, "pooling", None),
-        "class_token": layers["patch_encoder"].use_class_token,
+        "class_token": encoder.use_class_token,
+        "distillation_token": encoder.use_distillation_token,
+        "head_output": "both" if isinstance(model.output, dict) else "average",
+        "register_tokens": encoder.register_count,
+        "positions": "+".join(filter(None, positions)) or None,
+        "position_slots": encoder.position_slots,
+        "patch_bias": encoder.use_bias,
         "include_preprocessing": "preprocessing" in layers,
-        "activation": first.activation,
-        "dropout": first.dropout_rate,
-        "attention_dropout": first.attention_dropout,
-        "drop_path": blocks[-1].drop_path_rate,
-        "layer_norm_epsilon": first.layer_norm_epsilon,
+        "pre_norm": "pre_norm" in layers,
         "pool_norm": "pool_norm" in layers,
+        "dropout": first.dropout_rate,
+        "drop_path": blocks[-1].drop_path_rate,
     }
+    fields |= {name: getattr(first, name) for name in _BLOCK_FIELDS}
+    if stem is not None:
+        fields |= {
+            "stem_blocks": stem.blocks,
+            "stem_width": stem.width,
+            "stem_rule": stem.rule,
+        }
     if head is not None:
         fields["num_classes"] = head.units
-        if head.activation is not keras.activations.linear:
-            fields["classifier_activation"] = keras.activations.serialize(head.activation)
+        activation = layers.get("average_activation", head).activation
+        if activation is not keras.activations.linear:
+            fields["classifier_activation"] = keras.activations.serialize(activation)
     if "pre_logits" in layers:
         fields["representation_size"] = layers["pre_logits"].units
     if "preprocessing" in layers:
@@ -174,3 +258,10 @@ def config_of(model):
             }
         )
     return VisionTransformerConfig(**fields)
+
+
+# Fields that a block knows by the same name.
+_BLOCK_FIELDS = (
+    *("mlp_dim", "num_heads", "activation", "gated_mlp", "qkv_bias", "qk_norm", "layer_scale"),
+    *("rope_base", "attention_dropout", "layer_norm_epsilon"),
+)
