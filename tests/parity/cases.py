@@ -83,7 +83,7 @@ TIMM = (
     _timm("DeiT-III", "deit3_base_patch16_224", other_size=(256, 320)),
     _timm("FlexiViT", "flexivit_small"),
     _timm("DINOv2", "vit_small_patch14_dinov2", other_size=(224, 280)),
-    _timm("DINOv2, registers", "vit_base_patch14_reg4_dinov2", other_size=(280, 224)),
+    _timm("DINOv2, registers", "vit_small_patch14_reg4_dinov2", other_size=(280, 224)),
     _timm("DINOv2, SwiGLU", "vit_giant_patch14_dinov2", full={**_SHALLOW, "img_size": 224}),
     _timm("DINOv3", "vit_base_patch16_dinov3_qkvb", other_size=(256, 320)),
     _timm("DINOv3, no biases of q, k, v", "vit_small_patch16_dinov3"),
@@ -127,7 +127,7 @@ TRANSFORMERS = (
     _transformers(
         "DINOv2, registers",
         "Dinov2WithRegistersForImageClassification",
-        full={"patch_size": 14, "image_size": 518},
+        full={"patch_size": 14},
         other_size=(224, 280),
     ),
     _transformers(

@@ -1,12 +1,13 @@
 """Every family at tiny size, against the library that publishes it."""
 
 import keras
+import numpy as np
 import pytest
 import transformers
 
 import keras_vit
 
-from . import architectures, comparison, libraries
+from . import architectures, comparison, google, libraries
 from .cases import CASES, Case
 
 transformers.logging.set_verbosity_error()
@@ -42,6 +43,39 @@ def test_written_folders_load_in_the_library(case, tmp_path):
     keras_vit.save_checkpoint(loaded, written, format=format)
     again = libraries.run(case, comparison.reopened(case, written), reference.images.shape[1:3])
     assert libraries.relative_error(again.output, reference.output) <= 1e-6
+
+
+GOOGLE = {
+    "token": {},
+    "pre_logits": {"representation_size": 24},
+    "gap": {"pooling": "avg", "class_token": False},
+    "not square": {"image_size": (24, 40)},
+    "R stem": {"stem_blocks": (), "stem_width": 32, "patch_size": 2},
+    "ResNet": {"stem_blocks": (1, 2), "stem_width": 32, "patch_size": 1, "image_size": 32},
+}
+
+
+@pytest.mark.parametrize("fields", GOOGLE.values(), ids=GOOGLE)
+def test_written_npz_files_run_in_googles_own_code(fields, tmp_path):
+    pytest.importorskip(
+        "vit_jax", reason="needs github.com/google-research/vision_transformer on the path"
+    )
+    sizes = {"hidden_size": 32, "depth": 2, "mlp_dim": 48, "num_heads": 4, "num_classes": 5}
+    config = keras_vit.models.VisionTransformerConfig(
+        **{"patch_size": 8, "image_size": 24, "activation": "gelu_tanh", **sizes, **fields},
+        include_preprocessing=False,
+    )
+    model = keras_vit.models.vision_transformer(config)
+    random = np.random.default_rng(0)
+    for weight in model.weights:
+        weight.assign(random.normal(0.3, 0.3, weight.shape))
+    images = random.normal(size=(2, *config.image_size, 3)).astype("float32")
+    keras_vit.save_checkpoint(model, tmp_path / "model.npz", format="google")
+    stem = config.stem_blocks
+    resnet = None if stem is None else (stem, config.stem_width / 64)
+    reference = google.forward(tmp_path / "model.npz", images, resnet)
+    output = keras.ops.convert_to_numpy(model(images))
+    assert libraries.relative_error(output, reference) <= comparison.BOUNDS["tiny"]
 
 
 @pytest.mark.parametrize("name", architectures.names())
