@@ -24,7 +24,8 @@ class LayerScale(keras.layers.Layer):
     Example:
 
     >>> import numpy as np
-    >>> np.asarray(LayerScale(0.5)(np.ones((1, 2), "float32"))).tolist()
+    >>> scaled = LayerScale(0.5)(np.ones((1, 2), "float32"))
+    >>> keras.ops.convert_to_numpy(scaled).tolist()
     [[0.5, 0.5]]
     """
 
