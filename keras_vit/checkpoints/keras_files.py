@@ -4,16 +4,16 @@ import contextlib
 import dataclasses
 import zipfile
 
-import h5py
 import keras
-import numpy as np
 
+from keras_vit.checkpoints.h5_files import open_h5
 from keras_vit.checkpoints.layouts import Rule
 from keras_vit.checkpoints.reading import CheckpointError, TensorFile, as_float
 from keras_vit.models import config_of
 
 FORMAT = "keras"
 POSITIONS = "patch_encoder/position_embedding"
+PATCHES = "patch_encoder/projection/kernel"
 WEIGHTS_ONLY_NOTE = (
     "a .weights.h5 file does not tell patch size, heads, activation, epsilon, preprocessing and "
     "pooling: those of the model are taken"
@@ -61,64 +61,30 @@ def open_keras_weights(path):
         A pair: the `TensorFile`, whose tensors are called as the weights are, and what their
         names and shapes tell.
     """
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} is no .weights.h5 file, or a truncated one ({error})"
-        ) from error
-    with file:
-        try:
-            datasets = _named_datasets(file)
-        except (KeyError, ValueError, AttributeError) as error:
+    with open_h5(path) as file:
+        if not recognises(file.shapes):
             raise CheckpointError(
-                f"{path} holds no weights of a keras_vit model ({error})"
-            ) from error
-
-        def read(name):
-            return as_float(path, name, np.asarray(datasets[name]))
-
-        shapes = {name: tuple(dataset.shape) for name, dataset in datasets.items()}
-        known = {
-            "class_token": "patch_encoder/class_token" in shapes,
-            "pool_norm": "pool_norm/gamma" in shapes,
-        }
-        for fact, weight in (("num_classes", "head"), ("representation_size", "pre_logits")):
-            if f"{weight}/bias" in shapes:
-                known[fact] = shapes[f"{weight}/bias"][0]
-        yield TensorFile(path, shapes, read), known
+                f"{path} holds no weights of a keras_vit model (no {PATCHES} among its "
+                f"{len(file.shapes)} tensors)"
+            )
+        yield file, weights_facts(file.shapes)
 
 
-def _named_datasets(file):
-    """Path of a weight → its data set.
-
-    Keras keeps layers under numbered class names, `layers/dense_1/vars/0`, with the name of the
-    layer as an attribute.
-    """
-    found = {}
-
-    def visit(path, item):
-        parts = path.split("/")
-        # A compiled model's file holds the optimizer's state too.
-        is_layers = parts[0] == "layers" and "seed_generator" not in parts
-        if is_layers and isinstance(item, h5py.Dataset):
-            layer = file["/".join(parts[:2])]["vars"].attrs["name"]
-            inner = parts[2 : parts.index("vars")]
-            names = _variable_names([layer, *inner][-1], len(item.parent))
-            found["/".join([layer, *inner, names[int(parts[-1])]])] = item
-
-    file.visititems(visit)
-    if POSITIONS not in found:
-        raise ValueError(f"no {POSITIONS} among its {len(found)} tensors")
-    return found
+def recognises(names):
+    """Whether the `names` are those of a keras_vit model's weights."""
+    return PATCHES in names
 
 
-def _variable_names(layer, count):
-    if layer == "patch_encoder":
-        return ("class_token", "position_embedding")[-count:]
-    if layer == "pool":
-        return ("probe",)
-    return ("gamma", "beta") if layer.endswith("norm") else ("kernel", "bias")
+def weights_facts(shapes):
+    """What the names and shapes of a .weights.h5 file tell of its model."""
+    known = {
+        "class_token": "patch_encoder/class_token" in shapes,
+        "pool_norm": "pool_norm/gamma" in shapes,
+    }
+    for fact, weight in (("num_classes", "head"), ("representation_size", "pre_logits")):
+        if f"{weight}/bias" in shapes:
+            known[fact] = shapes[f"{weight}/bias"][0]
+    return known
 
 
 def published_name(name, file_names):
