@@ -16,27 +16,33 @@ from keras_vit.finetune.command_line import USER_ERRORS
 from keras_vit.finetune.log import ProgressLine
 from keras_vit.finetune.run import split_source
 from keras_vit.layers.nearest import nearest_names
+from keras_vit.zoo import catalog
 
 # Longest side, in pixels, of a picture on a sheet of many.
 _SHEET_PICTURE = 360
 
 
-def list_models(pattern: Positional[str] = "*") -> None:
-    """Lists the models that can be built by name.
+def list_models(pattern: Positional[str] = "*", weights: bool = False) -> None:
+    """Lists the models that can be built by name, or the published weights.
 
     Args:
         pattern: Shell pattern that the names must match, such as "*16*".
+        weights: Published weights instead of models.
     """
+    if weights:
+        return _print_weights(pattern)
     names = zoo.list_models(pattern)
     if not names:
         raise ValueError(
             f"No model is called {pattern!r}. {nearest_names(pattern, models.VARIANTS)}"
         )
     columns = ("patch_size", "hidden_size", "depth", "mlp_dim", "num_heads")
-    print(f"{'name':10}" + "".join(f"{column:>13}" for column in columns))
+    width = 2 + max(map(len, names))
+    print(f"{'name':{width}}" + "".join(f"{column:>13}" for column in columns))
     for name in names:
         row = models.VARIANTS[name]
-        print(f"{name:10}" + "".join(f"{row[column]:13}" for column in columns))
+        print(f"{name:{width}}" + "".join(f"{row[column]:13}" for column in columns))
+    return None
 
 
 def inspect_file(file: Positional[str]) -> None:
@@ -252,6 +258,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("keras-vit: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _print_weights(pattern):
+    """A table of 120 columns at most; a file's size is unknown where the publisher tells none."""
+    names = catalog.list_weights(pattern)
+    if not names:
+        raise ValueError(
+            f"No published weights are called {pattern!r}. "
+            f"{nearest_names(pattern, catalog.list_weights())}"
+        )
+    layout = "{:34} {:18} {:>4} {:>10} {:>9} {:>17}  {}"
+    print(layout.format("name", "model", "px", "parameters", "size", "accuracy", "licence"))
+    for entry in map(catalog.find, names):
+        parameters, size, accuracy = entry.parameters, entry.size, "unknown"
+        if entry.accuracy:
+            first = entry.accuracy[0]
+            accuracy = f"{'zero-shot ' * first.metric.startswith('zero')}{first.value:.1f} %"
+        print(
+            layout.format(
+                entry.name,
+                entry.variant,
+                entry.image_size,
+                f"{parameters / 1e6:.1f} M" if parameters else "unknown",
+                f"{size / 1e6:.1f} MB" if size else "unknown",
+                accuracy,
+                entry.licence,
+            )
+        )
+    print("accuracy: top-1 on ImageNet-1k, as its publisher or timm measured it")
 
 
 def _load_classifier(model, image_size, preprocessing):
