@@ -12,6 +12,8 @@ from keras_vit.models import Preprocessing
 
 FORMAT = "keras-hub"
 POSITIONS = "position_embedding"
+# The rule of where its weights come from; its own, for DINOv2 alone, has another cubic kernel.
+RESAMPLING = "hf"
 # Part of the model → where a family keeps it. `#` is a block's number, `#1` one counted from 1
 # that the first block lacks; a prefix that the user's name of the model makes is `~`.
 _FAMILIES = (

@@ -11,6 +11,8 @@ from keras_vit.models import PRESETS
 
 FORMAT = "vit-keras"
 POSITIONS = "Transformer/posembed_input/pos_embedding"
+# It zooms positions as Google's code does.
+RESAMPLING = "google"
 _BLOCK = re.compile(r"Transformer/encoderblock_(\d+)/")
 _ALIASES = (
     # Keras 2 writes a layer's name twice: that of the group, and that within the variable's.
