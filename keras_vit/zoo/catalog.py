@@ -171,10 +171,9 @@ def _weights_of(variant, catalog):
 
 
 def _same_network(variant, other):
-    rows = [VARIANTS.get(name) for name in (variant, other)]
-    if None in rows:
+    if variant not in VARIANTS or other not in VARIANTS:
         return True
-    return all(rows[0].get(key) == rows[1].get(key) for key in _SAME_NETWORK)
+    return all(VARIANTS[variant].get(key) == VARIANTS[other].get(key) for key in _SAME_NETWORK)
 
 
 def _entry(name, facts):

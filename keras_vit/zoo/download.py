@@ -1,0 +1,463 @@
+"""Fetches published weights into the Keras cache, whole and verified, or not at all.
+
+A file grows as `.download/NAME.partial` inside the entry's folder of the cache, is gone on with
+after a cut, and is renamed to its place once its length and digest are right. The digest is the
+publisher's where there is one; else that of the first download, which `keras_vit.lock` holds.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import keras
+
+from keras_vit.zoo.catalog import PublishedWeights
+
+CHUNK = 1 << 20
+# A connection that brings less over a whole time-out counts as stalled.
+LEAST_BYTES_A_SECOND = 1024
+# How much is taken from a server that tells no length: enough for a config.json.
+MOST_UNDECLARED = 1 << 24
+LONGEST_WAIT = 60.0
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+
+
+class DownloadError(OSError):
+    """Published weights cannot be had, or are not what they were."""
+
+
+class _Cut(Exception):
+    """The connection broke or stalled; what has come is kept, and another try may go on."""
+
+    def __init__(self, reason, wait=0.0):
+        super().__init__(reason)
+        self.wait = wait
+
+
+@dataclasses.dataclass(frozen=True)
+class _Effort:
+    timeout: float
+    attempts: int
+    wait: float
+    verbose: bool
+
+
+def cache_folder() -> Path:
+    """Where fetched weights are kept: `models/keras_vit` in the folder of Keras ($KERAS_HOME)."""
+    home = os.environ.get("KERAS_HOME") or keras.config.keras_home()
+    return Path(home).expanduser() / "models" / "keras_vit"
+
+
+def lock_path(cache: Path | None = None) -> Path:
+    """The file of pinned digests: $KERAS_VIT_LOCK, or `keras_vit.lock` in the cache."""
+    named = os.environ.get("KERAS_VIT_LOCK")
+    return Path(named).expanduser() if named else (cache or cache_folder()) / "keras_vit.lock"
+
+
+def fetch_weights(
+    entry: PublishedWeights,
+    *,
+    cache: str | os.PathLike | None = None,
+    mirror: str | os.PathLike | None = None,
+    lock: str | os.PathLike | None = None,
+    verify: bool = False,
+    timeout: float = 30.0,
+    attempts: int = 5,
+    wait: float = 1.0,
+    verbose: bool = True,
+) -> Path:
+    """The published weights on this machine: from the mirror, the cache, or their publisher.
+
+    The publisher's digest must be met; where there is none, the digest of the first use is pinned
+    in the lock file, and a later file must have the same. A file in the cache is read again for
+    that when its size or time of change is not what it was; a file in the mirror, always.
+
+    Args:
+        entry: What to fetch, as `keras_vit.zoo.catalog.find` returns it.
+        cache: Folder of fetched weights; None: `cache_folder()`.
+        mirror: Folder with NAME/FILE for each file, or FILE for weights of one file; None:
+            $KERAS_VIT_MIRROR. What it lacks is looked for in the cache, and then fetched.
+        lock: File of pinned digests; None: `lock_path()`. In a repository it can be committed.
+        verify: Whether a file in the cache is read again although it looks unchanged.
+        timeout: Seconds without (almost) any byte after which a connection counts as cut.
+        attempts: How often the same place in a file is tried.
+        wait: Seconds before the second attempt; each further one waits twice as long.
+        verbose: Whether progress is printed.
+
+    Returns:
+        The path of the only file, or of the folder with all files.
+
+    Raises:
+        DownloadError: If the weights cannot be had, or are not those of their digest. With
+            KERAS_VIT_OFFLINE=1 nothing is fetched.
+    """
+    cache = Path(cache).expanduser() if cache else cache_folder()
+    lock = Path(lock).expanduser() if lock else lock_path(cache)
+    mirror = mirror or os.environ.get("KERAS_VIT_MIRROR")
+    folder = _mirrored(entry, Path(mirror).expanduser()) if mirror else None
+    if folder is not None:
+        _verify_all(entry, folder, lock, cache)
+        return _result(entry, folder)
+    folder = cache / entry.name
+    effort = _Effort(timeout, attempts, wait, verbose)
+    (folder / ".download").mkdir(parents=True, exist_ok=True)
+    with _alone(folder / ".download" / "lock"):
+        for file in entry.files:
+            if (folder / file.name).exists():
+                _verify_cached(entry, file, folder, lock, cache, verify)
+            else:
+                _fetch(entry, file, folder, lock, cache, effort)
+    return _result(entry, folder)
+
+
+def _result(entry, folder):
+    return folder / entry.files[0].name if len(entry.files) == 1 else folder
+
+
+def _mirrored(entry, mirror):
+    """The mirror's folder that has all files of `entry`; None where there is none."""
+    candidates = [mirror / entry.name] + ([mirror] if len(entry.files) == 1 else [])
+    for folder in candidates:
+        if all((folder / file.name).is_file() for file in entry.files):
+            return folder
+    return None
+
+
+# Digests.
+
+
+def _verify_all(entry, folder, lock, cache):
+    for file in entry.files:
+        path = folder / file.name
+        advice = f"Replace {path}"
+        _check(entry, file, path, _digest(path), lock, cache, advice)
+
+
+def _verify_cached(entry, file, folder, lock, cache, verify):
+    """Accepts a file that is as it was when it was verified; reads it again otherwise."""
+    path = folder / file.name
+    stamp_path = folder / ".download" / f"{file.name}.verified.json"
+    stat = path.stat()
+    stamp = _read_json(stamp_path, {})
+    unchanged = (stamp.get("size"), stamp.get("mtime")) == (stat.st_size, stat.st_mtime_ns)
+    digest = stamp["sha256"] if unchanged and not verify else _digest(path)
+    _check(entry, file, path, digest, lock, cache, f"Delete {path}, and it is fetched again")
+    _stamp(stamp_path, path, digest)
+
+
+def _stamp(stamp_path, path, digest):
+    stat = path.stat()
+    stamp = {"sha256": digest, "size": stat.st_size, "mtime": stat.st_mtime_ns}
+    _write_json(stamp_path, stamp)
+
+
+def _check(entry, file, path, digest, lock, cache, advice):
+    """Raises if `path` is not the published file; pins its digest where nobody told it before."""
+    size = path.stat().st_size
+    if file.size is not None and size != file.size:
+        raise DownloadError(
+            f"{path} has {size:,} bytes. {file.address} was published with {file.size:,}. {advice}"
+        )
+    if file.sha256 is not None:
+        if digest != file.sha256:
+            raise DownloadError(
+                f"{path} has the sha256 {digest}. {file.address} was published with "
+                f"{file.sha256}. {advice}"
+            )
+        return
+    with _alone(cache / ".pins"):
+        pins = _read_pins(lock)
+        known = pins.get(entry.name, {}).get(file.name)
+        if known is None:
+            pins.setdefault(entry.name, {})[file.name] = digest
+            _write_json(lock, pins)
+        elif known != digest:
+            raise DownloadError(
+                f"{path} has the sha256 {digest}, but {lock} says {known}, as it was at the first "
+                f"use of {entry.name}. {advice}; if {file.address} was changed on purpose, take "
+                f"{entry.name} out of {lock}"
+            )
+
+
+def _read_pins(lock):
+    pins = _read_json(lock, None) if lock.exists() else {}
+    if not isinstance(pins, dict) or not all(isinstance(files, dict) for files in pins.values()):
+        raise DownloadError(
+            f"{lock} does not hold digests by name and file, as JSON. Restore it, or delete it to "
+            "pin what the cache holds anew"
+        )
+    return pins
+
+
+def _digest(path):
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# One file.
+
+
+def _fetch(entry, file, folder, lock, cache, effort):
+    """Downloads, verifies and renames one file."""
+    place = folder / file.name
+    _check_allowed(entry, file, place)
+    partial = folder / ".download" / f"{file.name}.partial"
+    told = _download(file, partial, place, effort)
+    digest = _digest(partial)
+    advice = "Nothing was kept of it; try again later, or tell the publisher"
+    try:
+        if told is not None and file.sha256 is None and digest != told:
+            raise DownloadError(
+                f"{file.address} came with the sha256 {digest}. Its server says {told}. {advice}"
+            )
+        _check(entry, file, partial, digest, lock, cache, advice)
+    except DownloadError:
+        _discard(partial)
+        raise
+    os.replace(partial, place)
+    _discard(partial)
+    _stamp(folder / ".download" / f"{file.name}.verified.json", place, digest)
+
+
+def _check_allowed(entry, file, place):
+    by_hand = (
+        f"Fetch {file.address} where there is a network, and put it at {place}, or into a folder "
+        f"named by KERAS_VIT_MIRROR as {entry.name}/{file.name}"
+    )
+    if os.environ.get("KERAS_VIT_OFFLINE", "0") not in ("", "0"):
+        raise DownloadError(f"KERAS_VIT_OFFLINE is set, and {place} is not there. {by_hand}")
+    if entry.gated:
+        page = file.address.partition("/resolve/")[0]
+        raise DownloadError(
+            f"{entry.name} is for those who accepted its licence ({entry.licence}): read it at "
+            f"{page}, accept it, fetch {', '.join(other.name for other in entry.files)} there, "
+            f"and put them into {place.parent}, or pass the folder's path instead of the name"
+        )
+    address = urlsplit(file.address)
+    if address.scheme != "https" and address.hostname not in ("127.0.0.1", "::1", "localhost"):
+        raise DownloadError(f"{file.address} is not safe. Expected an address with https://")
+
+
+def _download(file, partial, place, effort):
+    """Makes `partial` whole, over as many connections as it takes; the digest the server told."""
+    attempt, reached = 1, _length(partial)
+    while True:
+        try:
+            return _transfer(file, partial, effort)
+        except _Cut as cut:
+            if _length(partial) >= reached + CHUNK:
+                attempt = 0
+            reached = max(reached, _length(partial))
+            if attempt >= effort.attempts:
+                raise DownloadError(
+                    f"{file.address}: {cut}. Gave up after {attempt} attempts; the next one goes "
+                    f"on after the {reached:,} bytes that have come. Or fetch it by other means "
+                    f"and put it at {place}"
+                ) from cut
+            pause = max(cut.wait, effort.wait * 2 ** max(attempt - 1, 0))
+            time.sleep(min(pause, LONGEST_WAIT))
+            attempt += 1
+
+
+def _transfer(file, partial, effort):
+    """One connection: appends to `partial`, or starts it anew where the file has changed."""
+    begun = _read_json(_notes(partial), {}) if partial.exists() else {}
+    start = _length(partial) if begun.get("validator") else 0
+    headers = {"Accept-Encoding": "identity", "User-Agent": "keras_vit"}
+    if start:
+        headers |= {"Range": f"bytes={start}-", "If-Range": begun["validator"]}
+    redirects = _SafeRedirects()
+    with _open(file, headers, redirects, effort, partial) as response:
+        if start and response.status == 206 and begun.get("length") is not None:
+            _check_range(response, start, begun["length"], file, partial)
+            length = begun["length"]
+        else:
+            start, length = 0, _declared_length(response, file)
+            _discard(partial)
+            notes = {"validator": _validator(response.headers), "length": length}
+            _write_json(_notes(partial), notes)
+        _check_space(partial, start, length)
+        _copy(response, partial, start, length, file, effort)
+    return redirects.digest
+
+
+def _open(file, headers, redirects, effort, partial):
+    request = urllib.request.Request(file.address, headers=headers)
+    try:
+        return urllib.request.build_opener(redirects).open(request, timeout=effort.timeout)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:
+            _discard(partial)
+            raise _Cut("the server has less than what has come before") from error
+        if error.code in _TRANSIENT:
+            after = error.headers.get("Retry-After", "")
+            wait = float(after) if after.isdecimal() else 0.0
+            raise _Cut(f"the server says {error.code} {error.reason}", wait) from error
+        raise DownloadError(
+            f"{file.address}: the server says {error.code} {error.reason}. The file may have been "
+            "moved, or be for those alone who accepted its licence; if you have it, pass its path"
+        ) from error
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, socket.gaierror):
+            raise DownloadError(
+                f"{file.address} cannot be reached: {error.reason}. Without a network, put "
+                f"{file.name} at {partial.parent.parent / file.name}, or name a folder that has it "
+                "by KERAS_VIT_MIRROR"
+            ) from error
+        raise _Cut(f"no connection ({error.reason})") from error
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, DownloadError):
+            raise
+        raise _Cut(f"no connection ({error or type(error).__name__})") from error
+
+
+def _copy(response, partial, start, length, file, effort):
+    """Appends what comes, within the declared length."""
+    limit = MOST_UNDECLARED if length is None else length
+    bar = keras.utils.Progbar(length, unit_name="byte") if effort.verbose else None
+    if bar:
+        print(f"Downloading {file.name} from {file.address}")
+    done, window, at_window = start, time.monotonic(), start
+    with partial.open("ab") as stream:
+        while done < limit or length is None:
+            try:
+                chunk = response.read1(min(CHUNK, limit - done or 1))
+            except (OSError, http.client.HTTPException) as error:
+                raise _Cut(f"cut off after {done:,} bytes ({error})") from error
+            if not chunk:
+                break
+            stream.write(chunk)
+            done += len(chunk)
+            if length is None and done > limit:
+                _discard(partial)
+                raise DownloadError(
+                    f"{file.address} tells no length and has more than {limit:,} bytes. Fetch it "
+                    "by other means, and pass its path"
+                )
+            now = time.monotonic()
+            if now - window >= effort.timeout:
+                if done - at_window < LEAST_BYTES_A_SECOND * effort.timeout:
+                    raise _Cut(f"stalled after {done:,} bytes")
+                window, at_window = now, done
+            if bar:
+                bar.update(done, finalize=done == length)
+    if length is not None and done < length:
+        raise _Cut(f"ended after {done:,} of {length:,} bytes")
+
+
+def _declared_length(response, file):
+    """The whole file's length, as the server and the publisher tell it; None if neither does."""
+    text = response.headers.get("Content-Length", "")
+    length = int(text) if text.isdecimal() and response.status == 200 else None
+    if file.size is not None and length is not None and length != file.size:
+        raise DownloadError(
+            f"{file.address} was published with {file.size:,} bytes. The server offers {length:,}, "
+            "so that it is another file. Nothing was fetched"
+        )
+    return file.size if length is None else length
+
+
+def _check_range(response, start, length, file, partial):
+    found = response.headers.get("Content-Range", "")
+    if found != f"bytes {start}-{length - 1}/{length}":
+        _discard(partial)
+        raise _Cut(f"asked for bytes {start}-{length - 1}/{length}, the server sent {found!r}")
+
+
+def _check_space(partial, start, length):
+    free = shutil.disk_usage(partial.parent).free
+    if length is not None and length - start > free:
+        raise DownloadError(
+            f"{partial.parent} has {free:,} bytes free. Expected {length - start:,} for "
+            f"{partial.name}. Make room, or name another folder by KERAS_HOME"
+        )
+
+
+def _validator(headers):
+    """What tells whether the file is still the same; a weak ETag does not."""
+    etag = headers.get("ETag", "")
+    return etag if etag.startswith('"') else headers.get("Last-Modified")
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, never from https to anything less; keeps the digest that the hub tells."""
+
+    digest: str | None = None
+
+    def redirect_request(self, request, response, code, message, headers, address):
+        # The hub of Hugging Face names the sha256 of a large file where it redirects to it.
+        told = re.fullmatch('"([0-9a-f]{64})"', headers.get("X-Linked-Etag", ""))
+        self.digest = told[1] if told else self.digest
+        if urlsplit(request.full_url).scheme == "https" != urlsplit(address).scheme:
+            raise DownloadError(
+                f"{request.full_url} leads to {address}, which is not https. It was not followed"
+            )
+        return super().redirect_request(request, response, code, message, headers, address)
+
+
+# Files beside files.
+
+
+def _notes(partial):
+    return partial.with_name(f"{partial.name}.json")
+
+
+def _length(path):
+    return path.stat().st_size if path.exists() else 0
+
+
+def _discard(partial):
+    partial.unlink(missing_ok=True)
+    _notes(partial).unlink(missing_ok=True)
+
+
+def _read_json(path, default):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return default
+
+
+def _write_json(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+@contextlib.contextmanager
+def _alone(path):
+    """Waits until nobody else holds the file at `path`; the system frees it if we are killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as stream:
+        _hold(stream)
+        yield
+
+
+if os.name == "nt":  # pragma: no cover
+    import msvcrt
+
+    def _hold(stream):
+        stream.seek(0)
+        while True:
+            try:
+                return msvcrt.locking(stream.fileno(), msvcrt.LK_LOCK, 1)
+            except OSError:
+                continue
+else:
+    import fcntl
+
+    def _hold(stream):
+        fcntl.flock(stream, fcntl.LOCK_EX)

@@ -1,0 +1,429 @@
+"""Fetching published weights, from a server on the loopback that behaves as networks do."""
+
+import concurrent.futures
+import dataclasses
+import email.message
+import hashlib
+import http.server
+import json
+import os
+import threading
+import time
+import urllib.request
+
+import pytest
+
+from keras_vit.models import Preprocessing
+from keras_vit.zoo import download
+from keras_vit.zoo.catalog import PublishedFile, PublishedWeights
+from keras_vit.zoo.download import DownloadError, fetch_weights
+
+# More than a megabyte, so that it comes in several chunks.
+CONTENT = bytes(range(256)) * 5000
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+OTHER = CONTENT[:700_000] + b"!" + CONTENT[700_001:]
+
+
+class Server:
+    """Answers each request by the next of `script`, and by the last one from there on."""
+
+    def __init__(self):
+        self.content, self.etag, self.script, self.requests = CONTENT, '"1"', [serve], []
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                outer.requests.append((self.path, dict(self.headers)))
+                step = outer.script[min(len(outer.requests), len(outer.script)) - 1]
+                step(outer, self)
+
+            def log_message(self, *_):
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.http.server_port}"
+        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True)
+        self.thread.start()
+
+    @property
+    def ranges(self):
+        return [headers.get("Range") for _, headers in self.requests]
+
+    def close(self):
+        self.http.shutdown()
+        self.http.server_close()
+
+
+def serve(server, handler, *, sent=None, length=None, headers=()):
+    """An honest answer to ranges, which `sent` cuts off and `length` lies about."""
+    start, content = 0, server.content
+    asked = handler.headers.get("Range")
+    if asked and handler.headers.get("If-Range") == server.etag:
+        start = int(asked.removeprefix("bytes=").removesuffix("-"))
+    handler.send_response(206 if start else 200)
+    if start:
+        handler.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+    handler.send_header("ETag", server.etag)
+    handler.send_header("Content-Length", str(len(content) - start if length is None else length))
+    for name, value in headers:
+        handler.send_header(name, value)
+    handler.end_headers()
+    handler.wfile.write(content[start:sent])
+
+
+def cut_at(position):
+    return lambda server, handler: serve(server, handler, sent=position)
+
+
+def status(code, *headers):
+    def step(server, handler):
+        handler.send_response(code)
+        for name, value in headers:
+            handler.send_header(name, value)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    return step
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    for name in ("KERAS_VIT_MIRROR", "KERAS_VIT_OFFLINE", "KERAS_VIT_LOCK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def published(server, *names, name="b16-test-data", **file):
+    return PublishedWeights(
+        name=name,
+        variant="vit_b16",
+        family="test",
+        format="google",
+        files=tuple(
+            PublishedFile(f"{server.address}/{each}", **file) for each in names or ["w.npz"]
+        ),
+        image_size=224,
+        preprocessing=Preprocessing(mean=0.5, std=0.5),
+        licence="apache-2.0",
+    )
+
+
+def fetch(entry, tmp_path, **options):
+    options = {"cache": tmp_path, "wait": 0.001, "timeout": 5.0, "verbose": False, **options}
+    return fetch_weights(entry, **options)
+
+
+def pins(tmp_path):
+    return json.loads((tmp_path / "keras_vit.lock").read_text())
+
+
+def nothing_at_its_place(tmp_path):
+    return not (tmp_path / "b16-test-data" / "w.npz").exists()
+
+
+def test_fetches_once_pins_and_returns_the_file(server, tmp_path):
+    entry = published(server)
+    path = fetch(entry, tmp_path)
+    assert path == tmp_path / "b16-test-data" / "w.npz"
+    assert path.read_bytes() == CONTENT
+    assert pins(tmp_path) == {"b16-test-data": {"w.npz": DIGEST}}
+    assert fetch(entry, tmp_path) == path
+    assert len(server.requests) == 1
+    assert not list(tmp_path.rglob("*.partial*"))
+
+
+def test_many_files_make_a_folder(server, tmp_path):
+    folder = fetch(published(server, "model.safetensors", "config.json"), tmp_path)
+    assert folder == tmp_path / "b16-test-data"
+    assert (folder / "config.json").read_bytes() == CONTENT
+    assert set(pins(tmp_path)["b16-test-data"]) == {"model.safetensors", "config.json"}
+
+
+def test_progress_is_shown(server, tmp_path, capsys):
+    fetch(published(server), tmp_path, verbose=True)
+    assert "w.npz" in capsys.readouterr().out
+
+
+def test_goes_on_after_a_cut(server, tmp_path):
+    server.script = [cut_at(400_000), cut_at(900_000), serve]
+    assert fetch(published(server), tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=400000-", "bytes=900000-"]
+    assert server.requests[1][1]["If-Range"] == '"1"'
+
+
+def test_goes_on_in_a_later_call(server, tmp_path):
+    server.script = [cut_at(300_000), status(503)]
+    with pytest.raises(DownloadError, match=r"503.*2 attempts.*300,000 bytes"):
+        fetch(published(server), tmp_path, attempts=2)
+    assert nothing_at_its_place(tmp_path)
+    server.script = [serve]
+    assert fetch(published(server), tmp_path).read_bytes() == CONTENT
+    assert server.ranges[-1] == "bytes=300000-"
+
+
+def test_starts_anew_where_the_file_has_changed(server, tmp_path):
+    def changed(server, handler):
+        server.content, server.etag = OTHER, '"2"'
+        serve(server, handler)
+
+    server.script = [cut_at(500_000), changed]
+    assert fetch(published(server), tmp_path).read_bytes() == OTHER
+    assert server.ranges == [None, "bytes=500000-"]
+
+
+def test_starts_anew_where_ranges_are_ignored(server, tmp_path):
+    def ignores(server, handler):
+        del handler.headers["Range"]
+        serve(server, handler)
+
+    server.script = [cut_at(500_000), ignores]
+    assert fetch(published(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_does_not_join_another_range(server, tmp_path):
+    def shifted(server, handler):
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes 0-{len(CONTENT) - 1}/{len(CONTENT)}")
+        handler.send_header("Content-Length", str(len(CONTENT)))
+        handler.end_headers()
+        handler.wfile.write(CONTENT)
+
+    server.script = [cut_at(500_000), shifted, serve]
+    assert fetch(published(server), tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=500000-", None]
+
+
+def test_range_beyond_the_end_starts_anew(server, tmp_path):
+    server.script = [cut_at(500_000), status(416), serve]
+    assert fetch(published(server), tmp_path).read_bytes() == CONTENT
+    assert server.ranges[2] is None
+
+
+def test_weak_validators_are_not_trusted(server, tmp_path):
+    server.etag = 'W/"1"'
+    server.script = [cut_at(500_000), serve]
+    assert fetch(published(server), tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [None, None]
+
+
+def test_length_that_is_too_long_is_an_error(server, tmp_path):
+    too_long = len(CONTENT) + 10
+    server.script = [lambda server, handler: serve(server, handler, length=too_long), status(416)]
+    with pytest.raises(DownloadError, match="416|less than|attempts"):
+        fetch(published(server), tmp_path, attempts=2)
+    assert nothing_at_its_place(tmp_path)
+
+
+def test_length_that_is_too_short_is_an_error_where_the_publisher_tells(server, tmp_path):
+    server.script = [lambda server, handler: serve(server, handler, length=1000)]
+    with pytest.raises(DownloadError, match=r"1,280,000 bytes.*1,000"):
+        fetch(published(server, size=len(CONTENT)), tmp_path)
+    with pytest.raises(DownloadError, match=DIGEST):
+        fetch(published(server, sha256=DIGEST), tmp_path)
+    assert nothing_at_its_place(tmp_path)
+
+
+def test_changed_byte_is_an_error_that_names_both_digests(server, tmp_path):
+    server.content = OTHER
+    digest = hashlib.sha256(OTHER).hexdigest()
+    with pytest.raises(DownloadError, match=rf"{digest}.*{DIGEST}"):
+        fetch(published(server, sha256=DIGEST), tmp_path)
+    assert nothing_at_its_place(tmp_path)
+    assert not list(tmp_path.rglob("*.partial*"))
+    server.content = CONTENT
+    assert fetch(published(server, sha256=DIGEST), tmp_path).read_bytes() == CONTENT
+    assert not (tmp_path / "keras_vit.lock").exists()
+
+
+def test_pinned_digest_holds_for_a_later_download(server, tmp_path):
+    lock = tmp_path / "repository" / "keras_vit.lock"
+    fetch(published(server), tmp_path / "one", lock=lock)
+    server.content = OTHER
+    digest = hashlib.sha256(OTHER).hexdigest()
+    with pytest.raises(DownloadError, match=rf"{digest}.*{DIGEST}.*take b16-test-data out"):
+        fetch(published(server), tmp_path / "two", lock=lock)
+    assert nothing_at_its_place(tmp_path / "two")
+    lock.write_text("{}")
+    assert fetch(published(server), tmp_path / "two", lock=lock).read_bytes() == OTHER
+
+
+def test_lock_file_by_environment(server, tmp_path, monkeypatch):
+    lock = tmp_path / "here.lock"
+    monkeypatch.setenv("KERAS_VIT_LOCK", str(lock))
+    fetch(published(server), tmp_path / "cache")
+    assert json.loads(lock.read_text())["b16-test-data"]["w.npz"] == DIGEST
+
+
+@pytest.mark.parametrize("text", ["[1]", "not json", '{"b16-test-data": 3}'])
+def test_broken_lock_file_is_an_error(server, tmp_path, text):
+    (tmp_path / "keras_vit.lock").write_text(text)
+    with pytest.raises(DownloadError, match=r"keras_vit.lock does not hold"):
+        fetch(published(server), tmp_path)
+    assert (tmp_path / "keras_vit.lock").read_text() == text
+
+
+def test_cached_file_that_was_changed_is_noticed(server, tmp_path):
+    path = fetch(published(server), tmp_path)
+    path.write_bytes(OTHER + b"more")
+    with pytest.raises(DownloadError, match=rf"{DIGEST}.*Delete"):
+        fetch(published(server), tmp_path)
+
+
+def test_full_verification_reads_a_file_that_looks_unchanged(server, tmp_path):
+    path = fetch(published(server), tmp_path)
+    before = path.stat()
+    path.write_bytes(OTHER)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert fetch(published(server), tmp_path) == path
+    with pytest.raises(DownloadError, match=DIGEST):
+        fetch(published(server), tmp_path, verify=True)
+
+
+def test_digest_that_the_hub_tells_where_it_redirects(server, tmp_path):
+    entry = published(server, "resolve/w.npz")
+    hub = status(302, ("Location", "/cdn"), ("X-Linked-Etag", f'"{"0" * 64}"'))
+    server.script = [hub, serve]
+    with pytest.raises(DownloadError, match=f"{DIGEST}.*{'0' * 64}"):
+        fetch(entry, tmp_path)
+    server.requests.clear()
+    server.script = [status(302, ("Location", "/cdn"), ("X-Linked-Etag", f'"{DIGEST}"')), serve]
+    assert fetch(entry, tmp_path).read_bytes() == CONTENT
+    assert [path for path, _ in server.requests] == ["/resolve/w.npz", "/cdn"]
+
+
+def test_redirect_to_plain_http_is_refused():
+    headers = email.message.Message()
+    request = urllib.request.Request("https://example.org/w.npz")
+    with pytest.raises(DownloadError, match="not https"):
+        download._SafeRedirects().redirect_request(
+            request, None, 302, "Found", headers, "http://example.org/w.npz"
+        )
+
+
+def test_plain_http_addresses_are_refused(tmp_path):
+    entry = published(type("Elsewhere", (), {"address": "http://example.org"}))
+    with pytest.raises(DownloadError, match="https://"):
+        fetch(entry, tmp_path)
+
+
+def test_missing_file_is_not_asked_for_again(server, tmp_path):
+    server.script = [status(404)]
+    with pytest.raises(DownloadError, match="404"):
+        fetch(published(server), tmp_path)
+    assert len(server.requests) == 1
+
+
+def test_overloaded_server_is_asked_again(server, tmp_path):
+    server.script = [status(503), status(429, ("Retry-After", "0")), serve]
+    assert fetch(published(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_trickle_is_given_up(server, tmp_path):
+    stop = threading.Event()
+
+    def trickle(server, handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(CONTENT)))
+        handler.end_headers()
+        for index in range(200):
+            if stop.wait(0.02):
+                return
+            try:
+                handler.wfile.write(CONTENT[index : index + 1])
+            except OSError:
+                return
+
+    server.script = [trickle]
+    begin = time.monotonic()
+    with pytest.raises(DownloadError, match=r"stalled after.*2 attempts"):
+        fetch(published(server), tmp_path, timeout=0.2, attempts=2)
+    assert time.monotonic() - begin < 3
+    stop.set()
+
+
+def test_no_length_is_taken_within_bounds(server, tmp_path, monkeypatch):
+    def unbounded(server, handler):
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(CONTENT)
+
+    server.script = [unbounded]
+    assert fetch(published(server), tmp_path / "a").read_bytes() == CONTENT
+    monkeypatch.setattr(download, "MOST_UNDECLARED", 1000)
+    with pytest.raises(DownloadError, match="no length"):
+        fetch(published(server), tmp_path / "b")
+    assert not list((tmp_path / "b").rglob("*.partial"))
+
+
+def test_two_at_once_fetch_one_file(server, tmp_path):
+    def slow(server, handler):
+        time.sleep(0.1)
+        serve(server, handler)
+
+    server.script = [slow]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: fetch(published(server), tmp_path), range(4)))
+    assert {path.read_bytes() for path in paths} == {CONTENT}
+    assert len(server.requests) == 1
+
+
+def test_pins_of_different_weights_at_once_are_all_kept(server, tmp_path):
+    entries = [published(server, name=f"b16-test-{index}") for index in range(6)]
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda entry: fetch(entry, tmp_path), entries))
+    assert set(pins(tmp_path)) == {entry.name for entry in entries}
+
+
+def test_offline_error_says_how_to_put_it_there(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_VIT_OFFLINE", "1")
+    with pytest.raises(DownloadError) as caught:
+        fetch(published(server), tmp_path)
+    text = str(caught.value)
+    assert f"{server.address}/w.npz" in text
+    assert str(tmp_path / "b16-test-data" / "w.npz") in text
+    assert "KERAS_VIT_MIRROR" in text
+    assert not server.requests
+    (tmp_path / "b16-test-data" / "w.npz").write_bytes(CONTENT)
+    assert fetch(published(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_mirror_by_name_and_by_file(server, tmp_path, monkeypatch):
+    mirror = tmp_path / "mirror"
+    (mirror / "b16-test-data").mkdir(parents=True)
+    for name in ("model.safetensors", "config.json"):
+        (mirror / "b16-test-data" / name).write_bytes(CONTENT)
+    (mirror / "w.npz").write_bytes(CONTENT)
+    monkeypatch.setenv("KERAS_VIT_OFFLINE", "1")
+    two = published(server, "model.safetensors", "config.json")
+    assert fetch(two, tmp_path / "cache", mirror=mirror) == mirror / "b16-test-data"
+    monkeypatch.setenv("KERAS_VIT_MIRROR", str(mirror))
+    assert fetch(published(server), tmp_path / "cache") == mirror / "w.npz"
+    (mirror / "w.npz").write_bytes(OTHER)
+    with pytest.raises(DownloadError, match=DIGEST):
+        fetch(published(server), tmp_path / "cache")
+
+
+def test_gated_weights_are_explained(server, tmp_path):
+    entry = dataclasses.replace(published(server), gated=True, licence="dinov3-license")
+    with pytest.raises(DownloadError, match=r"dinov3-license.*accept.*pass the folder's path"):
+        fetch(entry, tmp_path)
+    assert not server.requests
+
+
+def test_no_server_at_all(server, tmp_path):
+    entry = published(server)
+    server.close()
+    with pytest.raises(DownloadError, match=r"no connection.*2 attempts"):
+        fetch(entry, tmp_path, attempts=2)
+
+
+def test_cache_follows_keras_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    assert download.cache_folder() == tmp_path / "models" / "keras_vit"
+    assert download.lock_path() == tmp_path / "models" / "keras_vit" / "keras_vit.lock"
