@@ -578,7 +578,7 @@ def test_a_head_that_needs_pre_logits_says_so(tmp_path):
 
 def test_a_config_that_contradicts_the_positions(tmp_path):
     write_timm(tmp_path, image_size=(20, 20))
-    with pytest.raises(CheckpointError, match="9 patch positions, which are not the 5x5"):
+    with pytest.raises(CheckpointError, match="10 positions, which are not the 5x5"):
         keras_vit.from_checkpoint(tmp_path)
 
 
@@ -666,7 +666,7 @@ def test_foreign_files(tmp_path):
     (tmp_path / "hub" / "config.json").write_text("{no json")
     with pytest.raises(CheckpointError, match=r"config\.json is no JSON"):
         keras_vit.from_checkpoint(tmp_path / "hub")
-    (tmp_path / "hub" / "config.json").write_text(json.dumps({"model_args": {"act_layer": "silu"}}))
+    (tmp_path / "hub" / "config.json").write_text(json.dumps({"model_args": {"act_layer": "relu"}}))
     with pytest.raises(CheckpointError, match="unsupported `act_layer`"):
         keras_vit.from_checkpoint(tmp_path / "hub")
 

@@ -2,14 +2,37 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable
 
-from keras_vit.checkpoints import google, keras_files, timm
+from keras_vit.checkpoints import google, huggingface, keras_files, timm, torchvision
+from keras_vit.checkpoints.grids import locate
 from keras_vit.checkpoints.layouts import Rule
 from keras_vit.checkpoints.reading import CheckpointError, TensorFile, open_tensors, resolve_path
 from keras_vit.checkpoints.report import grouped
 
-FORMATS = (google, timm)
+# The first that recognises the names of a file's tensors reads it.
+FORMATS = (google, timm, huggingface, torchvision)
+# Whose rule a format's own code resamples positions by, where it is not the format's name.
+_RESAMPLING = {torchvision.FORMAT: huggingface.FORMAT}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a tensor's values are: a tensor of the file, or a slice of one.
+
+    Args:
+        name: Its name in the file.
+        shape: Its shape, without what only stacks or pads it.
+        index: Which slice along the first axis; None for all of it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    index: int | None = None
+
+    def __str__(self):
+        return self.name if self.index is None else f"{self.name}[{self.index}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,13 +41,14 @@ class Checkpoint:
 
     Args:
         file: The open file.
-        format: `"google"`, `"timm"` or `"keras"`.
-        names: Canonical name of a tensor → its name in the file.
-        rules: Function from a config to the `Rule` of each weight, in canonical names.
+        format: `"google"`, `"timm"`, `"hf"`, `"torchvision"` or `"keras"`.
+        tensors: Canonical name of a tensor → where it is.
+        rules: Path of a weight of the model → where it is found.
+        ignored: Name of a tensor in the file → why no model has a place for it.
         facts: What the file tells: fields of `VisionTransformerConfig`. What it does not tell
             is absent.
         notes: What was assumed, a sentence each.
-        patch_positions: Number of positions without that of the class token.
+        is_grid_told: Whether the grid is the file's word, or the square that its positions make.
         resampling: Whose rule positions are resampled by.
         published_name: Function from a canonical name and the file's names to what a tensor that
             is missing would be called.
@@ -32,21 +56,31 @@ class Checkpoint:
 
     file: TensorFile
     format: str
-    names: dict[str, str]
-    rules: Callable[..., list[Rule]]
+    tensors: dict[str, Source]
+    rules: dict[str, Rule]
+    ignored: dict[str, str]
     facts: dict
     notes: tuple[str, ...]
-    patch_positions: int
+    is_grid_told: bool
     resampling: str
     published_name: Callable[[str, tuple[str, ...]], str]
 
     def file_name(self, name):
         """What the tensor of this canonical name is called in the file, or would be."""
-        return self.names.get(name) or self.published_name(name, tuple(self.file.shapes))
+        if name in self.tensors:
+            return str(self.tensors[name])
+        return self.published_name(name, tuple(self.file.shapes))
+
+    def read(self, name):
+        """The tensor of this canonical name."""
+        source = self.tensors[name]
+        if source.index is None:
+            return self.file.read(source.name).reshape(source.shape)
+        return self.file.read(source.name, source.index).reshape(source.shape)
 
     def __str__(self):
         shapes = self.file.shapes
-        total = sum(map(_size, shapes.values()))
+        total = sum(map(math.prod, shapes.values()))
         lines = [
             f"{self.file.path}",
             f"  format      {self.format}",
@@ -60,19 +94,13 @@ class Checkpoint:
         return "\n".join(lines)
 
 
-def _size(shape):
-    size = 1
-    for side in shape:
-        size *= side
-    return size
-
-
 @contextlib.contextmanager
 def open_checkpoint(path):
     """Opens a checkpoint and recognises its format by its tensors.
 
     Args:
-        path: A .npz, .safetensors, .keras or .weights.h5 file, or a hub folder.
+        path: A .npz, .safetensors, .keras or .weights.h5 file, the index of a sharded one, or a
+            hub folder.
 
     Yields:
         A `Checkpoint`.
@@ -90,75 +118,116 @@ def open_checkpoint(path):
             yield _keras_checkpoint(file, facts, (keras_files.WEIGHTS_ONLY_NOTE,))
     else:
         with open_tensors(path) as file:
-            yield _recognise(file)
+            yield recognise(file)
 
 
 def _keras_checkpoint(file, facts, notes):
-    names = {name: name for name in file.shapes}
-    rules = keras_files.rules(file.shapes)
     return Checkpoint(
         file=file,
         format=keras_files.FORMAT,
-        names=names,
-        rules=lambda config: rules,
+        tensors={name: Source(name, tuple(shape)) for name, shape in file.shapes.items()},
+        rules={name: Rule(name, (name,)) for name in file.shapes},
+        ignored={},
         facts=facts,
         notes=notes,
-        patch_positions=_patch_positions(file.shapes, keras_files.POSITIONS, facts),
+        is_grid_told="image_size" in facts,
         resampling=timm.FORMAT,
-        published_name=keras_files.published_name,
+        published_name=lambda name, file_names: name,
     )
 
 
-def _recognise(file):
+def recognise(file):
+    """The `Checkpoint` that an open file of one of `FORMATS` is.
+
+    Raises:
+        CheckpointError: If it is of none, or its parts contradict each other.
+    """
     for format in FORMATS:
-        names = {format.canonical_name(name): name for name in file.shapes}
-        if format.recognises(names):
+        ignored, tensors = _sorted_tensors(file, format)
+        if format.recognises(set(tensors)):
             break
     else:
         raise CheckpointError(
-            f"{file.path} is of no known format: expected a Vision Transformer of Google's .npz or "
-            f"timm's .safetensors. Its {len(file.shapes)} tensors begin with "
+            f"{file.path} is of no known format: expected a Vision Transformer of Google's .npz, "
+            "or of timm, transformers or torchvision as .safetensors. Its "
+            f"{len(file.shapes)} tensors begin with "
             f"{', '.join(sorted(file.shapes)[:5]) or 'nothing'}"
         )
-    twice = sorted(set(file.shapes) - set(names.values()))
-    if twice:
-        raise CheckpointError(
-            f"{file.path} holds {twice[0]} beside {names[format.canonical_name(twice[0])]}: two "
-            "tensors for one weight"
-        )
-    shapes = {name: file.shapes[original] for name, original in names.items()}
+    shapes = {name: source.shape for name, source in tensors.items()}
+    rules = format.rules(format.depth(shapes), shapes)
     try:
-        facts, notes = format.facts(shapes, file.hub_config)
-        patch_positions = _patch_positions(shapes, format.POSITIONS, facts)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        weights = _weight_shapes(file, rules, shapes)
+        facts, notes = format.facts(weights, shapes, file)
+        facts, is_grid_told = locate(facts, weights)
+    except (
+        *(ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError),
+        OverflowError,
+    ) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else error
         raise CheckpointError(
             f"{file.path}: its tensors or the config.json beside it do not describe a Vision "
-            f"Transformer ({error})"
+            f"Transformer ({what})"
         ) from error
     return Checkpoint(
         file=file,
         format=format.FORMAT,
-        names=names,
-        rules=format.rules,
+        tensors=tensors,
+        rules={rule.weight: rule for rule in rules},
+        ignored=ignored,
         facts=facts,
         notes=tuple(notes),
-        patch_positions=patch_positions,
-        resampling=format.FORMAT,
+        is_grid_told=is_grid_told,
+        resampling=_RESAMPLING.get(format.FORMAT, format.FORMAT),
         published_name=format.published_name,
     )
 
 
-def _patch_positions(shapes, name, facts):
-    if name not in shapes:
-        raise CheckpointError(f"the tensor {name} is missing")
-    return shapes[name][1] - int(facts["class_token"])
+def _sorted_tensors(file, format):
+    """What is ignored, with reasons, and the rest by canonical names."""
+    ignored, tensors = {}, {}
+    for name, shape in file.shapes.items():
+        reason = format.ignored(name)
+        if reason is not None:
+            ignored[name] = reason
+            continue
+        canonical = format.canonical_name(name)
+        stacked = format.unstacked(canonical, shape) if hasattr(format, "unstacked") else None
+        if stacked is not None:
+            sources = {part: Source(name, shape[1:], i) for i, part in enumerate(stacked)}
+        elif hasattr(format, "normalised_shape"):
+            sources = {canonical: Source(name, format.normalised_shape(canonical, shape))}
+        else:
+            sources = {canonical: Source(name, tuple(shape))}
+        for part, source in sources.items():
+            if part in tensors:
+                raise CheckpointError(
+                    f"{file.path} holds {name} beside {tensors[part].name}: two tensors for one "
+                    "weight"
+                )
+            tensors[part] = source
+    return ignored, tensors
+
+
+def _weight_shapes(file, rules, shapes):
+    found = {}
+    for rule in rules:
+        if rule.tensors and all(name in shapes for name in rule.tensors):
+            try:
+                found[rule.weight] = rule.weight_shape([shapes[name] for name in rule.tensors])
+            except (IndexError, ValueError) as error:
+                raise CheckpointError(
+                    f"{file.path}: shape: "
+                    + ", ".join(f"{name} is {shapes[name]}" for name in rule.tensors)
+                    + f", of which the weight {rule.weight} cannot be made"
+                ) from error
+    return found
 
 
 def inspect_checkpoint(path):
     """What a checkpoint holds, to be printed.
 
     Args:
-        path: A .npz, .safetensors or .keras file, or a hub folder.
+        path: As of `open_checkpoint`.
 
     Returns:
         A string: format, architecture, assumptions and tensors.

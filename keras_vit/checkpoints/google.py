@@ -1,32 +1,46 @@
-"""Google's .npz checkpoints of vision_transformer, with published and linen tensor names."""
+"""Google's .npz checkpoints: vision_transformer's and big_vision's, old names and new."""
 
 import re
 
-from keras_vit.checkpoints.layouts import Rule
+from keras_vit.checkpoints.architecture import architecture
+from keras_vit.checkpoints.layouts import Rule, flax_dense, flax_norm
 from keras_vit.models import PRESETS
 
 FORMAT = "google"
-POSITIONS = "Transformer/posembed_input/pos_embedding"
-# Published files number a block's parts together, newer ones each kind apart.
+POSITIONS = "pos_embedding"
+# Where vision_transformer keeps positions, those of the class token among them.
+OLD_POSITIONS = "Transformer/posembed_input/pos_embedding"
+_PREFIXES = ("opt/target/", "params/img/", "params/")
+# (a name's part as published, as today's code writes it).
 _ALIASES = (
     ("/MultiHeadDotProductAttention_1/", "/MultiHeadDotProductAttention_0/"),
     ("/LayerNorm_2/", "/LayerNorm_1/"),
     ("/MlpBlock_3/", "/MlpBlock_0/"),
+    ("Transformer/pos_embedding", POSITIONS),
 )
+_INLINED_POOL = re.compile(r"(probe|MlpBlock_0|MultiHeadDotProductAttention_0|LayerNorm_0)(/|$)")
 _BLOCK = re.compile(r"Transformer/encoderblock_(\d+)/")
+_STACKED = "Transformer/encoderblock/"
+_NOT_IMAGES = re.compile(r"(params/)?(txt/|t$|b$)")
 
 
 def canonical_name(name):
-    """The tensor's name as today's code writes it.
+    """The tensor's name as today's code writes it, without a prefix.
 
     Example:
 
-    >>> canonical_name("Transformer/encoderblock_0/MlpBlock_3/Dense_0/bias")
+    >>> canonical_name("opt/target/Transformer/encoderblock_0/MlpBlock_3/Dense_0/bias")
     'Transformer/encoderblock_0/MlpBlock_0/Dense_0/bias'
     """
+    name = _without_prefix(name)
     for old, new in _ALIASES:
         name = name.replace(old, new)
-    return name
+    return f"MAPHead_0/{name}" if _INLINED_POOL.match(name) else name
+
+
+def _without_prefix(name):
+    prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
+    return name.removeprefix(prefix)
 
 
 def published_name(name, file_names):
@@ -38,9 +52,12 @@ def published_name(name, file_names):
     >>> published_name("Transformer/encoderblock_1/MlpBlock_0/Dense_0/bias", old)
     'Transformer/encoderblock_1/MlpBlock_3/Dense_0/bias'
     """
-    for old, new in _ALIASES:
+    for old, new in _ALIASES[:-1]:
         if any(old in file_name for file_name in file_names):
             name = name.replace(new, old)
+    if file_names:
+        found = file_names[0]
+        name = found[: len(found) - len(_without_prefix(found))] + name
     return name
 
 
@@ -49,86 +66,139 @@ def recognises(names):
     return {"embedding/kernel", "Transformer/encoder_norm/scale"} <= set(names)
 
 
-def rules(config):
-    """The `Rule` of each weight of the model that `config` describes."""
+def ignored(name):
+    """Why a tensor of this name in the file has no place in the model; None if it has one."""
+    if _NOT_IMAGES.match(name):
+        return "of the text tower, or of the loss"
+    return "of the optimizer" if name.startswith("opt/state/") else None
+
+
+def normalised_shape(name, shape):
+    """The shape by which a tensor is looked at: group norms without their axes of size one."""
+    is_group_norm = re.search(r"(^|/)gn(\d+|_root|_proj)/", name)
+    return shape[-1:] if is_group_norm and all(side == 1 for side in shape[:-1]) else shape
+
+
+def unstacked(name, shape):
+    """Names of the tensors that big_vision's scan layout stacked in this one, or None."""
+    if not name.startswith(_STACKED):
+        return None
+    rest = name.removeprefix(_STACKED)
+    return [f"Transformer/encoderblock_{index}/{rest}" for index in range(shape[0])]
+
+
+def rules(depth, shapes):
+    """The `Rule` of each weight; `shapes` are those of the canonical names, if there is a file."""
+    positions = OLD_POSITIONS if OLD_POSITIONS in shapes else POSITIONS
     result = [
         Rule("patch_encoder/projection/kernel", ("embedding/kernel",), "flax_patches"),
         Rule("patch_encoder/projection/bias", ("embedding/bias",)),
         Rule("patch_encoder/class_token", ("cls",)),
-        Rule("patch_encoder/position_embedding", (POSITIONS,)),
+        Rule("patch_encoder/position_embedding", (positions,)),
     ]
-    for index in range(config.depth):
+    for index in range(depth):
         result += _block_rules(f"block_{index}", f"Transformer/encoderblock_{index}")
-    norm = "pool_norm" if config.pool_norm else "encoder_norm"
-    result += _norm_rules(norm, "Transformer/encoder_norm")
+    result += flax_norm("encoder_norm", "Transformer/encoder_norm")
+    result += _pool_rules("MAPHead_0")
     for name in ("pre_logits", "head"):
-        result += _dense_rules(name, name)
-    return result
-
-
-def _norm_rules(weight, tensor):
-    return [
-        Rule(f"{weight}/gamma", (f"{tensor}/scale",)),
-        Rule(f"{weight}/beta", (f"{tensor}/bias",)),
-    ]
-
-
-def _dense_rules(weight, tensor):
-    return [Rule(f"{weight}/{part}", (f"{tensor}/{part}",)) for part in ("kernel", "bias")]
+        result += flax_dense(name, name)
+    return result + _stem_rules(shapes)
 
 
 def _block_rules(block, tensor):
     attention = f"{tensor}/MultiHeadDotProductAttention_0"
-    parts = ("query", "key", "value")
     return [
-        *_norm_rules(f"{block}/attention_norm", f"{tensor}/LayerNorm_0"),
-        Rule(
-            f"{block}/attention/query_key_value/kernel",
-            tuple(f"{attention}/{part}/kernel" for part in parts),
-            "flax_query_key_value_kernel",
-        ),
-        Rule(
-            f"{block}/attention/query_key_value/bias",
-            tuple(f"{attention}/{part}/bias" for part in parts),
-            "flax_query_key_value_bias",
-        ),
+        *flax_norm(f"{block}/attention_norm", f"{tensor}/LayerNorm_0"),
+        *_heads_rules(f"{block}/attention/query_key_value", attention, ("query", "key", "value")),
         Rule(
             f"{block}/attention/projection/kernel",
             (f"{attention}/out/kernel",),
-            "flax_attention_projection",
+            "flax_heads_projection",
         ),
         Rule(f"{block}/attention/projection/bias", (f"{attention}/out/bias",)),
-        *_norm_rules(f"{block}/mlp_norm", f"{tensor}/LayerNorm_1"),
-        *_dense_rules(f"{block}/mlp/expansion", f"{tensor}/MlpBlock_0/Dense_0"),
-        *_dense_rules(f"{block}/mlp/projection", f"{tensor}/MlpBlock_0/Dense_1"),
+        *flax_norm(f"{block}/mlp_norm", f"{tensor}/LayerNorm_1"),
+        *flax_dense(f"{block}/mlp/expansion", f"{tensor}/MlpBlock_0/Dense_0"),
+        *flax_dense(f"{block}/mlp/projection", f"{tensor}/MlpBlock_0/Dense_1"),
     ]
 
 
-def facts(shapes, hub_config):
-    """What a file with tensors of these canonical names and shapes tells of its model.
+def _heads_rules(weight, attention, parts):
+    return [
+        Rule(
+            f"{weight}/{kind}",
+            tuple(f"{attention}/{part}/{kind}" for part in parts),
+            f"flax_heads_{kind}",
+        )
+        for kind in ("kernel", "bias")
+    ]
+
+
+def _pool_rules(tensor):
+    attention = f"{tensor}/MultiHeadDotProductAttention_0"
+    return [
+        Rule("pool/probe", (f"{tensor}/probe",)),
+        *_heads_rules("pool/query", attention, ("query",)),
+        *_heads_rules("pool/key_value", attention, ("key", "value")),
+        Rule("pool/projection/kernel", (f"{attention}/out/kernel",), "flax_heads_projection"),
+        Rule("pool/projection/bias", (f"{attention}/out/bias",)),
+        *flax_norm("pool/norm", f"{tensor}/LayerNorm_0"),
+        *flax_dense("pool/mlp/expansion", f"{tensor}/MlpBlock_0/Dense_0"),
+        *flax_dense("pool/mlp/projection", f"{tensor}/MlpBlock_0/Dense_1"),
+    ]
+
+
+def _stem_rules(shapes):
+    result = [
+        Rule("stem/root_conv/kernel", ("conv_root/kernel",)),
+        *flax_norm("stem/root_norm", "gn_root"),
+    ]
+    units = {match[0]: match for match in map(_UNIT.match, shapes) if match}
+    for tensor, match in units.items():
+        weight = f"stem/stage_{int(match[1]) - 1}_unit_{int(match[2]) - 1}"
+        for part in ("1", "2", "3"):
+            result.append(Rule(f"{weight}/conv{part}/kernel", (f"{tensor}/conv{part}/kernel",)))
+            result += flax_norm(f"{weight}/norm{part}", f"{tensor}/gn{part}")
+        result.append(Rule(f"{weight}/projection/kernel", (f"{tensor}/conv_proj/kernel",)))
+        result += flax_norm(f"{weight}/projection_norm", f"{tensor}/gn_proj")
+    return result
+
+
+_UNIT = re.compile(r"block(\d+)/unit(\d+)")
+
+
+def facts(weights, shapes, file):
+    """What a file tells of its model.
+
+    Args:
+        weights: Path of each weight that the file holds → its shape in the model.
+        shapes: Canonical name of each tensor → its shape.
+        file: The open `TensorFile`.
 
     Returns:
         A pair: a dict of fields of `VisionTransformerConfig`, and sentences on what was assumed.
     """
-    patch_height, patch_width, _, hidden_size = shapes["embedding/kernel"]
-    class_token = "cls" in shapes
-    depth = 1 + max((int(m[1]) for m in map(_BLOCK.match, shapes) if m), default=-1)
-    known = {
-        "patch_size": (patch_height, patch_width),
-        "hidden_size": hidden_size,
-        "depth": depth,
-        "class_token": class_token,
-        "pooling": "token" if class_token else "avg",
-        "pool_norm": False,
+    attention = "Transformer/encoderblock_0/MultiHeadDotProductAttention_0"
+    known = architecture(weights)
+    known |= {
+        "patch_size": shapes["embedding/kernel"][:2],
+        "num_heads": shapes[f"{attention}/query/kernel"][1],
+        "pooling": "token" if known["class_token"] else "avg",
         "activation": "gelu_tanh",
         "layer_norm_epsilon": 1e-6,
         "preprocessing": PRESETS["inception"],
     }
-    block = "Transformer/encoderblock_0"
-    known["num_heads"] = shapes[f"{block}/MultiHeadDotProductAttention_0/query/kernel"][1]
-    known["mlp_dim"] = shapes[f"{block}/MlpBlock_0/Dense_0/bias"][0]
-    if "head/kernel" in shapes:
-        known["num_classes"] = shapes["head/kernel"][-1]
-    if "pre_logits/bias" in shapes:
-        known["representation_size"] = shapes["pre_logits/bias"][0]
-    return known, []
+    if "MAPHead_0/probe" in shapes:
+        known["pooling"] = "map"
+    notes = []
+    if known["positions"] is None:
+        known["positions"] = "sincos2d"
+        notes.append("fixed sin-cos positions, big_vision's, because the file stores none")
+    # vision_transformer adds positions after the class token is there, big_vision before.
+    if OLD_POSITIONS in shapes:
+        known["position_slots"] = "class"
+    return known, notes
+
+
+def depth(names):
+    """Number of blocks."""
+    return 1 + max((int(match[1]) for match in map(_BLOCK.match, names) if match), default=-1)

@@ -196,13 +196,18 @@ def _named(path, datasets, layer_names):
     tensors = {}
     variables: dict[str, dict[str, tuple]] = {}
     for where, item in datasets.items():
-        if re.fullmatch(r"layers/.+/vars/\d+", where) and "/seed_generator/" not in where:
+        if re.fullmatch(r"layers/.+/vars/\w+", where) and "/seed_generator/" not in where:
             layer, _, number = where.rpartition("/vars/")
             variables.setdefault(layer, {})[number] = item
         elif where.partition("/")[0] not in ("layers", "optimizer", "optimizer_weights"):
             name = where.removeprefix("model_weights/").removesuffix(":0")
             tensors[name] = item
     for layer, numbered in variables.items():
+        if not any(map(str.isdecimal, numbered)):
+            # Our own layers whose variables are not always all there store them by name.
+            path_of = _layer_path(layer, layer_names)
+            tensors |= {f"{path_of}/{name}": item for name, item in numbered.items()}
+            continue
         missing = [str(n) for n in range(len(numbered)) if str(n) not in numbered]
         if missing:
             raise CheckpointError(f"{path}: {layer}/vars/{missing[0]} is missing")
@@ -233,9 +238,9 @@ def _layer_path(layer, layer_names):
     parts = layer.split("/")
     names = []
     for index, part in enumerate(parts):
-        if part == "layers":
+        if part in ("layers", "units"):
             continue
-        is_named = index > 0 and parts[index - 1] == "layers"
+        is_named = index > 0 and parts[index - 1] in ("layers", "units")
         where = "/".join(parts[: index + 1])
         names.append(layer_names.get(where, part) if is_named else part)
     return "/".join(names)
@@ -260,7 +265,7 @@ _VARIABLES = {
 
 def _variable_names(layer, shapes):
     kind = re.sub(r"_\d+$", "", layer.rpartition("/")[2])
-    if kind in ("patch_encoder", "dinov2_embedding", "dinov3_embedding"):
+    if kind in ("dinov2_embedding", "dinov3_embedding"):
         names = _token_names(kind, shapes)
     elif kind in _VARIABLES:
         names = _VARIABLES[kind]
@@ -272,12 +277,6 @@ def _variable_names(layer, shapes):
 
 def _token_names(kind, shapes):
     """Names of tokens and positions, of which each may be absent."""
-    if kind == "patch_encoder":
-        rest = ("distillation_token", "register_tokens")
-        if len(shapes) == 3 and shapes[1][1] > 1:
-            rest = ("register_tokens",)
-        names = ("class_token", *rest[: max(0, len(shapes) - 2)], "position_embedding")
-        return names[-len(shapes) :]
     positions = ("position_embedding", "source_positions") if kind == "dinov2_embedding" else ()
     names = ["class_token", *positions]
     if len(shapes) > len(names) and (len(shapes[1]) == 2 or shapes[1][1] == 1):

@@ -6,13 +6,12 @@ import zipfile
 
 import keras
 
+from keras_vit.checkpoints.architecture import architecture
 from keras_vit.checkpoints.h5_files import open_h5
-from keras_vit.checkpoints.layouts import Rule
 from keras_vit.checkpoints.reading import CheckpointError, TensorFile, as_float
 from keras_vit.models import config_of
 
 FORMAT = "keras"
-POSITIONS = "patch_encoder/position_embedding"
 PATCHES = "patch_encoder/projection/kernel"
 WEIGHTS_ONLY_NOTE = (
     "a .weights.h5 file does not tell patch size, heads, activation, epsilon, preprocessing and "
@@ -67,7 +66,13 @@ def open_keras_weights(path):
                 f"{path} holds no weights of a keras_vit model (no {PATCHES} among its "
                 f"{len(file.shapes)} tensors)"
             )
-        yield file, weights_facts(file.shapes)
+        try:
+            facts = weights_facts(file.shapes)
+        except (KeyError, IndexError) as error:
+            raise CheckpointError(
+                f"{path} holds no weights of a keras_vit model ({error} is missing)"
+            ) from error
+        yield file, facts
 
 
 def recognises(names):
@@ -76,22 +81,12 @@ def recognises(names):
 
 
 def weights_facts(shapes):
-    """What the names and shapes of a .weights.h5 file tell of its model."""
-    known = {
-        "class_token": "patch_encoder/class_token" in shapes,
-        "pool_norm": "pool_norm/gamma" in shapes,
-    }
-    for fact, weight in (("num_classes", "head"), ("representation_size", "pre_logits")):
-        if f"{weight}/bias" in shapes:
-            known[fact] = shapes[f"{weight}/bias"][0]
+    """What the names and shapes of a .weights.h5 file tell of its model.
+
+    Raises:
+        KeyError: If they are not those of a Vision Transformer.
+    """
+    known = architecture(shapes)
+    if "learned" not in (known["positions"] or ""):
+        del known["positions"]  # Fixed or rotary ones leave no trace.
     return known
-
-
-def published_name(name, file_names):
-    """A tensor is called as the weight is."""
-    return name
-
-
-def rules(shapes):
-    """Each weight is stored under its own path."""
-    return [Rule(name, (name,)) for name in shapes]

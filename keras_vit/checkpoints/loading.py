@@ -6,22 +6,36 @@ import math
 import numpy as np
 
 from keras_vit.checkpoints.checkpoint import open_checkpoint
-from keras_vit.checkpoints.layouts import LAYOUTS, Rule
-from keras_vit.checkpoints.positions import resample_positions
+from keras_vit.checkpoints.grids import (
+    POSITIONS,
+    RELATIVE_POSITIONS,
+    patch_stride,
+    prefix_positions,
+)
+from keras_vit.checkpoints.layouts import Rule
+from keras_vit.checkpoints.patch_kernels import resample_patch_kernel
+from keras_vit.checkpoints.positions import check_resampling, resample_positions, square_grid
 from keras_vit.checkpoints.reading import CheckpointError
+from keras_vit.checkpoints.relative_positions import resample_relative_positions
 from keras_vit.checkpoints.report import LoadReport
 from keras_vit.models import Preprocessing, config_of
 
-POSITIONS = "patch_encoder/position_embedding"
 CLASS_TOKEN = "patch_encoder/class_token"
-# Facts that change the function without changing any tensor's shape.
-ACCEPTABLE = ("activation", "layer_norm_epsilon", "preprocessing", "pooling")
+PATCH_KERNEL = "patch_encoder/projection/kernel"
+# Facts that change the function without changing any tensor's shape, and that may be overruled.
+ACCEPTABLE = ("activation", "layer_norm_epsilon", "preprocessing", "pooling", "patch_size")
+# And such as may not: a file's weights mean nothing under another.
+_DECISIVE = (
+    *("num_heads", "gated_mlp", "positions", "qkv_bias", "stem_rule", "stem_blocks"),
+    *("distillation_token", "register_tokens", "pre_norm"),
+)
 
 
 @dataclasses.dataclass
 class _Plan:
     """What becomes of each weight and tensor, before any data is read."""
 
+    resampling: str
     used: dict[str, Rule] = dataclasses.field(default_factory=dict)
     resampled: dict[str, Rule] = dataclasses.field(default_factory=dict)
     dropped: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -31,7 +45,7 @@ class _Plan:
     source_grid: tuple[int, int] | None = None
 
 
-def load_checkpoint(model, path, *, accept=(), new_head=False):
+def load_checkpoint(model, path, *, accept=(), new_head=False, resampling=None):
     """Loads a published checkpoint into a model that is already built.
 
     Positions are resampled to the model's grid by the rule of the format's own code. A head of
@@ -40,11 +54,14 @@ def load_checkpoint(model, path, *, accept=(), new_head=False):
 
     Args:
         model: A model built by keras_vit.
-        path: A .npz file of google-research/vision_transformer, a .safetensors file of timm or
-            its hub folder, or a .keras or .weights.h5 file of keras_vit.
-        accept: Names among `"activation"`, `"layer_norm_epsilon"`, `"preprocessing"` and
-            `"pooling"`: where the file is known to differ from the model there, load all the same.
+        path: A .npz file of vision_transformer or big_vision, a .safetensors file of timm,
+            transformers or torchvision or its hub folder, or a .keras or .weights.h5 file of
+            keras_vit.
+        accept: Names among `"activation"`, `"layer_norm_epsilon"`, `"preprocessing"`, `"pooling"`
+            and `"patch_size"`: where the file is known to differ from the model there, load all
+            the same. The kernel of another patch size is resampled (FlexiViT).
         new_head: Whether the head starts at zero even where the class counts are equal.
+        resampling: `"google"`, `"timm"` or `"hf"`: whose rule resamples; None for the format's.
 
     Returns:
         A `LoadReport`, which accounts for every tensor and every weight.
@@ -64,10 +81,12 @@ def load_checkpoint(model, path, *, accept=(), new_head=False):
     unknown = sorted(set(accept) - set(ACCEPTABLE))
     if unknown:
         raise ValueError(f"`accept` may hold {', '.join(ACCEPTABLE)}. Received: accept={accept}")
+    if resampling is not None:
+        check_resampling(resampling)
     config = config_of(model)
     weights = {weight.path: weight for weight in model.weights}
     with open_checkpoint(path) as checkpoint:
-        plan = _make_plan(checkpoint, config, weights, set(accept), new_head)
+        plan = _make_plan(checkpoint, config, weights, set(accept), new_head, resampling)
         if plan.problems:
             raise CheckpointError(
                 f"{checkpoint.file.path} does not fit the model {model.name!r}, which is left as "
@@ -80,7 +99,7 @@ def load_checkpoint(model, path, *, accept=(), new_head=False):
         for name, rule in rules.items():
             weights[name].assign(_read_weight(checkpoint, rule, plan, config, weights))
         for name in plan.new:
-            if name.startswith("head/") or name == CLASS_TOKEN:
+            if name.startswith("head") or name == CLASS_TOKEN:
                 weights[name].assign(np.zeros(weights[name].shape, "float32"))
     return LoadReport(
         path=str(checkpoint.file.path),
@@ -97,15 +116,14 @@ def _file_names(checkpoint, rule):
     return tuple(checkpoint.file_name(name) for name in rule.tensors)
 
 
-def _make_plan(checkpoint, config, weights, accept, new_head):
-    plan = _Plan()
-    rules = {rule.weight: rule for rule in checkpoint.rules(config)}
+def _make_plan(checkpoint, config, weights, accept, new_head, resampling):
+    plan = _Plan(resampling or checkpoint.resampling, dropped=dict(checkpoint.ignored))
+    plan.source_grid = _source_grid(checkpoint, config)
     head = _head_state(checkpoint, config, new_head)
-    shapes = {name: checkpoint.file.shapes[file] for name, file in checkpoint.names.items()}
     for name, weight in weights.items():
-        rule = rules.get(name, Rule(name, (name,)))
-        start = _new_start(name, head, all(tensor in shapes for tensor in rule.tensors))
-        missing = sorted(set(rule.tensors) - set(shapes))
+        rule = checkpoint.rules.get(name, Rule(name, (name,)))
+        missing = sorted(set(rule.tensors) - set(checkpoint.tensors))
+        start = _new_start(name, head, not missing)
         if start:
             plan.new[name] = start
         elif missing:
@@ -114,8 +132,8 @@ def _make_plan(checkpoint, config, weights, accept, new_head):
                 for tensor in missing
             ]
         else:
-            _place(plan, checkpoint, config, rule, tuple(weight.shape), shapes)
-    _account_for_tensors(plan, checkpoint, config, rules, weights, head)
+            _place(plan, checkpoint, config, rule, tuple(weight.shape))
+    _account_for_tensors(plan, checkpoint, config, weights, head)
     plan.problems += _differences(checkpoint.facts, config, head, accept)
     return plan
 
@@ -128,9 +146,13 @@ def _head_state(checkpoint, config, new_head):
     return "same" if same else "new"
 
 
+def _is_head(name):
+    return name.partition("/")[0] in ("head", "head_distillation")
+
+
 def _new_start(name, head, is_in_file):
     """How a weight starts that is not taken from the file; None for those that are."""
-    if name.startswith("head/") and head == "new":
+    if _is_head(name) and head == "new":
         return "zero: a new head"
     if name.startswith("pre_logits/") and head == "new":
         return "as initialised, under a new head"
@@ -141,66 +163,125 @@ def _new_start(name, head, is_in_file):
     return "zero: the file has no class token" if name == CLASS_TOKEN else None
 
 
-def _place(plan, checkpoint, config, rule, weight_shape, shapes):
-    if rule.weight == POSITIONS:
-        _place_positions(plan, checkpoint, config, rule, weight_shape, shapes[rule.tensors[0]])
+def _place(plan, checkpoint, config, rule, weight_shape):
+    if rule.weight == POSITIONS or rule.weight.endswith(RELATIVE_POSITIONS):
+        _place_positions(plan, checkpoint, config, rule, weight_shape)
         return
-    expected = tuple(LAYOUTS[rule.layout].shape(weight_shape, config))
-    wrong = [tensor for tensor in rule.tensors if shapes[tensor] != expected]
+    source_patch = checkpoint.facts.get("patch_size", config.patch_size)
+    resized = rule.weight == PATCH_KERNEL and tuple(source_patch) != config.patch_size
+    expected_config = config
+    if resized:
+        channels = weight_shape[0] // math.prod(config.patch_size)
+        weight_shape = (math.prod(source_patch) * channels, weight_shape[1])
+        expected_config = _with_patch(config, source_patch)
+    expected = rule.tensor_shape(weight_shape, expected_config)
+    wrong = [tensor for tensor in rule.tensors if checkpoint.tensors[tensor].shape != expected]
     for tensor in wrong:
         plan.problems.append(
-            f"shape: {checkpoint.names[tensor]} is {shapes[tensor]}, the model's {rule.weight} "
-            f"needs {expected}"
+            f"shape: {checkpoint.file_name(tensor)} is {checkpoint.tensors[tensor].shape}, the "
+            f"model's {rule.weight} needs {expected}"
         )
-    if not wrong:
+    if wrong:
+        return
+    if resized:
+        plan.resampled[rule.weight] = rule
+        plan.notes.append(
+            f"patches of {source_patch[0]}x{source_patch[1]} px → "
+            f"{config.patch_size[0]}x{config.patch_size[1]} px by FlexiViT's rule"
+        )
+    else:
         plan.used[rule.weight] = rule
 
 
-def _place_positions(plan, checkpoint, config, rule, weight_shape, shape):
-    name = checkpoint.names[rule.tensors[0]]
-    if len(shape) != 3 or shape[0] != 1 or shape[2] != weight_shape[2]:
+@dataclasses.dataclass(frozen=True)
+class _PatchSize:
+    """What a patch kernel's layout needs of a config."""
+
+    patch_size: tuple[int, int]
+
+
+def _with_patch(config, patch_size):
+    return _PatchSize(tuple(patch_size))
+
+
+def _place_positions(plan, checkpoint, config, rule, weight_shape):
+    tensor = rule.tensors[0]
+    name, shape = checkpoint.file_name(tensor), checkpoint.tensors[tensor].shape
+    is_table = rule.weight != POSITIONS
+    width = weight_shape[-1]
+    expected = (1, None, width) if not is_table else (None, width)
+    found = rule.weight_shape([shape]) if len(shape) > 1 else shape
+    if len(found) != len(expected) or any(
+        side not in (None, size) for side, size in zip(expected, found, strict=True)
+    ):
         plan.problems.append(
-            f"shape: {name} is {shape}, the model's {rule.weight} needs "
-            f"(1, positions, {weight_shape[2]})"
+            f"shape: {name} is {shape}, the model's {rule.weight} needs {weight_shape} or the like "
+            "for another grid"
         )
         return
-    count, grid = checkpoint.patch_positions, _source_grid(checkpoint, config)
-    if grid is None or grid[0] * grid[1] != count:
+    grid = plan.source_grid
+    count = found[0] if is_table else found[1]
+    if grid is None or count != _position_count(checkpoint, config, grid, is_table):
         plan.problems.append(
-            f"positions: {name} holds {count} patch positions, which are "
-            + ("no square grid" if grid is None else f"not the {grid[0]}x{grid[1]} of config.json")
+            f"positions: {name} holds {count} positions, which are "
+            + ("no square grid" if grid is None else f"not those of {grid[0]}x{grid[1]} patches")
             + f"; the model's grid is {config.grid[0]}x{config.grid[1]}"
         )
         return
-    plan.source_grid = grid
-    if grid == config.grid and checkpoint.facts["class_token"] == config.class_token:
+    same_prefix = is_table or _file_prefix(checkpoint, config) == config.prefix_positions
+    if grid == config.grid and same_prefix:
         plan.used[rule.weight] = rule
         return
     plan.resampled[rule.weight] = rule
-    plan.notes.append(
+    note = (
         f"positions {grid[0]}x{grid[1]} → {config.grid[0]}x{config.grid[1]} by "
-        f"{checkpoint.resampling}'s rule"
+        f"{plan.resampling}'s rule"
     )
+    if note not in plan.notes:
+        plan.notes.append(note)
+
+
+def _position_count(checkpoint, config, grid, is_table):
+    if is_table:
+        return (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3 * checkpoint.facts.get(
+            "class_token", config.class_token
+        )
+    return grid[0] * grid[1] + _file_prefix(checkpoint, config)
+
+
+def _file_prefix(checkpoint, config):
+    """How many of the file's positions belong to tokens before the patches."""
+    facts = {"class_token": config.class_token, **checkpoint.facts}
+    slots = facts.get("position_slots", config.position_slots)
+    return prefix_positions(facts, slots)
 
 
 def _source_grid(checkpoint, config):
-    facts, count = checkpoint.facts, checkpoint.patch_positions
+    facts = {"patch_size": config.patch_size, "stem_blocks": config.stem_blocks, **checkpoint.facts}
+    told = None
     if "image_size" in facts:
-        sides = zip(facts["image_size"], facts["patch_size"], strict=True)
-        return tuple(size // patch for size, patch in sides)
+        sides = zip(facts["image_size"], patch_stride(facts), strict=True)
+        told = tuple(size // side for size, side in sides)
+    rule = checkpoint.rules.get(POSITIONS)
+    if checkpoint.is_grid_told or rule is None or rule.tensors[0] not in checkpoint.tensors:
+        return told or config.grid
+    shape = checkpoint.tensors[rule.tensors[0]].shape
+    count = rule.weight_shape([shape])[1] if len(shape) in (2, 3) else 0
     # As the formats' own code: positions of the right number are taken as they are, others are
     # those of a square.
-    if config.grid[0] * config.grid[1] == count:
-        return config.grid
-    side = math.isqrt(max(0, count))
-    return (side, side) if side * side == count else None
+    count -= _file_prefix(checkpoint, config)
+    return config.grid if config.grid[0] * config.grid[1] == count else square_grid(count)
 
 
-def _account_for_tensors(plan, checkpoint, config, rules, weights, head):
+def _account_for_tensors(plan, checkpoint, config, weights, head):
     placed = {tensor for rule in (plan.used | plan.resampled).values() for tensor in rule.tensors}
-    weight_of = {tensor: rule.weight for rule in rules.values() for tensor in rule.tensors}
-    for tensor, name in checkpoint.names.items():
-        weight = weight_of.get(tensor, "")
+    weight_of: dict[str, str] = {}
+    for rule in checkpoint.rules.values():
+        for tensor in rule.tensors:
+            if tensor not in weight_of or weight_of[tensor] not in weights:
+                weight_of[tensor] = rule.weight
+    for tensor in checkpoint.tensors:
+        weight, name = weight_of.get(tensor, ""), checkpoint.file_name(tensor)
         if tensor in placed or (weight in weights and weight not in plan.new):
             continue  # If it is not placed, its shape is among the problems.
         reason = _reason_to_drop(weight, checkpoint.facts, config, head)
@@ -213,9 +294,9 @@ def _account_for_tensors(plan, checkpoint, config, rules, weights, head):
 def _reason_to_drop(weight, facts, config, head):
     """Why a tensor has no place in the model, where that is as it should be; else None."""
     part = weight.partition("/")[0]
-    if part == "head" and head == "none":
+    if _is_head(weight) and head == "none":
         return "the model has no head"
-    if part == "head" and head == "new":
+    if _is_head(weight) and head == "new":
         theirs, ours = facts.get("num_classes"), config.num_classes
         if theirs == ours:
             return "a new head was asked for"
@@ -260,9 +341,18 @@ def _differences(facts, config, head, accept):
                 f"{name}={_argument(theirs)}{_POOLING_ADVICE if name == 'pooling' else ''}, or "
                 f'pass accept=("{name}",) to load_checkpoint'
             )
-    heads = facts.get("num_heads")
-    if heads is not None and heads != config.num_heads:
-        differences.append(f"num_heads: the file's is {heads}, the model's {config.num_heads}")
+    for name in _DECISIVE:
+        if name in facts and facts[name] != getattr(config, name):
+            differences.append(
+                f"{name}: the file's is {facts[name]!r}, the model's {getattr(config, name)!r}"
+            )
+    if facts.get("class_token") == config.class_token and "position_slots" in facts:
+        ours = config.prefix_positions, config.position_slots
+        theirs = prefix_positions(facts, facts["position_slots"]), facts["position_slots"]
+        if config.token_positions == "learned" and ours[0] != theirs[0]:
+            differences.append(
+                f"position_slots: the file's is {theirs[1]!r}, the model's {ours[1]!r}"
+            )
     return differences
 
 
@@ -275,17 +365,28 @@ def _argument(value):
 
 
 def _read_weight(checkpoint, rule, plan, config, weights):
-    tensors = [checkpoint.file.read(name) for name in _file_names(checkpoint, rule)]
-    if rule.weight == POSITIONS:
-        prefix = int(checkpoint.facts["class_token"])
-        return _fit_positions(tensors[0], plan.source_grid, config, prefix, checkpoint.resampling)
-    return LAYOUTS[rule.layout].combine(tensors, tuple(weights[rule.weight].shape))
+    tensors = [checkpoint.read(name) for name in rule.tensors]
+    shape = tuple(weights[rule.weight].shape)
+    if rule.weight not in plan.resampled:
+        return rule.combine(tensors, shape)
+    weight = rule.combine(tensors, rule.weight_shape([tensor.shape for tensor in tensors]))
+    if rule.weight == PATCH_KERNEL:
+        source = checkpoint.facts["patch_size"]
+        kernel = weight.reshape(*source, -1, shape[-1])
+        return resample_patch_kernel(kernel, config.patch_size).reshape(shape)
+    if rule.weight != POSITIONS:
+        rule_name = "hf" if plan.resampling == "hf" else "timm"
+        return resample_relative_positions(weight, plan.source_grid, config.grid, rule_name)
+    prefix = _file_prefix(checkpoint, config)
+    fitted = resample_positions(weight, plan.source_grid, config.grid, plan.resampling, prefix)
+    return _with_prefix(fitted, prefix, config.prefix_positions)
 
 
-def _fit_positions(positions, source_grid, config, prefix, rule):
-    fitted = resample_positions(positions, source_grid, config.grid, rule, prefix)
-    if prefix and not config.prefix_tokens:
-        return fitted[:, prefix:]
-    if config.prefix_tokens and not prefix:
-        return np.concatenate([np.zeros_like(fitted[:, :1]), fitted], axis=1)
-    return fitted
+def _with_prefix(positions, prefix, wanted):
+    """The positions with as many slots in front as the model's tokens have."""
+    if prefix and not wanted:
+        return positions[:, prefix:]
+    if wanted and not prefix:
+        zeros = np.zeros((1, wanted, positions.shape[2]), positions.dtype)
+        return np.concatenate([zeros, positions], axis=1)
+    return positions

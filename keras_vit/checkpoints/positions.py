@@ -7,11 +7,22 @@ import numpy as np
 from keras_vit.layers.resampling import resampling_matrix
 
 # Google zooms with corners aligned (scipy.ndimage.zoom, order 1, in vision_transformer's
-# checkpoint.py); timm interpolates with antialias (resample_abs_pos_embed).
+# checkpoint.py); timm interpolates with antialias (resample_abs_pos_embed); transformers and
+# torchvision without it, by the cubic kernel of PyTorch's interpolate.
 RESAMPLING_RULES = {
     "google": {"interpolation": "bilinear", "align_corners": True},
     "timm": {"interpolation": "bicubic", "antialias": True},
+    "hf": {"interpolation": "bicubic", "antialias": False, "cubic_a": -0.75},
 }
+
+
+def check_resampling(rule):
+    """Refuses an unknown rule of resampling."""
+    if rule not in RESAMPLING_RULES:
+        raise ValueError(
+            f"`resampling` must be one of {', '.join(RESAMPLING_RULES)}. "
+            f"Received: resampling={rule!r}"
+        )
 
 
 def resample_positions(positions, source_grid, target_grid, rule, prefix_tokens=0):
@@ -21,7 +32,7 @@ def resample_positions(positions, source_grid, target_grid, rule, prefix_tokens=
         positions: Array of shape `(1, prefix_tokens + rows * columns, hidden_size)`.
         source_grid: (rows, columns) of `positions`.
         target_grid: (rows, columns) wanted.
-        rule: `"google"` or `"timm"`: whose code is followed.
+        rule: `"google"`, `"timm"` or `"hf"`: whose code is followed.
         prefix_tokens: Number of leading positions that are no part of the grid; they pass
             unchanged.
 
@@ -55,15 +66,13 @@ def resample_positions(positions, source_grid, target_grid, rule, prefix_tokens=
     return np.concatenate([prefix, grid], axis=1)
 
 
-def square_image_size(positions, patch_size):
-    """Image size (height, width) of a square grid of `positions` patches; None if it is none.
+def square_grid(positions):
+    """(rows, columns) of a square grid of `positions` patches; None if it is none.
 
     Example:
 
-    >>> square_image_size(196, (16, 16))
-    (224, 224)
+    >>> square_grid(196)
+    (14, 14)
     """
     side = math.isqrt(max(0, positions))
-    if side == 0 or side * side != positions:
-        return None
-    return side * patch_size[0], side * patch_size[1]
+    return (side, side) if side and side * side == positions else None

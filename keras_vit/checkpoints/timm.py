@@ -1,174 +1,316 @@
-"""timm's Vision Transformers: safetensors, bare or beside the hub's config.json."""
+"""timm's Vision Transformers: safetensors, bare or beside the hub's config.json.
+
+The state dicts of DeiT, MAE, DINO and DINOv2 as their authors publish them have the same names,
+but for a few.
+"""
 
 import re
 
-from keras_vit.checkpoints.layouts import Rule
-from keras_vit.models import VARIANTS, Preprocessing
+from keras_vit.checkpoints.architecture import architecture, published_heads
+from keras_vit.checkpoints.layouts import Rule, torch_dense, torch_norm
+from keras_vit.models import Preprocessing
 
 FORMAT = "timm"
-POSITIONS = "pos_embed"
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
+# (pattern, the name in timm's vision_transformer.py): BEiT's and DINOv3's in timm, DINOv2's own.
+_ALIASES = (
+    (re.compile(r"^(model|module|backbone)\."), ""),
+    (re.compile(r"\.gamma_([12])$"), r".ls\1.gamma"),
+    (re.compile(r"\.mlp\.w12\."), ".mlp.fc1."),
+    (re.compile(r"\.mlp\.w3\."), ".mlp.fc2."),
+    (re.compile(r"^register_tokens$"), "reg_token"),
+)
+_IGNORED = (
+    (re.compile(r"(^|\.)mask_token$"), "for masked pre-training alone"),
+    (re.compile(r"^(decoder|pred)"), "of the decoder of pre-training"),
+    (re.compile(r"relative_position_index$"), "it follows from the grid"),
+    (re.compile(r"^rope(_embed)?\."), "it follows from the grid"),
+    (re.compile(r"\.attn\.k_bias$"), "always zero"),
+)
 
 
 def canonical_name(name):
-    """timm's names are used as they are."""
+    """The tensor's name as timm's vision_transformer.py has it.
+
+    Example:
+
+    >>> canonical_name("blocks.0.gamma_1")
+    'blocks.0.ls1.gamma'
+    """
+    for pattern, replacement in _ALIASES:
+        name = pattern.sub(replacement, name)
     return name
 
 
 def published_name(name, file_names):
-    """timm's names are used as they are."""
+    """What a tensor that is missing would be called among `file_names`."""
+    if any(file_name.endswith(".gamma_1") for file_name in file_names):
+        name = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
     return name
 
 
 def recognises(names):
-    """Whether `names` are of this format."""
+    """Whether the canonical `names` are of this format."""
     return {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= set(names)
 
 
-def rules(config):
-    """The `Rule` of each weight of the model that `config` describes."""
+def ignored(name):
+    """Why a tensor of this name has no place in the model; None if it has one."""
+    return next((reason for pattern, reason in _IGNORED if pattern.search(name)), None)
+
+
+def depth(names):
+    """Number of blocks."""
+    return 1 + max((int(match[1]) for match in map(_BLOCK.match, names) if match), default=-1)
+
+
+def rules(depth, shapes):
+    """The `Rule` of each weight; `shapes` tell which of two ways a file has to store it."""
     result = [
         Rule("patch_encoder/projection/kernel", ("patch_embed.proj.weight",), "torch_patches"),
         Rule("patch_encoder/projection/bias", ("patch_embed.proj.bias",)),
         Rule("patch_encoder/class_token", ("cls_token",)),
-        Rule("patch_encoder/position_embedding", (POSITIONS,)),
+        Rule("patch_encoder/distillation_token", ("dist_token",)),
+        Rule("patch_encoder/register_tokens", ("reg_token",)),
+        Rule("patch_encoder/position_embedding", ("pos_embed",)),
+        *torch_norm("pre_norm", "norm_pre"),
     ]
-    for index in range(config.depth):
-        block, tensor = f"block_{index}", f"blocks.{index}"
-        result += _norm_rules(f"{block}/attention_norm", f"{tensor}.norm1")
-        result += _dense_rules(f"{block}/attention/query_key_value", f"{tensor}.attn.qkv")
-        result += _dense_rules(f"{block}/attention/projection", f"{tensor}.attn.proj")
-        result += _norm_rules(f"{block}/mlp_norm", f"{tensor}.norm2")
-        result += _dense_rules(f"{block}/mlp/expansion", f"{tensor}.mlp.fc1")
-        result += _dense_rules(f"{block}/mlp/projection", f"{tensor}.mlp.fc2")
-    result += _norm_rules("encoder_norm", "norm")
-    result += _norm_rules("pool_norm", "fc_norm")
-    result += _dense_rules("pre_logits", "pre_logits.fc")
-    result += _dense_rules("head", "head")
+    for index in range(depth):
+        result += _block_rules(f"block_{index}", f"blocks.{index}", shapes)
+    result += torch_norm("encoder_norm", "norm")
+    result += torch_norm("pool_norm", "fc_norm")
+    result += _pool_rules()
+    result += torch_dense("pre_logits", "pre_logits.fc")
+    result += torch_dense("head", "head")
+    result += torch_dense("head_distillation", "head_dist")
+    return result + _stem_rules(shapes)
+
+
+def _block_rules(block, tensor, shapes):
+    attention = f"{block}/attention"
+    gate = f"{tensor}.mlp.fc1_g"
+    expansion = (gate, f"{tensor}.mlp.fc1_x") if f"{gate}.weight" in shapes else None
+    return [
+        *torch_norm(f"{block}/attention_norm", f"{tensor}.norm1"),
+        *torch_dense(f"{attention}/query_key_value", f"{tensor}.attn.qkv"),
+        Rule(
+            f"{attention}/query_value_bias",
+            (f"{tensor}.attn.q_bias", f"{tensor}.attn.v_bias"),
+            "rows",
+        ),
+        *torch_norm(f"{attention}/query_norm", f"{tensor}.attn.q_norm"),
+        *torch_norm(f"{attention}/key_norm", f"{tensor}.attn.k_norm"),
+        Rule(
+            f"{attention}/relative_position_bias/table",
+            (f"{tensor}.attn.relative_position_bias_table",),
+        ),
+        *torch_dense(f"{attention}/projection", f"{tensor}.attn.proj"),
+        Rule(f"{block}/attention_scale/gamma", (f"{tensor}.ls1.gamma",)),
+        *torch_norm(f"{block}/mlp_norm", f"{tensor}.norm2"),
+        *torch_dense(f"{block}/mlp/expansion", *(expansion or (f"{tensor}.mlp.fc1",))),
+        *torch_dense(f"{block}/mlp/projection", f"{tensor}.mlp.fc2"),
+        Rule(f"{block}/mlp_scale/gamma", (f"{tensor}.ls2.gamma",)),
+    ]
+
+
+def _pool_rules():
+    return [
+        Rule("pool/probe", ("attn_pool.latent",)),
+        *torch_dense("pool/query", "attn_pool.q"),
+        *torch_dense("pool/key_value", "attn_pool.kv"),
+        *torch_dense("pool/projection", "attn_pool.proj"),
+        *torch_norm("pool/norm", "attn_pool.norm"),
+        *torch_dense("pool/mlp/expansion", "attn_pool.mlp.fc1"),
+        *torch_dense("pool/mlp/projection", "attn_pool.mlp.fc2"),
+    ]
+
+
+_BACKBONE = "patch_embed.backbone"
+_UNIT = re.compile(rf"{_BACKBONE}\.stages\.(\d+)\.blocks\.(\d+)")
+
+
+def _stem_rules(shapes):
+    # Without stages, the stem is all there is of the backbone.
+    root = f"{_BACKBONE}.stem" if any(map(_UNIT.match, shapes)) else _BACKBONE
+    result = [
+        Rule("stem/root_conv/kernel", (f"{root}.conv.weight",), "torch_convolution"),
+        *torch_norm("stem/root_norm", f"{root}.norm"),
+    ]
+    for tensor, match in {m[0]: m for m in map(_UNIT.match, shapes) if m}.items():
+        weight = f"stem/stage_{match[1]}_unit_{match[2]}"
+        for conv, norm, ours in (
+            *((f"conv{part}", f"norm{part}", part) for part in "123"),
+            ("downsample.conv", "downsample.norm", None),
+        ):
+            name = ("projection", "projection_norm") if ours is None else (conv, norm)
+            result.append(
+                Rule(
+                    f"{weight}/{name[0]}/kernel", (f"{tensor}.{conv}.weight",), "torch_convolution"
+                )
+            )
+            result += torch_norm(f"{weight}/{name[1]}", f"{tensor}.{norm}")
     return result
 
 
-def _norm_rules(weight, tensor):
-    return [
-        Rule(f"{weight}/gamma", (f"{tensor}.weight",)),
-        Rule(f"{weight}/beta", (f"{tensor}.bias",)),
-    ]
-
-
-def _dense_rules(weight, tensor):
-    return [
-        Rule(f"{weight}/kernel", (f"{tensor}.weight",), "transposed"),
-        Rule(f"{weight}/bias", (f"{tensor}.bias",)),
-    ]
-
-
-def facts(shapes, hub_config):
-    """What a file with tensors of these names and shapes tells of its model.
-
-    Args:
-        shapes: Name → shape.
-        hub_config: Content of the config.json beside the file, or None.
-
-    Returns:
-        A pair: a dict of fields of `VisionTransformerConfig`, and sentences on what was assumed.
-    """
-    hidden_size, _, *patch_size = shapes["patch_embed.proj.weight"]
-    known = {
-        "patch_size": tuple(patch_size),
-        "hidden_size": hidden_size,
-        "depth": 1 + max(int(m[1]) for m in map(_BLOCK.match, shapes) if m),
-        "class_token": "cls_token" in shapes,
-        "pool_norm": "fc_norm.weight" in shapes,
-        "pooling": "avg" if "fc_norm.weight" in shapes or "cls_token" not in shapes else "token",
-    }
-    known["mlp_dim"] = shapes["blocks.0.mlp.fc1.bias"][0]
-    if "head.weight" in shapes:
-        known["num_classes"] = shapes["head.weight"][0]
-    if "pre_logits.fc.bias" in shapes:
-        known["representation_size"] = shapes["pre_logits.fc.bias"][0]
+def facts(weights, shapes, file):
+    """What a file tells of its model; see `google.facts`."""
+    known = architecture(weights)
+    known["patch_size"] = shapes["patch_embed.proj.weight"][2:]
+    hub_config = file.hub_config
     notes = []
+    if "pool/probe" in weights:
+        known["pooling"] = "map"
+    elif known["pool_norm"] or not known["class_token"]:
+        known["pooling"] = "avg"
+    else:
+        known["pooling"] = "token"
+    if "stem_blocks" in known:
+        known["stem_rule"] = "timm"
     if hub_config is None:
         # A bare file says neither; these are timm's for every plain ViT and DeiT.
-        known |= {"activation": "gelu", "layer_norm_epsilon": 1e-6}
-        notes.append("exact GELU and epsilon 1e-6, timm's defaults: no config.json beside the file")
+        known |= {
+            "activation": "silu" if known["gated_mlp"] else "gelu",
+            "layer_norm_epsilon": 1e-5 if known["pre_norm"] else 1e-6,
+        }
+        notes.append(
+            f"activation {known['activation']} and epsilon {known['layer_norm_epsilon']}, timm's "
+            "for such tensors: no config.json beside the file"
+        )
     else:
-        positions = shapes.get(POSITIONS, (1, 0, 0))[1] - known["class_token"]
-        known |= _hub_facts(hub_config, known["patch_size"], positions)
+        known |= _hub_facts(hub_config, known, notes)
+    if known["positions"] is None and not known.pop("no_positions", False):
+        # DINOv3's rule is the one that published models without stored positions have.
+        known["positions"] = "rope"
+        notes.append("rotary positions, DINOv3's, because the file stores none")
+    known.pop("no_positions", None)
     if "num_heads" not in known:
-        known |= _published_heads(known, (hub_config or {}).get("architecture", ""), notes)
+        known |= published_heads(known["hidden_size"], notes)
     return known, notes
 
 
-# Heads of the sizes that timm's architecture names say.
+# What timm's architectures have and neither tensors nor config.json tell: all rows whose pattern
+# is found in the architecture's name apply, in order (timm 1.0, all plain architectures).
+ARCHITECTURES = (
+    (r"^vit_.*_clip_|_dinov3|_lingbot", {"layer_norm_epsilon": 1e-5}),
+    (r"_quickgelu_", {"activation": "quick_gelu"}),
+    (
+        r"(giantopt_patch16|so400m_patch16|base_patch32)_siglip|large_patch16_siglip.*_512",
+        {"activation": "gelu_tanh"},
+    ),
+    (r"giantopt_|base_patch16_gap_224", {"num_heads": 16}),
+    (r"huge_plus_", {"num_heads": 20}),
+    (r"^test_vit2?$", {"num_heads": 2}),
+)
 _HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16, "giant": 16}
-
-
-def _published_heads(known, architecture, notes):
-    for row in VARIANTS.values():
-        if all(known[size] == row[size] for size in ("hidden_size", "depth", "mlp_dim")):
-            notes.append(f"{row['num_heads']} heads, as published for this width and depth")
-            return {"num_heads": row["num_heads"]}
-    for word, heads in _HEADS.items():
-        if f"_{word}_" in architecture and known["hidden_size"] % heads == 0:
-            notes.append(f"{heads} heads, as {architecture} has them")
-            return {"num_heads": heads}
-    return {}
-
-
-# timm's names of activations and poolings.
-_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "silu": "silu",
+    "swish": "silu",
+}
 _POOLINGS = {"token": "token", "avg": "avg", "map": "map", "": None}
-# Arguments of timm's constructor that are read here or seen in the tensors, and such as change
+_MLP_LAYERS = {"Mlp": False, "SwiGLUPacked": True, "SwiGLU": True, "GluMlp": True}
+# Arguments of timm's constructors that are read here or seen in the tensors, and such as change
 # nothing when a model is evaluated. One that is not listed may change the function.
 _KNOWN_ARGUMENTS = (
     *("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "act_layer"),
     *("norm_eps", "global_pool", "num_classes", "in_chans", "class_token", "fc_norm"),
     *("final_norm", "qkv_bias", "drop_rate", "pos_drop_rate", "patch_drop_rate"),
     *("proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init", "fix_init"),
-    *("strict_img_size", "dynamic_img_size", "dynamic_img_pad"),
+    *("strict_img_size", "dynamic_img_size", "dynamic_img_pad", "no_embed_class", "reg_tokens"),
+    *("init_values", "qk_norm", "pre_norm", "pos_embed", "use_abs_pos_emb", "use_rel_pos_bias"),
+    *("mlp_layer", "num_reg_tokens", "qkv_fused", "swiglu_mlp", "rope_type", "rope_temperature"),
+    *("use_rot_pos_emb", "rope_rotate_half", "use_pos_transformer", "use_post_norm"),
+)
+# (argument of timm's constructor, our field): what the tensors must agree with.
+_CHECKED = (
+    ("embed_dim", "hidden_size"),
+    ("depth", "depth"),
+    ("reg_tokens", "register_tokens"),
+    ("num_reg_tokens", "register_tokens"),
+    ("qk_norm", "qk_norm"),
+    ("pre_norm", "pre_norm"),
+    ("class_token", "class_token"),
+    ("qkv_bias", "qkv_bias"),
 )
 
 
-def _hub_facts(hub_config, patch_size, positions):
+def _hub_facts(hub_config, known, notes):
     arguments = hub_config.get("model_args") or {}
+    architecture_name = str(hub_config.get("architecture", ""))
     # Older files keep it on the first level.
     pretrained = hub_config.get("pretrained_cfg") or hub_config
-    unknown = [name for name, value in arguments.items() if value and name not in _KNOWN_ARGUMENTS]
-    if unknown or not arguments.get("qkv_bias", True) or not arguments.get("final_norm", True):
-        raise ValueError(
-            "unsupported model_args: "
-            + ", ".join(f"{name}={arguments[name]!r}" for name in unknown or arguments)
-        )
-    known = {
-        "activation": _translated(arguments, "act_layer", "gelu", _ACTIVATIONS),
-        "layer_norm_epsilon": float(arguments.get("norm_eps") or 1e-6),
-    }
+    _check_arguments(arguments, known)
+    told = {"activation": "silu" if known["gated_mlp"] else "gelu", "layer_norm_epsilon": 1e-6}
+    for pattern, row in ARCHITECTURES:
+        if re.search(pattern, architecture_name):
+            told |= row
+    if arguments.get("act_layer"):
+        told["activation"] = _translated(arguments, "act_layer", _ACTIVATIONS)
+    elif "mlp_layer" in arguments and _translated(arguments, "mlp_layer", _MLP_LAYERS):
+        # timm hands its own default, exact GELU, to the layer.
+        told["activation"] = "silu" if arguments["mlp_layer"] == "SwiGLU" else "gelu"
+    if arguments.get("norm_eps"):
+        told["layer_norm_epsilon"] = float(arguments["norm_eps"])
     pooling = arguments.get("global_pool", hub_config.get("global_pool"))
     if pooling is not None:
-        known["pooling"] = _translated({"global_pool": pooling}, "global_pool", "", _POOLINGS)
+        told["pooling"] = _translated({"global_pool": pooling}, "global_pool", _POOLINGS)
+    elif "_dinov3" in architecture_name:
+        told["pooling"] = "avg"
     if arguments.get("num_heads"):
-        known["num_heads"] = int(arguments["num_heads"])
+        told["num_heads"] = int(arguments["num_heads"])
+    elif "num_heads" not in told:
+        told |= _named_heads(architecture_name, known["hidden_size"], notes)
+    if arguments.get("pos_embed") in ("", "none"):
+        told["no_positions"] = True
+    if "rope_temperature" in arguments:
+        told["rope_base"] = float(arguments["rope_temperature"])
     # What the constructor was given is so; the input size may be that of an ancestor.
-    size, told = arguments.get("img_size"), True
-    if size is None:
-        size, told = (pretrained.get("input_size") or (3, 0, 0))[1:], False
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    fits = (size[0] // patch_size[0]) * (size[1] // patch_size[1]) == positions
-    if told or fits:
-        known["image_size"] = size
+    size = arguments.get("img_size")
+    told["image_size" if size is not None else "likely_image_size"] = (
+        size if size is not None else (pretrained.get("input_size") or (3, None, None))[1:]
+    )
     if "mean" in pretrained and "std" in pretrained:
-        known["preprocessing"] = Preprocessing(
+        told["preprocessing"] = Preprocessing(
             mean=tuple(pretrained["mean"]),
             std=tuple(pretrained["std"]),
             crop_fraction=pretrained.get("crop_pct") or 0.875,
             crop_mode=pretrained.get("crop_mode") or "center",
             interpolation=pretrained.get("interpolation") or "bicubic",
         )
-    return known
+    return told
 
 
-def _translated(arguments, name, default, table):
-    value = arguments.get(name) or default
+def _named_heads(architecture_name, hidden_size, notes):
+    """Heads of the size that the name says, for widths that no published model has."""
+    for word, heads in _HEADS.items():
+        if f"_{word}_" in architecture_name and hidden_size % heads == 0 and hidden_size < 192:
+            notes.append(f"{heads} heads, as {architecture_name} has them")
+            return {"num_heads": heads}
+    return {}
+
+
+def _check_arguments(arguments, known):
+    unknown = [name for name, value in arguments.items() if value and name not in _KNOWN_ARGUMENTS]
+    if arguments.get("use_post_norm") or arguments.get("final_norm") is False:
+        unknown += [name for name in ("use_post_norm", "final_norm") if name in arguments]
+    if unknown:
+        raise ValueError(
+            "unsupported model_args: "
+            + ", ".join(f"{name}={arguments[name]!r}" for name in unknown)
+        )
+    for name, field in _CHECKED:
+        # BEiT's queries and values have biases, and its keys have none.
+        found = bool(known[field]) if field == "qkv_bias" else known[field]
+        if name in arguments and arguments[name] != found:
+            raise ValueError(
+                f"model_args say {name}={arguments[name]!r}, the tensors {known[field]!r}"
+            )
+
+
+def _translated(arguments, name, table):
+    value = arguments[name]
     if value not in table:
         raise ValueError(
             f"unsupported `{name}` in config.json. Expected one of "

@@ -1,30 +1,123 @@
-"""The table of published sizes."""
+"""The table of published models: sizes, families, and which of their pairs there are."""
 
 from keras_vit.layers.nearest import nearest_names
+from keras_vit.models.preprocessing import Preprocessing
 
-# Sizes Ti, S, B, L, H, g: arXiv 2010.11929 table 1, 2106.10270 section 3.2, 2106.04560 table 2.
+# Ti to g: arXiv 2010.11929 table 1, 2106.10270 section 3.2, 2106.04560 table 2; So400m:
+# 2305.13035; DINOv2's g: 2304.07193 table 17; DINOv3's S+, H+ and 7B: 2508.10104; the optimised
+# g of SigLIP 2: 2502.14786; medium: DeiT III, 2204.07118.
 SIZES = {
     "ti": {"hidden_size": 192, "depth": 12, "mlp_dim": 768, "num_heads": 3},
     "s": {"hidden_size": 384, "depth": 12, "mlp_dim": 1536, "num_heads": 6},
+    "m": {"hidden_size": 512, "depth": 12, "mlp_dim": 2048, "num_heads": 8},
     "b": {"hidden_size": 768, "depth": 12, "mlp_dim": 3072, "num_heads": 12},
     "l": {"hidden_size": 1024, "depth": 24, "mlp_dim": 4096, "num_heads": 16},
+    "so400m": {"hidden_size": 1152, "depth": 27, "mlp_dim": 4304, "num_heads": 16},
     "h": {"hidden_size": 1280, "depth": 32, "mlp_dim": 5120, "num_heads": 16},
     "g": {"hidden_size": 1408, "depth": 40, "mlp_dim": 6144, "num_heads": 16},
+    "bigg": {"hidden_size": 1664, "depth": 48, "mlp_dim": 8192, "num_heads": 16},
+    "gopt": {"hidden_size": 1536, "depth": 40, "mlp_dim": 6144, "num_heads": 16},
+}
+_SWIGLU = {"gated_mlp": True, "activation": "silu"}
+_CLIP_SCALING = Preprocessing(
+    mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
+)
+_DEIT = {"preprocessing": "imagenet"}
+_DINOV2 = {"preprocessing": "imagenet", "layer_scale": 1e-5}
+_SIGLIP = {"pooling": "map", "class_token": False, "activation": "gelu_tanh"}
+FAMILIES = {
+    "vit": {},
+    "deit": _DEIT,
+    "deit_distilled": {**_DEIT, "distillation_token": True},
+    "deit3": {**_DEIT, "layer_scale": 1e-6, "position_slots": "patches"},
+    "mae": _DEIT,
+    "dino": _DEIT,
+    "dinov2": _DINOV2,
+    "dinov2_reg": {**_DINOV2, "register_tokens": 4},
+    "dinov3": {
+        **_DINOV2,
+        "register_tokens": 4,
+        "positions": "rope",
+        "qkv_bias": "query_value",
+        "layer_norm_epsilon": 1e-5,
+    },
+    "siglip": _SIGLIP,
+    "siglip2": _SIGLIP,
+    "clip": {
+        "pre_norm": True,
+        "patch_bias": False,
+        "activation": "quick_gelu",
+        "layer_norm_epsilon": 1e-5,
+        "preprocessing": _CLIP_SCALING,
+    },
+    "beit": {
+        "positions": "relative",
+        "qkv_bias": "query_value",
+        "layer_scale": 0.1,
+        "pooling": "avg",
+        "pool_norm": True,
+    },
+}
+# (family, sizes with their patches); a row is called family_sizepatch, a distilled one
+# deit_sizepatch_distilled.
+_PUBLISHED = (
+    ("vit", "ti16 s8 s16 s32 b8 b16 b32 l16 l32 h14 g14 bigg14 so400m14"),
+    ("deit", "ti16 s16 b16"),
+    ("deit_distilled", "ti16 s16 b16"),
+    ("deit3", "s16 m16 b16 l16 h14"),
+    ("mae", "b16 l16 h14"),
+    ("dino", "s8 s16 b8 b16"),
+    ("dinov2", "s14 b14 l14 g14"),
+    ("dinov2_reg", "s14 b14 l14 g14"),
+    ("dinov3", "s16 splus16 b16 l16 hplus16 7b16"),
+    ("siglip", "b16 l16 so400m14 so400m16"),
+    ("siglip2", "b16 b32 l16 so400m14 so400m16 gopt16"),
+    ("clip", "b16 b32 l14 h14 g14 bigg14"),
+    ("beit", "b16 l16"),
+)
+# Where a family has a size of its own.
+_OWN_SIZES = {
+    ("dinov2", "g"): {
+        "hidden_size": 1536,
+        "depth": 40,
+        "mlp_dim": 4096,
+        "num_heads": 24,
+        **_SWIGLU,
+    },
+    ("dinov3", "splus"): {**SIZES["s"], **_SWIGLU},
+    ("dinov3", "hplus"): {**SIZES["h"], "num_heads": 20, **_SWIGLU},
+    ("dinov3", "7b"): {
+        **{"hidden_size": 4096, "depth": 40, "mlp_dim": 8192, "num_heads": 32},
+        **_SWIGLU,
+    },
+}
+_OWN_SIZES["dinov2_reg", "g"] = _OWN_SIZES["dinov2", "g"]
+# ResNet stem and Transformer (arXiv 2010.11929 and 2106.10270): patches are cut from features.
+_HYBRIDS = {
+    "vit_r_ti16": {"patch_size": 8, **SIZES["ti"], "stem_blocks": ()},
+    "vit_r26_s32": {"patch_size": 1, **SIZES["s"], "stem_blocks": (2, 2, 2, 2)},
+    "vit_r50_b16": {"patch_size": 1, **SIZES["b"], "stem_blocks": (3, 4, 9)},
+    "vit_r50_l32": {"patch_size": 1, **SIZES["l"], "stem_blocks": (3, 4, 6, 3)},
 }
 
+
+def _row(family, size_and_patch):
+    size = size_and_patch.rstrip("0123456789")
+    patch = int(size_and_patch[len(size) :])
+    numbers = _OWN_SIZES.get((family, size)) or SIZES[size]
+    return {"patch_size": patch, **FAMILIES[family], **numbers}
+
+
+def _name(family, size_and_patch):
+    base = family.removesuffix("_distilled")
+    return f"{base}_{size_and_patch}{family.removeprefix(base)}"
+
+
 VARIANTS = {
-    "vit_ti16": {"patch_size": 16, **SIZES["ti"]},
-    "vit_s8": {"patch_size": 8, **SIZES["s"]},
-    "vit_s16": {"patch_size": 16, **SIZES["s"]},
-    "vit_s32": {"patch_size": 32, **SIZES["s"]},
-    "vit_b8": {"patch_size": 8, **SIZES["b"]},
-    "vit_b16": {"patch_size": 16, **SIZES["b"]},
-    "vit_b32": {"patch_size": 32, **SIZES["b"]},
-    "vit_l16": {"patch_size": 16, **SIZES["l"]},
-    "vit_l32": {"patch_size": 32, **SIZES["l"]},
-    "vit_h14": {"patch_size": 14, **SIZES["h"]},
-    "vit_g14": {"patch_size": 14, **SIZES["g"]},
-}
+    _name(family, size): _row(family, size)
+    for family, sizes in _PUBLISHED
+    for size in sizes.split()
+} | _HYBRIDS
 
 
 def get_variant(variant):

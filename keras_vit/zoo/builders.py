@@ -6,7 +6,6 @@ import inspect
 from pathlib import Path
 
 from keras_vit.checkpoints import CheckpointError, load_checkpoint, open_checkpoint
-from keras_vit.checkpoints.positions import square_image_size
 from keras_vit.layers.nearest import nearest_names
 from keras_vit.models import VARIANTS, VisionTransformerConfig, vision_transformer
 from keras_vit.models.variants import get_variant
@@ -29,56 +28,29 @@ def list_models(pattern="*"):
 
 
 def create(
-    variant,
-    num_classes=1000,
-    *,
-    image_size=224,
-    weights=None,
-    include_top=True,
-    pooling="token",
-    class_token=True,
-    representation_size=None,
-    classifier_activation=None,
-    include_preprocessing=True,
-    preprocessing=None,
-    activation=None,
-    dropout=0.0,
-    attention_dropout=0.0,
-    drop_path=0.0,
-    dtype=None,
-    name=None,
+    variant, num_classes=1000, *, weights=None, resampling=None, dtype=None, name=None, **fields
 ):
-    """Builds a Vision Transformer of a published size.
+    """Builds a Vision Transformer of a published size and family.
 
     Args:
         variant: One of `list_models()`, e.g. `"vit_b16"`.
         num_classes: Number of outputs of the head.
-        image_size: Size of the images in pixels: an int, or (height, width); each side a multiple
-            of the patch's.
-        weights: None for random weights, or a path: a .npz file of Google's, a .safetensors file
-            of timm's or its hub folder, a .keras or .weights.h5 file of ours.
-        include_top: Whether the classification head is there.
-        pooling: `"token"`, `"avg"` (mean of the patch tokens), `"map"` (attention pooling),
-            `"token+avg"` (both, concatenated), or None (all tokens).
-        class_token: Whether there is a class token.
-        representation_size: Width of the tanh layer `pre_logits` before the head, or None.
-        classifier_activation: Name of an activation of the head, or None for logits.
-        include_preprocessing: Whether the model takes raw 0..255 pixels and scales them itself.
-        preprocessing: `"inception"`, `"imagenet"`, a pair (mean, std) in units of 0..1, or a
-            `keras_vit.models.Preprocessing`; None for what the weights say, `"inception"` for
-            random ones.
-        activation: `"gelu"` (exact), `"gelu_tanh"`, `"quick_gelu"`; None for what the weights'
-            format says, exact for random ones.
-        dropout: Dropout rate of tokens, MLPs and attention outputs, in [0, 1).
-        attention_dropout: Dropout rate of the attention weights, in [0, 1).
-        drop_path: Stochastic depth rate of the last block, in [0, 1), rising linearly from zero.
+        weights: None for random weights, a name of `list_weights()`, or a path: a .npz file of
+            Google's, a .safetensors file of timm's, transformers' or torchvision's or its hub
+            folder, a .keras or .weights.h5 file of ours.
+        resampling: `"google"`, `"timm"` or `"hf"`: whose rule brings positions to another grid;
+            None for that of the weights' format.
         dtype: Dtype policy, e.g. `"mixed_bfloat16"`; None for the global one.
         name: Name of the Keras model; `variant` if None.
+        **fields: Any field of `keras_vit.models.VisionTransformerConfig`, `image_size`, `pooling`,
+            `drop_path`, `preprocessing`, … Those not given are the weights', where these tell
+            them, else the variant's.
 
     Returns:
         A functional `keras.Model` from images `(batch, height, width, 3)`.
 
     Raises:
+        TypeError: For an unknown argument.
         ValueError: For an unknown name, a wrong argument, or weights that do not fit.
         FileNotFoundError: If `weights` is no file.
 
@@ -87,43 +59,48 @@ def create(
     >>> create("vit_ti16", num_classes=100).count_params()
     5543716
     """
-    fields = {
-        **get_variant(variant),
-        "num_classes": num_classes,
-        "image_size": image_size,
-        "include_top": include_top,
-        "pooling": pooling,
-        "class_token": class_token,
-        "representation_size": representation_size,
-        "classifier_activation": classifier_activation,
-        "include_preprocessing": include_preprocessing,
-        "dropout": dropout,
-        "attention_dropout": attention_dropout,
-        "drop_path": drop_path,
+    _check_fields("create", fields)
+    chosen = {
+        key: value
+        for key, value in fields.items()
+        if value is not None or key not in ("preprocessing", "activation")
     }
-    chosen = {"preprocessing": preprocessing, "activation": activation}
-    chosen = {key: value for key, value in chosen.items() if value is not None}
-    config = VisionTransformerConfig(**fields, **chosen)
+    row = get_variant(variant)
+    config = VisionTransformerConfig(**row | {"num_classes": num_classes} | chosen)
     if weights is None:
         return vision_transformer(config, dtype=dtype, name=name or variant)
-    path = _weights_path(weights)
+    path = _weights_path(weights, variant)
     with open_checkpoint(path) as checkpoint:
         config = _adopt_facts(config, chosen, checkpoint)
     model = vision_transformer(config, dtype=dtype, name=name or variant)
-    load_checkpoint(model, path, accept=_accepted(chosen))
+    load_checkpoint(model, path, accept=_accepted(chosen), resampling=resampling)
     return model
 
 
-def from_checkpoint(path, num_classes=None, *, dtype=None, name=None, **fields):
+def _check_fields(function, fields):
+    names = [field.name for field in dataclasses.fields(VisionTransformerConfig)]
+    for field in fields:
+        if field not in names:
+            raise TypeError(
+                f"{function}() got an unknown argument. {nearest_names(field, names)} "
+                f"Received: {field}={fields[field]!r}"
+            )
+
+
+def from_checkpoint(path, num_classes=None, *, resampling=None, dtype=None, name=None, **fields):
     """Builds the model that a checkpoint describes, and loads it.
 
     Args:
         path: As `weights` of `create`, but .weights.h5, which does not tell the architecture.
         num_classes: Number of outputs; None keeps the checkpoint's head.
+        resampling: `"google"`, `"timm"` or `"hf"`: whose rule brings positions to another grid;
+            None for that of the format.
         dtype: Dtype policy, e.g. `"mixed_bfloat16"`; None for the global one.
         name: Name of the Keras model; the file's if None.
         **fields: Fields of `VisionTransformerConfig`, in place of what the file tells, or where it
             does not: `image_size`, `num_heads`, `preprocessing`, `activation`, `drop_path`, ….
+            Another `patch_size` resamples the kernel of the patches
+            ([FlexiViT](https://arxiv.org/abs/2212.08013)).
 
     Returns:
         A functional `keras.Model`.
@@ -142,7 +119,7 @@ def from_checkpoint(path, num_classes=None, *, dtype=None, name=None, **fields):
     path = _weights_path(path)
     config = checkpoint_config(path, num_classes, **fields)
     model = vision_transformer(config, dtype=dtype, name=name or _model_name(path))
-    load_checkpoint(model, path, accept=_accepted(fields))
+    load_checkpoint(model, path, accept=_accepted(fields), resampling=resampling)
     return model
 
 
@@ -160,50 +137,58 @@ def checkpoint_config(path, num_classes=None, **fields):
     Raises:
         ValueError: As `from_checkpoint`.
     """
-    names = {field.name for field in dataclasses.fields(VisionTransformerConfig)}
-    for field in fields:
-        if field not in names:
-            raise TypeError(
-                f"from_checkpoint() got an unknown argument. {nearest_names(field, names)} "
-                f"Received: {field}={fields[field]!r}"
-            )
+    _check_fields("from_checkpoint", fields)
     path = _weights_path(path)
     with open_checkpoint(path) as checkpoint:
-        facts, positions = dict(checkpoint.facts), checkpoint.patch_positions
-    if "patch_size" not in facts:
+        facts = dict(checkpoint.facts)
+    if checkpoint.format == "keras" and "patch_size" not in facts:
         raise CheckpointError(
             f"{path} stores weights without the architecture. Build the model "
             "(keras_vit.create) and pass the file as `weights`, or use a .keras file"
         )
     given = {key: value for key, value in fields.items() if value is not None}
-    if "pooling" in fields:
-        given["pooling"] = fields["pooling"]  # None is a pooling too.
+    for field in ("pooling", "positions", "layer_scale"):
+        if field in fields:
+            given[field] = fields[field]  # None is one of their values.
     if num_classes is not None:
         given["num_classes"] = num_classes
         if num_classes != facts.get("num_classes"):
             facts.pop("representation_size", None)
     elif "num_classes" not in facts:
         given.setdefault("include_top", False)
-    if "image_size" not in facts | given:
-        size = square_image_size(positions, facts["patch_size"])
-        if size is None:
-            raise ValueError(
-                f"{path} does not tell the image size: its {positions} patch positions are no "
-                "square grid; pass `image_size`"
-            )
-        facts["image_size"] = size
-    if "num_heads" not in facts | given:
-        raise ValueError(f"{path} does not tell the number of heads; pass `num_heads`")
     known = facts | given
+    for field in _ASKED_FOR:
+        if field not in known:
+            raise ValueError(f"{path} does not tell {_ASKED_FOR[field]}; pass `{field}`")
     if known.get("include_preprocessing", True) and "preprocessing" not in known:
         _ask_for_preprocessing(path)
     return VisionTransformerConfig(**known)
 
 
+# What a file may not tell, and no default may stand for.
+_ASKED_FOR = {
+    "patch_size": "the size of its patches",
+    "image_size": (
+        "the image size: it stores no positions, or none of a square grid that is certain"
+    ),
+    "num_heads": "the number of heads",
+    "activation": "the activation",
+    "layer_norm_epsilon": "the epsilon of its norms",
+}
+
+
 def _accepted(fields):
     """What `load_checkpoint` is to accept: what the caller decided in the file's place."""
-    names = ("activation", "layer_norm_epsilon", "preprocessing")
+    names = ("activation", "layer_norm_epsilon", "preprocessing", "patch_size")
     return tuple(name for name in names if fields.get(name) is not None)
+
+
+# What a named builder's caller decides, or the builder's name does.
+_NOT_ADOPTED = (
+    *("patch_size", "hidden_size", "depth", "mlp_dim", "num_heads", "image_size", "num_classes"),
+    *("include_top", "representation_size", "classifier_activation", "include_preprocessing"),
+    *("dropout", "attention_dropout", "drop_path", "head_output"),
+)
 
 
 def _adopt_facts(config, chosen, checkpoint):
@@ -212,12 +197,12 @@ def _adopt_facts(config, chosen, checkpoint):
     if config.include_preprocessing and unsaid:
         _ask_for_preprocessing(checkpoint.file.path)
     adopted = {
-        name: facts[name]
-        for name in ("activation", "preprocessing", "layer_norm_epsilon")
-        if name in facts and name not in chosen
+        name: value
+        for name, value in facts.items()
+        if name not in _NOT_ADOPTED and name not in chosen
     }
-    if config.pooling == facts.get("pooling", config.pooling) and config.pooling is not None:
-        adopted["pool_norm"] = facts.get("pool_norm", False)
+    if chosen.get("pooling", facts.get("pooling")) != facts.get("pooling"):
+        adopted.pop("pool_norm", None)
     return dataclasses.replace(config, **adopted)
 
 
@@ -229,7 +214,7 @@ def _ask_for_preprocessing(path):
     )
 
 
-def _weights_path(weights):
+def _weights_path(weights, variant=None):
     path = Path(weights).expanduser()
     looks_like_a_path = len(path.parts) > 1 or path.name.endswith(WEIGHT_FILES)
     if not path.exists() and not looks_like_a_path:
@@ -254,9 +239,24 @@ def _named_builder(builder_name, variant):
     row = ", ".join(f"{key} {value}" for key, value in VARIANTS[variant].items())
     builder.__name__ = builder.__qualname__ = builder_name
     builder.__doc__ = f"`create({variant!r}, …)`: {row}. Takes the arguments of `create`."
-    signature = inspect.signature(create)
-    builder.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+    builder.__signature__ = _signature(VARIANTS[variant])
     return builder
+
+
+def _signature(row):
+    """The arguments of a builder, with the defaults that its row and the config give them."""
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter("num_classes", positional[0], default=1000)]
+    for field in dataclasses.fields(VisionTransformerConfig):
+        is_size = field.default is dataclasses.MISSING
+        if is_size or field.name == "num_classes":
+            continue
+        default = row.get(field.name, field.default)
+        default = None if field.name in ("preprocessing", "activation") else default
+        parameters.append(inspect.Parameter(field.name, positional[1], default=default))
+    for name in ("weights", "resampling", "dtype", "name"):
+        parameters.append(inspect.Parameter(name, positional[1], default=None))
+    return inspect.Signature(parameters)
 
 
 ViTTi16 = _named_builder("ViTTi16", "vit_ti16")

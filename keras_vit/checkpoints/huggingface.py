@@ -1,0 +1,414 @@
+"""Hugging Face transformers' Vision Transformers: safetensors beside config.json.
+
+One table per naming: the classic one (ViT, DeiT, MAE, MSN, I-JEPA, BEiT, data2vec), DINOv2's,
+DINOv3's, and that of CLIP and SigLIP.
+"""
+
+import re
+
+from keras_vit.checkpoints.architecture import architecture
+from keras_vit.checkpoints.layouts import Rule, torch_dense, torch_norm
+from keras_vit.models import PRESETS, Preprocessing
+
+FORMAT = "hf"
+_PREFIX = re.compile(
+    r"^(vit|deit|dinov2_with_registers|dinov2|dinov3_vit|beit|data2vec_vision|ijepa|vision_model|"
+    r"(vit|vision)\.vision_model)\."
+)
+_BLOCK = re.compile(r"(?:encoder\.layers?|layer|model\.layer)\.(\d+)\.")
+_IGNORED = (
+    (re.compile(r"mask_token$"), "for masked pre-training alone"),
+    (re.compile(r"^(decoder|lm_head)\b"), "of the decoder of pre-training"),
+    (re.compile(r"^(text_model|text_projection)\b"), "of the text tower"),
+    (re.compile(r"^logit_(scale|bias)$"), "of the loss between images and texts"),
+    (re.compile(r"(position_ids|relative_position_index)$"), "it follows from the grid"),
+)
+
+
+def canonical_name(name):
+    """The tensor's name without the prefix of the model inside a larger one.
+
+    Example:
+
+    >>> canonical_name("vit.embeddings.cls_token")
+    'embeddings.cls_token'
+    """
+    return _PREFIX.sub("", name).removeprefix("model.") if not ignored(name) else name
+
+
+def published_name(name, file_names):
+    """What a tensor that is missing would be called among `file_names`."""
+    if name.startswith(("classifier", "cls_classifier", "distillation_", "visual_projection")):
+        return name
+    prefix = next((match[0] for match in map(_PREFIX.match, file_names) if match), "")
+    return prefix + name
+
+
+def recognises(names):
+    """Whether the canonical `names` are of this format."""
+    return any(name in names for name in _PATCHES)
+
+
+# Names of the projection of patches.
+_PATCHES = (
+    "embeddings.patch_embeddings.projection.weight",
+    "embeddings.patch_embeddings.weight",
+    "embeddings.patch_embedding.weight",
+)
+
+
+def ignored(name):
+    """Why a tensor of this name has no place in the model; None if it has one."""
+    return next((reason for pattern, reason in _IGNORED if pattern.search(name)), None)
+
+
+def depth(names):
+    """Number of blocks."""
+    return 1 + max((int(match[1]) for match in map(_BLOCK.match, names) if match), default=-1)
+
+
+def rules(depth, shapes):
+    """The `Rule` of each weight; `shapes` tell which of the namings the file has."""
+    patches = next((name for name in _PATCHES if name in shapes), _PATCHES[0])
+    is_linear = len(shapes.get(patches, "conv")) == 2  # SigLIP 2 takes patches that are cut.
+    result = [
+        Rule(
+            "patch_encoder/projection/kernel",
+            (patches,),
+            "transposed" if is_linear else "torch_patches",
+        ),
+        Rule("patch_encoder/projection/bias", (patches.replace("weight", "bias"),)),
+    ]
+    if patches == _PATCHES[2]:
+        blocks, rest = _clip_block, _clip_rules(shapes)
+    elif patches == _PATCHES[1]:
+        blocks, rest = _dinov3_block, _dinov3_rules()
+    else:
+        is_dinov2 = any(name.endswith("layer_scale1.lambda1") for name in shapes)
+        blocks, rest = _dinov2_block if is_dinov2 else _classic_block, _classic_rules(shapes)
+    for index in range(depth):
+        result += blocks(index, shapes)
+    return result + rest
+
+
+def _classic_rules(shapes):
+    result = [
+        Rule("patch_encoder/class_token", ("embeddings.cls_token",)),
+        Rule("patch_encoder/distillation_token", ("embeddings.distillation_token",)),
+        Rule("patch_encoder/register_tokens", ("embeddings.register_tokens",)),
+        Rule("patch_encoder/position_embedding", ("embeddings.position_embeddings",)),
+        *torch_norm("encoder_norm", "layernorm"),
+        *torch_norm("pool_norm", "pooler.layernorm"),
+        *torch_dense("head_distillation", "distillation_classifier"),
+    ]
+    if "distillation_classifier.weight" in shapes:
+        return result + torch_dense("head", "cls_classifier")
+    if "classifier.weight" not in shapes:
+        result += torch_dense("pre_logits", "pooler.dense")
+    return result + torch_dense("head", "classifier")
+
+
+def _separate(block, tensor, shapes, query="query", key="key", value="value"):
+    """Queries, keys and values apart; keys with a bias, or without."""
+    names = tuple(f"{tensor}.{part}" for part in (query, key, value))
+    kernel, bias = torch_dense(f"{block}/attention/query_key_value", *names)
+    if f"{names[0]}.bias" in shapes and f"{names[1]}.bias" not in shapes:
+        biases = (f"{names[0]}.bias", f"{names[2]}.bias")
+        bias = Rule(f"{block}/attention/query_value_bias", biases, "rows")
+    return [kernel, bias]
+
+
+def _classic_block(index, shapes):
+    block, tensor = f"block_{index}", f"encoder.layer.{index}"
+    attention = f"{tensor}.attention.attention"
+    return [
+        *torch_norm(f"{block}/attention_norm", f"{tensor}.layernorm_before"),
+        *_separate(block, attention, shapes),
+        Rule(
+            f"{block}/attention/relative_position_bias/table",
+            (f"{attention}.relative_position_bias.relative_position_bias_table",),
+        ),
+        *torch_dense(f"{block}/attention/projection", f"{tensor}.attention.output.dense"),
+        Rule(f"{block}/attention_scale/gamma", (f"{tensor}.lambda_1",)),
+        *torch_norm(f"{block}/mlp_norm", f"{tensor}.layernorm_after"),
+        *torch_dense(f"{block}/mlp/expansion", f"{tensor}.intermediate.dense"),
+        *torch_dense(f"{block}/mlp/projection", f"{tensor}.output.dense"),
+        Rule(f"{block}/mlp_scale/gamma", (f"{tensor}.lambda_2",)),
+    ]
+
+
+def _dinov2_block(index, shapes):
+    block, tensor = f"block_{index}", f"encoder.layer.{index}"
+    is_gated = f"{tensor}.mlp.weights_in.weight" in shapes
+    expansion, projection = ("weights_in", "weights_out") if is_gated else ("fc1", "fc2")
+    return [
+        *torch_norm(f"{block}/attention_norm", f"{tensor}.norm1"),
+        *_separate(block, f"{tensor}.attention.attention", shapes),
+        *torch_dense(f"{block}/attention/projection", f"{tensor}.attention.output.dense"),
+        Rule(f"{block}/attention_scale/gamma", (f"{tensor}.layer_scale1.lambda1",)),
+        *torch_norm(f"{block}/mlp_norm", f"{tensor}.norm2"),
+        *torch_dense(f"{block}/mlp/expansion", f"{tensor}.mlp.{expansion}"),
+        *torch_dense(f"{block}/mlp/projection", f"{tensor}.mlp.{projection}"),
+        Rule(f"{block}/mlp_scale/gamma", (f"{tensor}.layer_scale2.lambda1",)),
+    ]
+
+
+def _dinov3_rules():
+    return [
+        Rule("patch_encoder/class_token", ("embeddings.cls_token",)),
+        Rule("patch_encoder/register_tokens", ("embeddings.register_tokens",)),
+        *torch_norm("encoder_norm", "norm"),
+        *torch_dense("head", "classifier"),
+    ]
+
+
+def _dinov3_block(index, shapes):
+    block, tensor = f"block_{index}", f"layer.{index}"
+    is_gated = f"{tensor}.mlp.gate_proj.weight" in shapes
+    expansion = ("gate_proj", "up_proj") if is_gated else ("up_proj",)
+    return [
+        *torch_norm(f"{block}/attention_norm", f"{tensor}.norm1"),
+        *_separate(block, f"{tensor}.attention", shapes, "q_proj", "k_proj", "v_proj"),
+        *torch_dense(f"{block}/attention/projection", f"{tensor}.attention.o_proj"),
+        Rule(f"{block}/attention_scale/gamma", (f"{tensor}.layer_scale1.lambda1",)),
+        *torch_norm(f"{block}/mlp_norm", f"{tensor}.norm2"),
+        *torch_dense(f"{block}/mlp/expansion", *(f"{tensor}.mlp.{part}" for part in expansion)),
+        *torch_dense(f"{block}/mlp/projection", f"{tensor}.mlp.down_proj"),
+        Rule(f"{block}/mlp_scale/gamma", (f"{tensor}.layer_scale2.lambda1",)),
+    ]
+
+
+def _clip_rules(shapes):
+    attention = "head.attention"
+    in_projection = (f"{attention}.in_proj_weight",), (f"{attention}.in_proj_bias",)
+    result = [
+        Rule("patch_encoder/class_token", ("embeddings.class_embedding",), "vector"),
+        Rule(
+            "patch_encoder/position_embedding",
+            ("embeddings.position_embedding.weight",),
+            "unbatched",
+        ),
+        *torch_norm("pre_norm", "pre_layrnorm"),
+        *torch_norm("encoder_norm", "post_layernorm"),
+    ]
+    if "classifier.weight" in shapes:
+        return result + torch_dense("head", "classifier")
+    for weight, part in (("query", (0, 1, 3)), ("key_value", (1, 3, 3))):
+        result += [
+            Rule(f"pool/{weight}/kernel", in_projection[0], "transposed", part),
+            Rule(f"pool/{weight}/bias", in_projection[1], "same", part),
+        ]
+    return [
+        *result,
+        Rule("pool/probe", ("head.probe",)),
+        *torch_dense("pool/projection", f"{attention}.out_proj"),
+        *torch_norm("pool/norm", "head.layernorm"),
+        *torch_dense("pool/mlp/expansion", "head.mlp.fc1"),
+        *torch_dense("pool/mlp/projection", "head.mlp.fc2"),
+        # CLIP's projection into the space that it shares with texts.
+        Rule("head/kernel", ("visual_projection.weight",), "transposed"),
+        Rule("head/bias", (), "zero"),
+    ]
+
+
+def _clip_block(index, shapes):
+    block, tensor = f"block_{index}", f"encoder.layers.{index}"
+    return [
+        *torch_norm(f"{block}/attention_norm", f"{tensor}.layer_norm1"),
+        *_separate(block, f"{tensor}.self_attn", shapes, "q_proj", "k_proj", "v_proj"),
+        *torch_dense(f"{block}/attention/projection", f"{tensor}.self_attn.out_proj"),
+        *torch_norm(f"{block}/mlp_norm", f"{tensor}.layer_norm2"),
+        *torch_dense(f"{block}/mlp/expansion", f"{tensor}.mlp.fc1"),
+        *torch_dense(f"{block}/mlp/projection", f"{tensor}.mlp.fc2"),
+    ]
+
+
+# What the configuration of each model type says where a key is absent (transformers 5.23), and
+# the scaling of images that the type's published weights were trained with.
+_VIT = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "image_size": 224,
+    "patch_size": 16,
+}
+_DINOV2 = {**_VIT, "layer_norm_eps": 1e-6, "intermediate_size": None, "mlp_ratio": 4}
+_SIGLIP = {**_VIT, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+_CLIP = {**_VIT, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "patch_size": 32}
+_DINOV3 = {
+    **_VIT,
+    "hidden_size": 384,
+    "num_attention_heads": 6,
+    "intermediate_size": 1536,
+    "layer_norm_eps": 1e-5,
+    "rope_theta": 100.0,
+}
+_CLIP_SCALING = Preprocessing(
+    mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
+)
+_IMAGENET = PRESETS["imagenet"]
+_HALF = Preprocessing(mean=0.5, std=0.5, crop_mode="squash")
+MODEL_TYPES = {
+    "vit": (_VIT, _HALF),
+    "deit": (_VIT, _IMAGENET),
+    "vit_mae": (_VIT, _IMAGENET),
+    "vit_msn": ({**_VIT, "layer_norm_eps": 1e-6}, _IMAGENET),
+    "ijepa": (_VIT, _IMAGENET),
+    "beit": (_VIT, _HALF),
+    "data2vec-vision": (_VIT, _HALF),
+    "dinov2": (_DINOV2, _IMAGENET),
+    "dinov2_with_registers": (_DINOV2, _IMAGENET),
+    "dinov3_vit": (_DINOV3, _IMAGENET),
+    "siglip": (_SIGLIP, _HALF),
+    "siglip_vision_model": (_SIGLIP, _HALF),
+    "siglip2": (_SIGLIP, _HALF),
+    "siglip2_vision_model": (_SIGLIP, _HALF),
+    "clip": (_CLIP, _CLIP_SCALING),
+    "clip_vision_model": (_CLIP, _CLIP_SCALING),
+}
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "silu": "silu",
+    "swish": "silu",
+}
+# PIL's numbers of interpolations.
+_INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+
+
+def facts(weights, shapes, file):
+    """What a file tells of its model; see `google.facts`."""
+    known = architecture(weights)
+    notes: list[str] = []
+    known["pooling"] = _pooling(known, shapes)
+    kernel = shapes[next(name for name in _PATCHES if name in shapes)]
+    if len(kernel) == 4:
+        known["patch_size"] = tuple(kernel[2:])
+    if known["gated_mlp"]:
+        known["activation"] = "silu"
+    if "embeddings.position_embedding.weight" in shapes:
+        known["position_slots"] = "class" if known["class_token"] else "patches"
+    elif known["positions"] and "learned" in known["positions"]:
+        # Registers are put between the class token and the patches, without positions.
+        known["position_slots"] = "class"
+    if "embeddings.patch_embeddings.weight" in shapes:
+        known["positions"] = "rope"
+    if file.hub_config is None:
+        return known, notes
+    model_type = file.hub_config.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"unsupported model_type in config.json. Expected one of {', '.join(MODEL_TYPES)}. "
+            f"Received: model_type={model_type!r}"
+        )
+    known |= _configured(file.hub_config, model_type, known, shapes)
+    if file.preprocessor_config is not None:
+        known["preprocessing"] = _preprocessing(file.preprocessor_config, notes)
+    else:
+        known["preprocessing"] = scaling = MODEL_TYPES[model_type][1]
+        notes.append(
+            f"mean {scaling.mean} and std {scaling.std}, as published for {model_type}: no "
+            "preprocessor_config.json beside the file"
+        )
+    return known, notes
+
+
+def _pooling(known, shapes):
+    if "head.probe" in shapes and "classifier.weight" not in shapes:
+        return "map"
+    if known["pool_norm"] or not known["class_token"]:
+        return "avg"
+    # DINOv2's head takes the class token and the mean of the patches side by side.
+    if shapes.get("classifier.weight", (0, 0))[1] == 2 * known["hidden_size"]:
+        return "token+avg"
+    return "token"
+
+
+def _configured(hub_config, model_type, known, shapes):
+    defaults = MODEL_TYPES[model_type][0]
+    config = {**defaults, **(hub_config.get("vision_config") or hub_config)}
+    is_clip = model_type.startswith("clip")
+    if is_clip and "classifier.weight" in shapes:
+        raise ValueError(
+            "CLIPForImageClassification pools tokens that no norm follows, which no keras_vit "
+            "model does"
+        )
+    if config.get("use_shared_relative_position_bias"):
+        raise ValueError("unsupported: use_shared_relative_position_bias=True in config.json")
+    mlp_dim = config.get("intermediate_size")
+    if mlp_dim is None:
+        mlp_dim = int(config["hidden_size"] * config["mlp_ratio"])
+        if config.get("use_swiglu_ffn"):
+            # transformers' Dinov2SwiGLUFFN rounds two thirds up to a multiple of 8.
+            mlp_dim = (int(mlp_dim * 2 / 3) + 7) // 8 * 8
+    checked = {
+        "hidden_size": config["hidden_size"],
+        "depth": config["num_hidden_layers"],
+        "mlp_dim": mlp_dim,
+    }
+    if "num_register_tokens" in config:
+        checked["register_tokens"] = config["num_register_tokens"]
+    if "patch_size" in known:
+        checked["patch_size"] = _pair(config["patch_size"])
+    for field, value in checked.items():
+        if value != known[field]:
+            raise ValueError(f"config.json says {field}={value!r}, the tensors {known[field]!r}")
+    told = {
+        "num_heads": config["num_attention_heads"],
+        "layer_norm_epsilon": float(config["layer_norm_eps"]),
+        "patch_size": _pair(config["patch_size"]),
+        # A size that contradicts the positions is found when the grid is looked for.
+        "image_size": config["image_size"],
+    }
+    if not known["gated_mlp"] or model_type == "dinov3_vit":
+        activation = config["hidden_act"]
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"unsupported hidden_act in config.json: {activation!r}")
+        told["activation"] = _ACTIVATIONS[activation]
+    if "rope_theta" in config:
+        told["rope_base"] = float(config["rope_theta"])
+    if model_type.startswith("siglip") and "classifier.weight" in shapes:
+        told["pooling"] = "avg"
+    if model_type.startswith("siglip2"):
+        del told["image_size"]
+    return told
+
+
+def _pair(value):
+    return tuple(value) if isinstance(value, (list, tuple)) else (value, value)
+
+
+def _preprocessing(config, notes):
+    resample = config.get("resample", 3)
+    interpolation = _INTERPOLATIONS.get(resample)
+    if interpolation is None:
+        interpolation = "bicubic"
+        notes.append(f"bicubic interpolation instead of the file's, PIL's number {resample}")
+    normalise = config.get("do_normalize", True)
+    size, crop = config.get("size"), config.get("crop_size")
+    shortest = size.get("shortest_edge") if isinstance(size, dict) else None
+    crop_fraction, crop_mode = 1.0, "squash"
+    if shortest is not None or config.get("do_center_crop"):
+        crop_mode = "center"
+        resized = shortest if shortest is not None else _side(size)
+        if config.get("do_center_crop", True) and crop and resized:
+            crop_fraction = min(1.0, _side(crop) / resized)
+    return Preprocessing(
+        mean=tuple(config.get("image_mean") or (0.5,) * 3) if normalise else (0.0,) * 3,
+        std=tuple(config.get("image_std") or (0.5,) * 3) if normalise else (1.0,) * 3,
+        crop_fraction=crop_fraction,
+        crop_mode=crop_mode,
+        interpolation=interpolation,
+    )
+
+
+def _side(size):
+    if isinstance(size, dict):
+        return size.get("height") or size.get("shortest_edge")
+    return size
