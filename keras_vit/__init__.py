@@ -20,6 +20,7 @@ from keras_vit.zoo import (
     create,
     from_checkpoint,
     list_models,
+    list_weights,
 )
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "inspection",
     "layers",
     "list_models",
+    "list_weights",
     "load_checkpoint",
     "models",
     "zoo",

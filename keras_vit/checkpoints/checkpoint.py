@@ -5,16 +5,22 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-from keras_vit.checkpoints import google, huggingface, keras_files, timm, torchvision
+from keras_vit.checkpoints import (
+    google,
+    huggingface,
+    keras_files,
+    keras_hub,
+    timm,
+    torchvision,
+    vit_keras,
+)
 from keras_vit.checkpoints.grids import locate
 from keras_vit.checkpoints.layouts import Rule
 from keras_vit.checkpoints.reading import CheckpointError, TensorFile, open_tensors, resolve_path
 from keras_vit.checkpoints.report import grouped
 
 # The first that recognises the names of a file's tensors reads it.
-FORMATS = (google, timm, huggingface, torchvision)
-# Whose rule a format's own code resamples positions by, where it is not the format's name.
-_RESAMPLING = {torchvision.FORMAT: huggingface.FORMAT}
+FORMATS = (google, timm, huggingface, torchvision, keras_hub, vit_keras)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +47,8 @@ class Checkpoint:
 
     Args:
         file: The open file.
-        format: `"google"`, `"timm"`, `"hf"`, `"torchvision"` or `"keras"`.
+        format: `"google"`, `"timm"`, `"hf"`, `"torchvision"`, `"keras-hub"`, `"vit-keras"` or
+            `"keras"`, our own.
         tensors: Canonical name of a tensor → where it is.
         rules: Path of a weight of the model → where it is found.
         ignored: Name of a tensor in the file → why no model has a place for it.
@@ -99,8 +106,8 @@ def open_checkpoint(path):
     """Opens a checkpoint and recognises its format by its tensors.
 
     Args:
-        path: A .npz, .safetensors, .keras or .weights.h5 file, the index of a sharded one, or a
-            hub folder.
+        path: A .npz, .safetensors, .keras, .weights.h5 or .h5 file, the index of a sharded one, or
+            a hub folder.
 
     Yields:
         A `Checkpoint`.
@@ -113,11 +120,12 @@ def open_checkpoint(path):
     if path.name.endswith(".keras"):
         with keras_files.open_keras_model(path) as (file, facts):
             yield _keras_checkpoint(file, facts, ())
-    elif path.name.endswith(".weights.h5"):
-        with keras_files.open_keras_weights(path) as (file, facts):
+        return
+    with open_tensors(path) as file:
+        if keras_files.recognises(file.shapes):
+            facts = keras_files.weights_facts(file.path, file.shapes)
             yield _keras_checkpoint(file, facts, (keras_files.WEIGHTS_ONLY_NOTE,))
-    else:
-        with open_tensors(path) as file:
+        else:
             yield recognise(file)
 
 
@@ -149,7 +157,8 @@ def recognise(file):
     else:
         raise CheckpointError(
             f"{file.path} is of no known format: expected a Vision Transformer of Google's .npz, "
-            "or of timm, transformers or torchvision as .safetensors. Its "
+            "of timm, transformers or torchvision as .safetensors, or of keras-hub or vit-keras as "
+            ".h5. Its "
             f"{len(file.shapes)} tensors begin with "
             f"{', '.join(sorted(file.shapes)[:5]) or 'nothing'}"
         )
@@ -177,7 +186,7 @@ def recognise(file):
         facts=facts,
         notes=tuple(notes),
         is_grid_told=is_grid_told,
-        resampling=_RESAMPLING.get(format.FORMAT, format.FORMAT),
+        resampling=getattr(format, "RESAMPLING", format.FORMAT),
         published_name=format.published_name,
     )
 

@@ -7,7 +7,6 @@ import zipfile
 import keras
 
 from keras_vit.checkpoints.architecture import architecture
-from keras_vit.checkpoints.h5_files import open_h5
 from keras_vit.checkpoints.reading import CheckpointError, TensorFile, as_float
 from keras_vit.models import config_of
 
@@ -52,41 +51,23 @@ def _facts(config):
     return known
 
 
-@contextlib.contextmanager
-def open_keras_weights(path):
-    """Opens a .weights.h5 file of a keras_vit model.
-
-    Yields:
-        A pair: the `TensorFile`, whose tensors are called as the weights are, and what their
-        names and shapes tell.
-    """
-    with open_h5(path) as file:
-        if not recognises(file.shapes):
-            raise CheckpointError(
-                f"{path} holds no weights of a keras_vit model (no {PATCHES} among its "
-                f"{len(file.shapes)} tensors)"
-            )
-        try:
-            facts = weights_facts(file.shapes)
-        except (KeyError, IndexError) as error:
-            raise CheckpointError(
-                f"{path} holds no weights of a keras_vit model ({error} is missing)"
-            ) from error
-        yield file, facts
-
-
 def recognises(names):
     """Whether the `names` are those of a keras_vit model's weights."""
     return PATCHES in names
 
 
-def weights_facts(shapes):
+def weights_facts(path, shapes):
     """What the names and shapes of a .weights.h5 file tell of its model.
 
     Raises:
-        KeyError: If they are not those of a Vision Transformer.
+        CheckpointError: If they are not those of a Vision Transformer.
     """
-    known = architecture(shapes)
+    try:
+        known = architecture(shapes)
+    except (KeyError, IndexError) as error:
+        raise CheckpointError(
+            f"{path} holds no weights of a keras_vit model ({error} is missing)"
+        ) from error
     if "learned" not in (known["positions"] or ""):
         del known["positions"]  # Fixed or rotary ones leave no trace.
     return known

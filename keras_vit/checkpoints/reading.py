@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from keras_vit.checkpoints.h5_files import PRESET_WEIGHTS, open_h5
+from keras_vit.checkpoints.h5_files import SUFFIXES as H5_SUFFIXES
 from keras_vit.checkpoints.npz_files import open_npz
 from keras_vit.checkpoints.safetensors_files import (
     INDEX_SUFFIX,
@@ -22,14 +24,18 @@ __all__ = [
     "resolve_path",
 ]
 
-# What a folder is read by: one of the hub, one of a run. The first that is there is taken.
-FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "model.keras")
+# What a folder is read by: one of the hub, one of a run, a preset of keras-hub. The first that is
+# there is taken.
+FOLDER_FILES = (
+    *("model.safetensors", "model.safetensors.index.json", "model.keras"),
+    *PRESET_WEIGHTS,
+)
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
 _OPENERS = {
     ".npz": open_npz,
     ".safetensors": open_safetensors,
     INDEX_SUFFIX: open_sharded_safetensors,
-}
+} | dict.fromkeys(H5_SUFFIXES, open_h5)
 
 
 def resolve_path(path):
@@ -48,8 +54,8 @@ def resolve_path(path):
         path = _file_of_folder(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"There is no checkpoint at {path}. Expected a file or folder; published weights are "
-            "not fetched by name yet"
+            f"There is no checkpoint at {path}. Expected a file or folder, or one of the names that "
+            "keras_vit.list_weights() gives"
         )
     if path.suffix in PICKLES:
         _refuse_pickle(path)
@@ -86,13 +92,15 @@ def _refuse_pickle(path):
     raise CheckpointError(
         f"{path} is a pickle, which can run any code when it is read; keras_vit reads none. Where "
         'you trust it, convert it once: python -c "import torch, safetensors.torch as s; '
-        f"s.save_file(torch.load('{path.name}', weights_only=True), '{target}')\""
+        f"d = torch.load('{path.name}', weights_only=True, map_location='cpu'); "
+        "d = d.get('model', d.get('state_dict', d)); "
+        f"s.save_file({{k: v.contiguous() for k, v in d.items()}}, '{target}')\""
     )
 
 
 @contextlib.contextmanager
 def open_tensors(path) -> Iterator[TensorFile]:
-    """Opens a .npz or .safetensors file, or the index of a sharded one.
+    """Opens a .npz, .safetensors or .h5 file, or the index of a sharded one.
 
     Args:
         path: The file, or a hub folder that holds it.
@@ -105,8 +113,8 @@ def open_tensors(path) -> Iterator[TensorFile]:
     opener = next((_OPENERS[suffix] for suffix in _OPENERS if path.name.endswith(suffix)), None)
     if opener is None:
         raise CheckpointError(
-            f"{path} is of an unknown kind. Expected {', '.join(_OPENERS)}, .keras, .weights.h5 "
-            "or a folder with model.safetensors"
+            f"{path} is of an unknown kind. Expected {', '.join(_OPENERS)}, .keras or a folder "
+            "with model.safetensors"
         )
     with opener(path) as tensors:
         yield tensors

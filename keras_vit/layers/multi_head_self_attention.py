@@ -154,7 +154,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
     def _query_key_value(self, tokens):
         qkv = self.query_key_value(tokens)
         if self.query_value_bias is not None:
-            query_bias, value_bias = ops.unstack(self.query_value_bias, 2, axis=0)
+            query_bias, value_bias = self.query_value_bias[0], self.query_value_bias[1]
             bias = ops.concatenate([query_bias, ops.zeros_like(query_bias), value_bias])
             qkv = qkv + ops.cast(bias, qkv.dtype)
         shape = (-1, ops.shape(tokens)[1], 3, self.num_heads, self.head_dim)

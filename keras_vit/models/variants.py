@@ -25,8 +25,22 @@ _CLIP_SCALING = Preprocessing(
 _DEIT = {"preprocessing": "imagenet"}
 _DINOV2 = {"preprocessing": "imagenet", "layer_scale": 1e-5}
 _SIGLIP = {"pooling": "map", "class_token": False, "activation": "gelu_tanh"}
+_BEIT = {
+    "positions": "relative",
+    "qkv_bias": "query_value",
+    "layer_scale": 0.1,
+    "pooling": "avg",
+    "pool_norm": True,
+}
 FAMILIES = {
     "vit": {},
+    # Beyer et al., arXiv 2205.01580: a better plain ViT-S/16.
+    "big_vision": {
+        "pooling": "avg",
+        "class_token": False,
+        "positions": "sincos2d",
+        "activation": "gelu_tanh",
+    },
     "deit": _DEIT,
     "deit_distilled": {**_DEIT, "distillation_token": True},
     "deit3": {**_DEIT, "layer_scale": 1e-6, "position_slots": "patches"},
@@ -50,18 +64,14 @@ FAMILIES = {
         "layer_norm_epsilon": 1e-5,
         "preprocessing": _CLIP_SCALING,
     },
-    "beit": {
-        "positions": "relative",
-        "qkv_bias": "query_value",
-        "layer_scale": 0.1,
-        "pooling": "avg",
-        "pool_norm": True,
-    },
+    "beit": _BEIT,
+    "beitv2": _BEIT,
 }
 # (family, sizes with their patches); a row is called family_sizepatch, a distilled one
 # deit_sizepatch_distilled.
 _PUBLISHED = (
     ("vit", "ti16 s8 s16 s32 b8 b16 b32 l16 l32 h14 g14 bigg14 so400m14"),
+    ("big_vision", "s16"),
     ("deit", "ti16 s16 b16"),
     ("deit_distilled", "ti16 s16 b16"),
     ("deit3", "s16 m16 b16 l16 h14"),
@@ -74,9 +84,11 @@ _PUBLISHED = (
     ("siglip2", "b16 b32 l16 so400m14 so400m16 gopt16"),
     ("clip", "b16 b32 l14 h14 g14 bigg14"),
     ("beit", "b16 l16"),
+    ("beitv2", "b16 l16"),
 )
 # Where a family has a size of its own.
 _OWN_SIZES = {
+    ("big_vision", "s"): {**SIZES["s"], "representation_size": 384},
     ("dinov2", "g"): {
         "hidden_size": 1536,
         "depth": 40,

@@ -17,8 +17,12 @@ from keras_vit.zoo.builders import (
     from_checkpoint,
     list_models,
 )
+from keras_vit.zoo.catalog import PublishedWeights, list_weights
+from keras_vit.zoo.download import DownloadError, fetch_weights
 
 __all__ = [
+    "DownloadError",
+    "PublishedWeights",
     "ViTB8",
     "ViTB16",
     "ViTB32",
@@ -32,6 +36,8 @@ __all__ = [
     "ViTg14",
     "checkpoint_config",
     "create",
+    "fetch_weights",
     "from_checkpoint",
     "list_models",
+    "list_weights",
 ]

@@ -9,8 +9,10 @@ from keras_vit.checkpoints import CheckpointError, load_checkpoint, open_checkpo
 from keras_vit.layers.nearest import nearest_names
 from keras_vit.models import VARIANTS, VisionTransformerConfig, vision_transformer
 from keras_vit.models.variants import get_variant
+from keras_vit.zoo.catalog import find
+from keras_vit.zoo.download import fetch_weights
 
-WEIGHT_FILES = (".npz", ".safetensors", ".keras", ".weights.h5")
+WEIGHT_FILES = (".npz", ".safetensors", ".keras", ".h5", ".hdf5", ".json")
 
 
 def list_models(pattern="*"):
@@ -69,7 +71,9 @@ def create(
     config = VisionTransformerConfig(**row | {"num_classes": num_classes} | chosen)
     if weights is None:
         return vision_transformer(config, dtype=dtype, name=name or variant)
-    path = _weights_path(weights, variant)
+    path, published = _resolve(weights, variant)
+    chosen = published | chosen
+    config = dataclasses.replace(config, **published | chosen)
     with open_checkpoint(path) as checkpoint:
         config = _adopt_facts(config, chosen, checkpoint)
     model = vision_transformer(config, dtype=dtype, name=name or variant)
@@ -91,7 +95,7 @@ def from_checkpoint(path, num_classes=None, *, resampling=None, dtype=None, name
     """Builds the model that a checkpoint describes, and loads it.
 
     Args:
-        path: As `weights` of `create`, but .weights.h5, which does not tell the architecture.
+        path: As `weights` of `create`, but our .weights.h5, which does not tell the architecture.
         num_classes: Number of outputs; None keeps the checkpoint's head.
         resampling: `"google"`, `"timm"` or `"hf"`: whose rule brings positions to another grid;
             None for that of the format.
@@ -116,7 +120,8 @@ def from_checkpoint(path, num_classes=None, *, resampling=None, dtype=None, name
     model = keras_vit.from_checkpoint("B_16-i21k.npz", num_classes=10)
     ```
     """
-    path = _weights_path(path)
+    path, published = _resolve(path)
+    fields = published | _given(fields)
     config = checkpoint_config(path, num_classes, **fields)
     model = vision_transformer(config, dtype=dtype, name=name or _model_name(path))
     load_checkpoint(model, path, accept=_accepted(fields), resampling=resampling)
@@ -138,7 +143,7 @@ def checkpoint_config(path, num_classes=None, **fields):
         ValueError: As `from_checkpoint`.
     """
     _check_fields("from_checkpoint", fields)
-    path = _weights_path(path)
+    path, published = _resolve(path)
     with open_checkpoint(path) as checkpoint:
         facts = dict(checkpoint.facts)
     if checkpoint.format == "keras" and "patch_size" not in facts:
@@ -146,10 +151,7 @@ def checkpoint_config(path, num_classes=None, **fields):
             f"{path} stores weights without the architecture. Build the model "
             "(keras_vit.create) and pass the file as `weights`, or use a .keras file"
         )
-    given = {key: value for key, value in fields.items() if value is not None}
-    for field in ("pooling", "positions", "layer_scale"):
-        if field in fields:
-            given[field] = fields[field]  # None is one of their values.
+    given = published | _given(fields)
     if num_classes is not None:
         given["num_classes"] = num_classes
         if num_classes != facts.get("num_classes"):
@@ -163,6 +165,12 @@ def checkpoint_config(path, num_classes=None, **fields):
     if known.get("include_preprocessing", True) and "preprocessing" not in known:
         _ask_for_preprocessing(path)
     return VisionTransformerConfig(**known)
+
+
+def _given(fields):
+    """The fields that were given a value; None is one of some."""
+    nullable = ("pooling", "positions", "layer_scale", "representation_size")
+    return {key: value for key, value in fields.items() if value is not None or key in nullable}
 
 
 # What a file may not tell, and no default may stand for.
@@ -214,17 +222,16 @@ def _ask_for_preprocessing(path):
     )
 
 
-def _weights_path(weights, variant=None):
+def _resolve(weights, variant=None):
+    """The path that is meant, or that of published weights, once fetched; and what is known of
+    these beside their files: fields of the config."""
     path = Path(weights).expanduser()
     looks_like_a_path = len(path.parts) > 1 or path.name.endswith(WEIGHT_FILES)
-    if not path.exists() and not looks_like_a_path:
-        raise ValueError(
-            f"`weights` must be None or a path. Received: weights={str(weights)!r}, which is no "
-            "file here. Published weights are not fetched by name yet: put the file somewhere and "
-            'pass its path, e.g. weights="checkpoints/B_16.npz" (Google), or the folder with '
-            "model.safetensors and config.json (timm)"
-        )
-    return path
+    if path.exists() or looks_like_a_path:
+        return path, {}
+    entry = find(str(weights), variant)
+    known = {"preprocessing": entry.preprocessing, "activation": entry.activation}
+    return fetch_weights(entry), {name: value for name, value in known.items() if value is not None}
 
 
 def _model_name(path):

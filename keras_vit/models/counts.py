@@ -1,0 +1,183 @@
+"""What a Vision Transformer costs, from its config alone: parameters and multiply-adds."""
+
+import math
+
+from keras_vit.layers.relative_position_bias import CLASS_TOKEN_ENTRIES
+from keras_vit.layers.residual_unit import EXPANSION
+from keras_vit.layers.resnet_stem import stem_channels
+
+
+def count_parameters(config):
+    """Number of parameters of `vision_transformer(config)`, without building it.
+
+    Args:
+        config: A `VisionTransformerConfig`.
+
+    Returns:
+        An int, what `count_params()` of the model returns.
+
+    Example:
+
+    >>> from keras_vit.models import VARIANTS, VisionTransformerConfig
+    >>> count_parameters(VisionTransformerConfig(**VARIANTS["vit_b16"]))
+    86567656
+    """
+    return sum(parameters for parameters, _ in _parts(config))
+
+
+def count_macs(config):
+    """Multiply-adds that `vision_transformer(config)` spends on one image.
+
+    Counted are convolutions, linear layers and the two products of attention, queries with keys
+    and weights with values. Norms, softmax, activations, biases and other operations on single
+    values are not, as in the tables of papers: DeiT-B at 224 px has 17.6 G there. Tools that do
+    not see into fused attention miss its products, 0.7 G of these.
+
+    Args:
+        config: A `VisionTransformerConfig`.
+
+    Returns:
+        An int.
+
+    Example:
+
+    >>> from keras_vit.models import VARIANTS, VisionTransformerConfig
+    >>> count_macs(VisionTransformerConfig(**VARIANTS["vit_b16"])) / 1e9
+    17.563834368
+    """
+    return sum(macs for _, macs in _parts(config))
+
+
+def count_flops(config):
+    """Floating-point operations of one image: two for each multiply-add of `count_macs`.
+
+    Papers mostly print multiply-adds under the name FLOPs.
+
+    Args:
+        config: A `VisionTransformerConfig`.
+
+    Returns:
+        An int.
+
+    Example:
+
+    >>> from keras_vit.models import VARIANTS, VisionTransformerConfig
+    >>> count_flops(VisionTransformerConfig(**VARIANTS["vit_b16"])) / 1e9
+    35.127668736
+    """
+    return 2 * count_macs(config)
+
+
+# Each part of the model is a pair: its parameters, its multiply-adds.
+
+
+def _parts(config):
+    yield from _stem(config)
+    yield from _embedding(config)
+    for _ in range(config.depth):
+        yield from _attention(config)
+        yield from _mlp(config, _tokens(config), gated=config.gated_mlp)
+        yield _norm(config.hidden_size, 4 if config.layer_scale is None else 5)
+    if not config.pool_norm:
+        yield _norm(config.hidden_size)
+    yield from _top(config)
+
+
+def _tokens(config):
+    return math.prod(config.grid) + config.prefix_tokens
+
+
+def _linear(inputs, outputs, times, bias=True):
+    """A linear layer that is applied `times` times: to so many tokens, or pixels."""
+    return inputs * outputs + bias * outputs, times * inputs * outputs
+
+
+def _learned(*shape):
+    return math.prod(shape), 0
+
+
+def _norm(width, count=1):
+    return _learned(2, width, count)
+
+
+def _stem(config):
+    if config.stem_blocks is None:
+        return
+    width, pixels = config.stem_width, math.prod(config.image_size) // 4
+    yield _linear(7 * 7 * 3, width, pixels, bias=False)
+    yield _norm(width)
+    channels, pixels = width, pixels // 4
+    for stage, units in enumerate(config.stem_blocks):
+        width = config.stem_width * 2**stage
+        for unit in range(units):
+            inputs, channels = channels, EXPANSION * width
+            yield _linear(inputs, width, pixels, bias=False)
+            if unit == 0 and stage > 0:
+                pixels //= 4
+            yield _linear(3 * 3 * width, width, pixels, bias=False)
+            yield _linear(width, channels, pixels, bias=False)
+            yield _norm(width, 2)
+            yield _norm(channels)
+            if unit == 0:
+                yield _linear(inputs, channels, pixels, bias=False)
+                yield _norm(channels)
+
+
+def _embedding(config):
+    channels, patches = 3, math.prod(config.grid)
+    if config.stem_blocks is not None:
+        channels = stem_channels(config.stem_blocks, config.stem_width)
+    inputs = math.prod(config.patch_size) * channels
+    yield _linear(inputs, config.hidden_size, patches, bias=config.patch_bias)
+    yield _learned(config.prefix_tokens, config.hidden_size)
+    if config.token_positions == "learned":
+        yield _learned(patches + config.prefix_positions, config.hidden_size)
+    if config.pre_norm:
+        yield _norm(config.hidden_size)
+
+
+def _attention(config):
+    width, tokens = config.hidden_size, _tokens(config)
+    yield _linear(width, 3 * width, tokens, bias=False)
+    yield _learned(width, {True: 3, "query_value": 2, False: 0}[config.qkv_bias])
+    yield 0, 2 * tokens * tokens * width
+    yield _linear(width, width, tokens)
+    if config.qk_norm:
+        yield _norm(width // config.num_heads, 2)
+    if config.attention_positions == "relative":
+        rows, columns = config.grid
+        offsets = (2 * rows - 1) * (2 * columns - 1)
+        offsets += CLASS_TOKEN_ENTRIES * config.prefix_tokens
+        yield _learned(offsets, config.num_heads)
+
+
+def _mlp(config, times, gated=False):
+    yield _linear(config.hidden_size, config.mlp_dim * (1 + gated), times)
+    yield _linear(config.mlp_dim, config.hidden_size, times)
+
+
+def _attention_pooling(config):
+    width, tokens = config.hidden_size, _tokens(config)
+    yield _learned(width)  # the probe
+    yield _linear(width, width, 1)
+    yield _linear(width, 2 * width, tokens)
+    yield 0, 2 * tokens * width
+    yield _linear(width, width, 1)
+    yield _norm(width)
+    yield from _mlp(config, 1)
+
+
+def _top(config):
+    if config.pooling == "map":
+        yield from _attention_pooling(config)
+    width = config.hidden_size * (2 if config.pooling == "token+avg" else 1)
+    times = _tokens(config) if config.pooling is None else 1
+    if config.pool_norm:
+        yield _norm(width)
+    if config.representation_size is not None:
+        yield _linear(width, config.representation_size, times)
+        width = config.representation_size
+    if config.include_top:
+        heads = 2 if config.distillation_token and config.pooling is not None else 1
+        for _ in range(heads):
+            yield _linear(width, config.num_classes, times)
