@@ -63,7 +63,7 @@ def _cells(row, size):
         f" ({depth} blocks)" * (size == "full" and bool(depth))
     )
     image = "x".join(map(str, row.image_size)) + (" resampled" if row.resampled else "")
-    outcome = row.problem if row.error is None else f"{row.error:.1e}"
+    outcome = _short(row.problem) if row.error is None else f"{row.error:.1e}"
     if row.error is not None and not row.agrees(size):
         outcome = f"**{outcome}**"
     return (
@@ -72,10 +72,15 @@ def _cells(row, size):
         f"`{model}`",
         f"{row.parameters / 1e6:.2f}",
         image,
-        outcome.replace("\n", " ").replace("|", "/"),
+        outcome,
         f"{row.noise:.1e}",
         f"{row.seconds:.1f}",
     )
+
+
+def _short(problem):
+    """A cell's worth of an error's message."""
+    return " ".join(problem.replace("|", "/").split()[:40])
 
 
 def _line(cells):

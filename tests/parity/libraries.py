@@ -122,9 +122,11 @@ _TEXT = {**_TRANSFORMERS_TINY, "vocab_size": 50, "bos_token_id": 0, "eos_token_i
 
 
 def _build_transformers(case, size, folder):
-    arguments = case.arguments | (case.full if size == "full" else _TRANSFORMERS_TINY | case.tiny)
     model_class = getattr(transformers, case.model)
     config_class = model_class.config_class
+    arguments = case.arguments | (case.full if size == "full" else _TRANSFORMERS_TINY | case.tiny)
+    if hasattr(config_class, "mlp_ratio"):
+        arguments.pop("intermediate_size", None)
     if "vision_config" in config_class.sub_configs:
         arguments = {"vision_config": arguments, "text_config": _TEXT}
     config = config_class(**arguments)
