@@ -1,6 +1,7 @@
 """The architecture of Vision Transformers."""
 
 from keras_vit.models.config import VisionTransformerConfig
+from keras_vit.models.counts import count_flops, count_macs, count_parameters
 from keras_vit.models.preprocessing import PRESETS, Preprocessing
 from keras_vit.models.variants import VARIANTS
 from keras_vit.models.vision_transformer import config_of, vision_transformer
@@ -11,5 +12,8 @@ __all__ = [
     "Preprocessing",
     "VisionTransformerConfig",
     "config_of",
+    "count_flops",
+    "count_macs",
+    "count_parameters",
     "vision_transformer",
 ]

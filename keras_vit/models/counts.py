@@ -77,7 +77,9 @@ def _parts(config):
     for _ in range(config.depth):
         yield from _attention(config)
         yield from _mlp(config, _tokens(config), gated=config.gated_mlp)
-        yield _norm(config.hidden_size, 4 if config.layer_scale is None else 5)
+        yield _norm(config.hidden_size, 2)
+        if config.layer_scale is not None:
+            yield _learned(config.hidden_size, 2)
     if not config.pool_norm:
         yield _norm(config.hidden_size)
     yield from _top(config)
