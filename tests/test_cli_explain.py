@@ -102,8 +102,8 @@ def test_a_photograph_keeps_its_size_and_the_unseen_part_is_dark(model_file, tmp
     assert explain(model_file, tmp_path, tmp_path / "wide.jpg") == 0
     picture = decode_image(tmp_path / "wide.png")
     assert picture.shape == (20, 90, 3)
-    assert (picture[:, [0, 20, 70, 89]] == 60).all()
-    assert (picture[:, 30:60] != 60).any(-1).all()
+    assert (picture[:, [0, 20, 70, 89]] == 30).all()
+    assert (picture[:, 30:60] != 30).any(-1).all()
 
 
 def test_images_of_one_name_get_a_picture_each(model_file, image, tmp_path, capsys):

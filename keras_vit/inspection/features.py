@@ -68,9 +68,13 @@ def features(model, blocks=None, *, norm=False, blocks_only=False):
     if not blocks_only:
         last = "encoder_norm" if "encoder_norm" in names else f"block_{config.depth - 1}"
         outputs["tokens"] = _parts(model.get_layer(last).output, config)
-        outputs["pre_logits"] = model.get_layer("head").input if "head" in names else model.output
-        if "head_distillation" in names:
-            outputs["pre_logits_distillation"] = model.get_layer("head_distillation").input
+        if "pool_distillation" in names:
+            outputs["pre_logits"] = model.get_layer("pool").output
+            outputs["pre_logits_distillation"] = model.get_layer("pool_distillation").output
+        else:
+            outputs["pre_logits"] = (
+                model.get_layer("head").input if "head" in names else model.output
+            )
     if not outputs:
         raise ValueError(f"Nothing to look at. Received: blocks={blocks!r}, blocks_only=True")
     return keras.Model(model.input, outputs, name=f"{model.name}_features")

@@ -20,7 +20,7 @@ COLOURS = np.array(
     [(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], "float64"
 )
 LIGHTEST_FROM = 0.98  # the quantile of the map from which on patches have the lightest colour
-UNSEEN_BRIGHTNESS = 0.3
+UNSEEN_BRIGHTNESS = 0.15
 
 
 def draw_overlay(
