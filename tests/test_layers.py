@@ -40,12 +40,106 @@ LAYERS = {
     ),
     layers.AttentionPooling: ({"num_heads": 4, "mlp_dim": 32}, TOKENS, (2, 16)),
     layers.TokenPooling: ({"pooling": "token+avg", "prefix_tokens": 2}, TOKENS, (2, 32)),
+    layers.LayerScale: ({"initial_value": 0.1}, TOKENS, TOKENS),
+    layers.RelativePositionBias: (
+        {"grid": (2, 3), "num_heads": 4, "prefix_tokens": 0},
+        (2, 4, 6, 6),
+        (2, 4, 6, 6),
+    ),
+    layers.WeightStandardizedConv: (
+        {"filters": 8, "kernel_size": (3, 1), "strides": 2, "variance_epsilon": 1e-8},
+        (2, 7, 8, 4),
+        (2, 4, 4, 8),
+    ),
+    layers.ResidualUnit: (
+        {"width": 32, "strides": 2, "rule": "timm"},
+        (2, 6, 7, 32),
+        (2, 3, 4, 128),
+    ),
+    layers.ResNetStem: (
+        {"blocks": (1, 1), "width": 32, "rule": "timm"},
+        (2, 16, 24, 3),
+        (2, 2, 3, 256),
+    ),
 }
-every_layer = pytest.mark.parametrize("cls", LAYERS, ids=lambda cls: cls.__name__)
+# Further switches of some layers, by a name for each.
+WITH_PREFIX = (2, 8, 16)  # A class token, a register and 2 x 3 patches.
+SWITCHES = {
+    "encoder_with_all_tokens": (
+        layers.PatchEncoder,
+        {
+            "hidden_size": 16,
+            "distillation_token": True,
+            "register_tokens": 3,
+            "position_slots": "all",
+            "use_bias": False,
+        },
+        (2, 6, 24),
+        (2, 11, 16),
+    ),
+    "encoder_with_sincos2d": (
+        layers.PatchEncoder,
+        {"hidden_size": 16, "positions": "sincos2d", "grid": (2, 3), "register_tokens": 1},
+        (2, 6, 24),
+        WITH_PREFIX,
+    ),
+    "encoder_with_sincos1d": (
+        layers.PatchEncoder,
+        {"hidden_size": 16, "positions": "sincos1d", "class_token": False},
+        (2, 6, 24),
+        (2, 6, 16),
+    ),
+    "attention_with_rope": (
+        layers.MultiHeadSelfAttention,
+        {
+            "num_heads": 4,
+            "positions": "rope",
+            "grid": (2, 3),
+            "prefix_tokens": 2,
+            "use_bias": "query_value",
+            "qk_norm": True,
+        },
+        WITH_PREFIX,
+        WITH_PREFIX,
+    ),
+    "block_with_relative_positions": (
+        layers.TransformerBlock,
+        {
+            "num_heads": 4,
+            "mlp_dim": 24,
+            "activation": "silu",
+            "gated_mlp": True,
+            "qkv_bias": "query_value",
+            "layer_scale": 0.1,
+            "positions": "relative",
+            "grid": (3, 3),
+            "prefix_tokens": 1,
+        },
+        (2, 10, 16),
+        (2, 10, 16),
+    ),
+    "block_with_rope": (
+        layers.TransformerBlock,
+        {
+            "num_heads": 2,
+            "mlp_dim": 24,
+            "qkv_bias": False,
+            "qk_norm": True,
+            "positions": "rope",
+            "grid": (2, 3),
+            "prefix_tokens": 2,
+            "drop_path": 0.2,
+        },
+        WITH_PREFIX,
+        WITH_PREFIX,
+    ),
+}
+ROWS = {cls.__name__: (cls, *row) for cls, row in LAYERS.items()} | SWITCHES
+every_layer = pytest.mark.parametrize("row", ROWS)
 
 
-def build(cls, **kwargs):
-    options, input_shape, _ = LAYERS[cls]
+def build(row, **kwargs):
+    cls, options, input_shape, _ = ROWS[row]
     layer = cls(**{**options, **kwargs})
     inputs = np.random.default_rng(0).uniform(0, 2, input_shape).astype("float32")
     return layer, inputs
@@ -60,14 +154,15 @@ def test_the_table_covers_every_layer():
 
 
 @every_layer
-def test_config_round_trip(cls):
-    layer, inputs = build(cls)
+def test_config_round_trip(row):
+    cls, options, _, _ = ROWS[row]
+    layer, inputs = build(row)
     layer(inputs)
     config = json.loads(json.dumps(layer.get_config()))
     twin = cls.from_config(config)
     assert twin.get_config() == cls.from_config(twin.get_config()).get_config()
     assert json.loads(json.dumps(twin.get_config())) == config
-    assert set(LAYERS[cls][0]) <= set(config)
+    assert set(options) <= set(config)
     # Derived values do not belong in a config: all but the base layer's are arguments.
     base = set(keras.layers.Layer().get_config())
     arguments = set(cls.__init__.__code__.co_varnames)
@@ -75,24 +170,24 @@ def test_config_round_trip(cls):
 
 
 @every_layer
-def test_registered_under_the_package(cls):
-    assert keras.saving.get_registered_name(cls) == f"keras_vit>{cls.__name__}"
+def test_registered_under_the_package(row):
+    assert keras.saving.get_registered_name(ROWS[row][0]) == f"keras_vit>{ROWS[row][0].__name__}"
 
 
 @every_layer
-def test_output_shape_is_the_computed_one(cls):
-    layer, inputs = build(cls)
-    _, input_shape, output_shape = LAYERS[cls]
+def test_output_shape_is_the_computed_one(row):
+    layer, inputs = build(row)
+    _, _, input_shape, output_shape = ROWS[row]
     assert tuple(layer.compute_output_shape(input_shape)) == output_shape
     assert tuple(layer(inputs).shape) == output_shape
 
 
 @every_layer
-def test_symbolic_and_dynamic_batch(cls):
-    layer, inputs = build(cls)
+def test_symbolic_and_dynamic_batch(row):
+    layer, inputs = build(row)
     symbolic = keras.Input(inputs.shape[1:])
     model = keras.Model(symbolic, layer(symbolic))
-    assert model.output_shape == (None, *LAYERS[cls][2][1:])
+    assert model.output_shape == (None, *ROWS[row][3][1:])
     whole = model.predict(np.concatenate([inputs, inputs[:1]]), verbose=0)
     assert whole.shape[0] == 3
     np.testing.assert_allclose(
@@ -104,26 +199,26 @@ def test_symbolic_and_dynamic_batch(cls):
 @pytest.mark.parametrize(
     "policy", ["float32", "float64", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16"]
 )
-def test_dtype_policies(cls, policy):
+def test_dtype_policies(row, policy):
     if policy == "float64" and keras.backend.backend() == "jax":
         pytest.skip("JAX computes in float64 only where JAX_ENABLE_X64 is set")
-    layer, inputs = build(cls, dtype=policy)
-    outputs = layer(inputs, training=True) if "training" in call_args(cls) else layer(inputs)
+    layer, inputs = build(row, dtype=policy)
+    outputs = layer(inputs, training=True) if "training" in call_args(row) else layer(inputs)
     policy = keras.dtype_policies.get(policy)
     assert keras.backend.standardize_dtype(outputs.dtype) == policy.compute_dtype
     assert {w.dtype for w in layer.weights} <= {policy.variable_dtype}
     assert np.isfinite(to_numpy(outputs)).all()
 
 
-def call_args(cls):
-    return cls.call.__code__.co_varnames
+def call_args(row):
+    return ROWS[row][0].call.__code__.co_varnames
 
 
 @every_layer
-def test_dropout_only_in_training(cls):
-    layer, inputs = build(cls)
+def test_dropout_only_in_training(row):
+    layer, inputs = build(row)
     np.testing.assert_array_equal(to_numpy(layer(inputs)), to_numpy(layer(inputs)))
-    stochastic = {"dropout", "attention_dropout", "drop_path", "rate"} & set(LAYERS[cls][0])
+    stochastic = {"dropout", "attention_dropout", "drop_path", "rate"} & set(ROWS[row][1])
     if stochastic:
         inputs = np.repeat(inputs, 32, axis=0)
         one, two = (to_numpy(layer(inputs, training=True)) for _ in range(2))
@@ -133,8 +228,8 @@ def test_dropout_only_in_training(cls):
 
 
 @every_layer
-def test_saved_file_reloads_in_safe_mode(cls, tmp_path):
-    layer, inputs = build(cls)
+def test_saved_file_reloads_in_safe_mode(row, tmp_path):
+    layer, inputs = build(row)
     symbolic = keras.Input(inputs.shape[1:])
     model = keras.Model(symbolic, layer(symbolic))
     model.save(tmp_path / "model.keras")
@@ -143,10 +238,10 @@ def test_saved_file_reloads_in_safe_mode(cls, tmp_path):
 
 
 def test_a_process_that_only_imported_keras_vit_reloads_all(tmp_path):
-    for cls in LAYERS:
-        layer, inputs = build(cls)
+    for row in ROWS:
+        layer, inputs = build(row)
         symbolic = keras.Input(inputs.shape[1:])
-        keras.Model(symbolic, layer(symbolic)).save(tmp_path / f"{cls.__name__}.keras")
+        keras.Model(symbolic, layer(symbolic)).save(tmp_path / f"{row}.keras")
     code = (
         "import sys, pathlib, keras_vit, keras\n"
         "for path in pathlib.Path(sys.argv[1]).glob('*.keras'):\n"
@@ -156,7 +251,7 @@ def test_a_process_that_only_imported_keras_vit_reloads_all(tmp_path):
     run = subprocess.run(
         [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
     )
-    assert set(run.stdout.split()) >= {cls.__name__ for cls in LAYERS}
+    assert set(run.stdout.split()) >= set(ROWS)
 
 
 # What each layer computes.
@@ -306,7 +401,7 @@ def test_token_pooling():
     }.items():
         found = to_numpy(layers.TokenPooling(pooling)(tokens))
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="needs a class token"):
+    with pytest.raises(ValueError, match="needs 1 of them before the patches"):
         layers.TokenPooling("token", prefix_tokens=0)
 
 
