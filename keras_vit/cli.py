@@ -49,9 +49,10 @@ def inspect_file(file: Positional[str]) -> None:
     """Prints what a checkpoint holds: its format, the architecture found, its tensors.
 
     Args:
-        file: A .npz, .safetensors or .keras file, or a folder as on the hub.
+        file: A .npz, .safetensors, .h5 or .keras file, a folder as on the hub, or a name of
+            `keras-vit list --weights`.
     """
-    print(checkpoints.inspect_checkpoint(file))
+    print(checkpoints.inspect_checkpoint(zoo.weights_path(file)))
 
 
 def run_recipe(recipe: Annotated[finetune.Recipe, arg(name="")]) -> None:
@@ -292,22 +293,26 @@ def _print_weights(pattern):
 def _load_classifier(model, image_size, preprocessing):
     """The model to be asked, which returns logits, and the names of its classes or None."""
     path = Path(model).expanduser()
-    classifier = zoo.from_checkpoint(path, image_size=image_size, preprocessing=preprocessing)
-    if classifier.layers[-1].name != "head":
+    classifier = zoo.from_checkpoint(
+        path, image_size=image_size, preprocessing=preprocessing, head_output="average"
+    )
+    config = models.config_of(classifier)
+    if not config.include_top:
         raise ValueError(f"{path} has no classification head; fine-tune it first")
-    if not models.config_of(classifier).include_preprocessing:
+    if not config.include_preprocessing:
         raise ValueError(
             f"{path} does not say how images become its input: it has no `preprocessing` layer. "
             "Build it with include_preprocessing=True"
         )
     if len(classifier.output_shape) != 2:
         raise ValueError(f"{path} answers for every token; expected one answer an image")
-    names = (path if path.is_dir() else path.parent) / "class_names.txt"
+    folder = path if path.is_dir() else path.parent
+    names = folder / "class_names.txt" if path.exists() else None  # Else weights fetched by name.
     return classifier, _class_names(names, classifier.output_shape[-1])
 
 
 def _class_names(file, count):
-    if not file.exists():
+    if file is None or not file.exists():
         return data.imagenet_class_names() if count == 1000 else None
     names = tuple(file.read_text(encoding="utf-8").splitlines())
     if len(names) != count:

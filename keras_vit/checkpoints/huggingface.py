@@ -250,7 +250,7 @@ _CLIP_SCALING = Preprocessing(
     mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
 )
 _IMAGENET = PRESETS["imagenet"]
-_HALF = Preprocessing(mean=0.5, std=0.5, crop_mode="squash")
+_HALF = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3, crop_mode="squash")
 MODEL_TYPES = {
     "vit": (_VIT, _HALF),
     "deit": (_VIT, _IMAGENET),

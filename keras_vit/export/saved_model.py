@@ -114,7 +114,9 @@ def _logits_model(model):
             f"Model {model.name!r} must be a classifier with one output of shape "
             f"(batch, num_classes). Its output shape is {shape}."
         )
-    activation = getattr(head, "activation", "not there")
+    # The mean of a distilled model's two heads.
+    is_mean = isinstance(head, keras.layers.Average)
+    activation = "linear" if is_mean else getattr(head, "activation", "not there")
     name = getattr(activation, "__name__", activation)
     if head.output is not model.outputs[0] or name not in ("linear", "softmax"):
         raise ValueError(

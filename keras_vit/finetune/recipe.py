@@ -47,7 +47,8 @@ class Recipe:
     """Architecture, one of `keras-vit list`; None: the checkpoint's, vit_ti16 without one."""
 
     weights: str | None = None
-    """Checkpoint to start from (.npz, .safetensors or its folder, .keras); None: random."""
+    """Checkpoint to start from (.npz, .safetensors or its folder, .h5, .keras), or a name of
+    `keras-vit list --weights`; None: random."""
 
     preprocessing: Literal["inception", "imagenet"] | None = None
     """Scaling of pixels; None: what the checkpoint says, inception (to -1..1) for random

@@ -46,7 +46,7 @@ from keras_vit.finetune.state import (
 )
 from keras_vit.models import VisionTransformerConfig, vision_transformer
 from keras_vit.models.variants import get_variant
-from keras_vit.zoo import checkpoint_config
+from keras_vit.zoo import checkpoint_config, weights_path
 
 DEFAULT_MODEL = "vit_ti16"
 # 64 images of 224 px: ViT-B/16 then trains within some 20 GiB.
@@ -196,18 +196,20 @@ def model_config(
         return dataclasses.replace(architecture, num_classes=num_classes, **options)
     if not recipe.weights:
         row = get_variant(recipe.model or DEFAULT_MODEL)
-        return VisionTransformerConfig(**row, num_classes=num_classes, **options)
+        return VisionTransformerConfig(**row | options | {"num_classes": num_classes})
     row = get_variant(recipe.model) if recipe.model else {}
-    with open_checkpoint(recipe.weights) as checkpoint:
+    path = weights_path(recipe.weights)
+    with open_checkpoint(path) as checkpoint:
         facts = checkpoint.facts
-    for field, wanted in row.items():
-        if facts.get(field, wanted) not in (wanted, (wanted, wanted)):
+    for field in ("patch_size", "hidden_size", "depth", "mlp_dim", "num_heads"):
+        wanted = row.get(field)
+        if wanted is not None and facts.get(field, wanted) not in (wanted, (wanted, wanted)):
             raise ValueError(
                 f"{recipe.weights} is no {recipe.model}: its {field} is {facts[field]}, expected "
                 f"{wanted}. Leave --model out to take the checkpoint's"
             )
     config = checkpoint_config(
-        recipe.weights,
+        path,
         num_classes,
         num_heads=None if "num_heads" in facts else row.get("num_heads"),
         include_top=True,
@@ -237,7 +239,7 @@ def build_model(recipe: Recipe, config: VisionTransformerConfig) -> keras.Model:
     if recipe.weights:
         accept = ("preprocessing",) if recipe.preprocessing else ()
         # The checkpoint's classes are others, even where there are as many of them.
-        report = load_checkpoint(model, recipe.weights, accept=accept, new_head=True)
+        report = load_checkpoint(model, weights_path(recipe.weights), accept=accept, new_head=True)
         print(report, flush=True)
     return model
 

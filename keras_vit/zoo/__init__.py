@@ -16,6 +16,7 @@ from keras_vit.zoo.builders import (
     create,
     from_checkpoint,
     list_models,
+    weights_path,
 )
 from keras_vit.zoo.catalog import PublishedWeights, list_weights
 from keras_vit.zoo.download import DownloadError, fetch_weights
@@ -40,4 +41,5 @@ __all__ = [
     "from_checkpoint",
     "list_models",
     "list_weights",
+    "weights_path",
 ]

@@ -234,6 +234,19 @@ def _resolve(weights, variant=None):
     return fetch_weights(entry), {name: value for name, value in known.items() if value is not None}
 
 
+def weights_path(weights):
+    """The path that is meant: itself, or that of the published weights of this name, fetched.
+
+    Args:
+        weights: A path, or a name of `list_weights()`.
+
+    Raises:
+        ValueError: If it is neither.
+        DownloadError: If the published weights cannot be had.
+    """
+    return _resolve(weights)[0]
+
+
 def _model_name(path):
     stem = path.parent.name if path.name == "model.safetensors" else path.name.split(".")[0]
     return "".join(c if c.isalnum() or c in "_-." else "_" for c in stem) or "vision_transformer"
