@@ -266,7 +266,7 @@ def without_preference(**fields):
     for layer in model.layers:
         if layer.name.startswith("block_"):
             for weight in layer.attention.query_key_value.weights:
-                weight.assign(keras.ops.zeros_like(weight))
+                weight.assign(np.zeros(weight.shape))
     return model
 
 
