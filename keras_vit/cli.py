@@ -186,7 +186,8 @@ def explain(
         outputs, maps = (np.asarray(part) for part in both.predict_on_batch(pixels[None]))
         if heads:
             image = inspection.shrink_image(image, _SHEET_PICTURE)
-        box = inspection.seen_box(*image.shape[:2], size, policy)
+        height, width, _ = image.shape
+        box = inspection.seen_box(height, width, size, policy)
         pictures = [
             inspection.draw_overlay(image, patch_map, box=box)
             for patch_map in (maps[0] if heads else maps)
