@@ -21,6 +21,7 @@ from keras_vit.zoo import (
     from_checkpoint,
     list_models,
     list_weights,
+    resize,
 )
 
 __all__ = [
@@ -52,5 +53,6 @@ __all__ = [
     "list_weights",
     "load_checkpoint",
     "models",
+    "resize",
     "zoo",
 ]

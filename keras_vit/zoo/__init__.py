@@ -20,6 +20,7 @@ from keras_vit.zoo.builders import (
 )
 from keras_vit.zoo.catalog import PublishedWeights, list_weights
 from keras_vit.zoo.download import DownloadError, fetch_weights
+from keras_vit.zoo.resizing import resize
 
 __all__ = [
     "DownloadError",
@@ -41,5 +42,6 @@ __all__ = [
     "from_checkpoint",
     "list_models",
     "list_weights",
+    "resize",
     "weights_path",
 ]
