@@ -498,6 +498,15 @@ def test_members_over_each_other(tmp_path):
         read_all(path)
 
 
+def test_an_archive_behind_something_else(tmp_path):
+    path = npz_with(tmp_path / "model.npz", [("a.npy", npy(ARRAY))])
+    path.write_bytes(b"#!/bin/sh\n" + path.read_bytes())
+    with pytest.raises(
+        CheckpointError, match=r"model\.npz is no \.npz file: 10 bytes of something"
+    ):
+        read_all(path)
+
+
 def test_a_bomb_is_refused_without_inflating(tmp_path):
     path = tmp_path / "model.npz"
     with (

@@ -102,6 +102,11 @@ def _check_directory(path, archive):
         if problem:
             raise CheckpointError(f"{path}: member {reprlib.repr(info.orig_filename)} {problem}")
         names.add(info.filename)
+    if infos and infos[0].header_offset:
+        raise CheckpointError(
+            f"{path} is no .npz file: {infos[0].header_offset} bytes of something else come before "
+            f"its first member, {infos[0].filename}"
+        )
     ends = [info.header_offset for info in infos[1:]] + [archive.start_dir]
     for info, end in zip(infos, ends, strict=False):
         if info.header_offset + zipfile.sizeFileHeader + info.compress_size > end:
