@@ -2,7 +2,7 @@
 
 from keras_vit import checkpoints, data, export, finetune, inspection, layers, models, zoo
 from keras_vit._version import __version__
-from keras_vit.checkpoints import load_checkpoint
+from keras_vit.checkpoints import load_checkpoint, save_checkpoint
 from keras_vit.export import export_saved_model
 from keras_vit.inspection import attention_maps, attention_rollout, features
 from keras_vit.zoo import (
@@ -53,6 +53,7 @@ __all__ = [
     "list_weights",
     "load_checkpoint",
     "models",
+    "save_checkpoint",
     "resize",
     "zoo",
 ]

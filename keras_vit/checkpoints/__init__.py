@@ -5,6 +5,7 @@ from keras_vit.checkpoints.loading import load_checkpoint
 from keras_vit.checkpoints.positions import resample_positions
 from keras_vit.checkpoints.reading import CheckpointError
 from keras_vit.checkpoints.report import LoadReport
+from keras_vit.checkpoints.saving import save_checkpoint
 
 __all__ = [
     "Checkpoint",
@@ -14,4 +15,5 @@ __all__ = [
     "load_checkpoint",
     "open_checkpoint",
     "resample_positions",
+    "save_checkpoint",
 ]

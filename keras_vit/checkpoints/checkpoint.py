@@ -168,6 +168,7 @@ def recognise(file):
         weights = _weight_shapes(file, rules, shapes)
         facts, notes = format.facts(weights, shapes, file)
         facts, is_grid_told = locate(facts, weights)
+        _check_sizes(facts)
     except (
         *(ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError),
         OverflowError,
@@ -189,6 +190,13 @@ def recognise(file):
         resampling=getattr(format, "RESAMPLING", format.FORMAT),
         published_name=format.published_name,
     )
+
+
+def _check_sizes(facts):
+    for name in ("patch_size", "hidden_size", "depth", "mlp_dim", "num_heads"):
+        value = facts.get(name, 1)
+        if min(value if isinstance(value, tuple) else (value,)) < 1:
+            raise ValueError(f"{name} would be {value}")
 
 
 def _sorted_tensors(file, format):

@@ -3,6 +3,7 @@
 import re
 
 from keras_vit.checkpoints.architecture import architecture
+from keras_vit.checkpoints.descriptions import Description, differing
 from keras_vit.checkpoints.layouts import Rule, flax_dense, flax_norm
 from keras_vit.models import PRESETS
 
@@ -202,3 +203,25 @@ def facts(weights, shapes, file):
 def depth(names):
     """Number of blocks."""
     return 1 + max((int(match[1]) for match in map(_BLOCK.match, names) if match), default=-1)
+
+
+def described(config, class_names):
+    """The `Description` of a model in the terms of Google's code.
+
+    vision_transformer's names of today where it has such a model, else big_vision's.
+    """
+    units = tuple(
+        f"block{stage}/unit{unit}"
+        for stage, count in enumerate(config.stem_blocks or (), 1)
+        for unit in range(1, count + 1)
+    )
+    wanted = {"pool_norm": False, "patch_bias": True, "gated_mlp": False}
+    is_big_vision = config.pooling == "map" or config.positions == "sincos2d"
+    if config.class_token and config.position_slots == "patches":
+        is_big_vision = True
+    if not is_big_vision:
+        return Description((*units, OLD_POSITIONS), implied=differing(config, wanted))
+    wanted |= {"stem_blocks": None, "class_token": config.pooling == "token"}
+    if config.token_positions == "learned":
+        wanted["position_slots"] = "patches"
+    return Description(units, "params/{}".format, implied=differing(config, wanted))

@@ -4,6 +4,7 @@ One table per naming: the classic one (ViT, DeiT, MAE, MSN, I-JEPA, BEiT, data2v
 DINOv3's, and that of CLIP and SigLIP.
 """
 
+import math
 import re
 
 from keras_vit.checkpoints.architecture import architecture
@@ -396,9 +397,11 @@ def _preprocessing(config, notes):
     crop_fraction, crop_mode = 1.0, "squash"
     if shortest is not None or config.get("do_center_crop"):
         crop_mode = "center"
-        resized = shortest if shortest is not None else _side(size)
+        resized = shortest if shortest is not None else _longest(size)
         if config.get("do_center_crop", True) and crop and resized:
-            crop_fraction = min(1.0, _side(crop) / resized)
+            crop_fraction = _crop_fraction(config, _longest(crop), resized)
+        if isinstance(size, dict) and shortest is None and crop_fraction < 1:
+            crop_mode = "squash"
     return Preprocessing(
         mean=tuple(config.get("image_mean") or (0.5,) * 3) if normalise else (0.0,) * 3,
         std=tuple(config.get("image_std") or (0.5,) * 3) if normalise else (1.0,) * 3,
@@ -406,6 +409,20 @@ def _preprocessing(config, notes):
         crop_mode=crop_mode,
         interpolation=interpolation,
     )
+
+
+def _crop_fraction(config, crop, resized):
+    """The share that `save_checkpoint` noted if it means these pixels, else that of the pixels."""
+    noted = config.get("crop_pct")
+    if noted and math.floor(crop / noted + 1e-3) == resized:
+        return noted
+    return min(1.0, crop / resized)
+
+
+def _longest(size):
+    if isinstance(size, dict) and "height" in size and "width" in size:
+        return max(size["height"], size["width"])
+    return _side(size)
 
 
 def _side(size):

@@ -247,16 +247,19 @@ def _preprocessor_config(config):
         "image_mean": list(preprocessing.mean),
         "image_std": list(preprocessing.std),
     }
-    if preprocessing.crop_mode == "center":
-        # A thousandth of a pixel below the whole number that the fraction may be of.
-        edge = math.floor(max(height, width) / preprocessing.crop_fraction + 1e-3)
+    # A thousandth of a pixel below the whole number that the fraction may be of.
+    resized = [math.floor(side / preprocessing.crop_fraction + 1e-3) for side in config.image_size]
+    if preprocessing.crop_mode == "center" or resized != [height, width]:
         result |= {
             "image_processor_type": "CLIPImageProcessor",
-            "size": {"shortest_edge": edge},
+            "size": {"height": resized[0], "width": resized[1]},
             "do_center_crop": True,
             "crop_size": {"height": height, "width": width},
-            "do_convert_rgb": True,
+            # No processor takes it, but pixels are whole and the fraction is not.
+            "crop_pct": preprocessing.crop_fraction,
         }
+    if preprocessing.crop_mode == "center":
+        result["size"] = {"shortest_edge": max(resized)}
     return result
 
 

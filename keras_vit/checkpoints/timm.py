@@ -222,6 +222,7 @@ _KNOWN_ARGUMENTS = (
     *("init_values", "qk_norm", "pre_norm", "pos_embed", "use_abs_pos_emb", "use_rel_pos_bias"),
     *("mlp_layer", "num_reg_tokens", "qkv_fused", "swiglu_mlp", "rope_type", "rope_temperature"),
     *("use_rot_pos_emb", "rope_rotate_half", "use_pos_transformer", "use_post_norm"),
+    *("use_fc_norm", "use_pre_transformer_norm"),
 )
 # (argument of timm's constructor, our field): what the tensors must agree with.
 _CHECKED = (
