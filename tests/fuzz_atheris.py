@@ -6,7 +6,8 @@
 A crash, a hang (-timeout), memory over bound (-rss_limit_mb) or a tensor that the formats' own
 libraries read otherwise ends it, and libFuzzer writes the input to a file.
 
-Last long run: LENGTH
+Last long run: 301 seconds on one core, 667,096 inputs, nothing found. The run before it, stopped by its
+finding within five minutes, found archives behind foreign bytes, which are refused since.
 """
 
 import io
