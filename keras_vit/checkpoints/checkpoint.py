@@ -167,6 +167,7 @@ def recognise(file):
     try:
         weights = _weight_shapes(file, rules, shapes)
         facts, notes = format.facts(weights, shapes, file)
+        resampling = facts.pop("resampling", getattr(format, "RESAMPLING", format.FORMAT))
         facts, is_grid_told = locate(facts, weights)
         _check_sizes(facts)
     except (
@@ -187,7 +188,7 @@ def recognise(file):
         facts=facts,
         notes=tuple(notes),
         is_grid_told=is_grid_told,
-        resampling=getattr(format, "RESAMPLING", format.FORMAT),
+        resampling=resampling,
         published_name=format.published_name,
     )
 

@@ -95,7 +95,6 @@ def rules(depth, shapes):
 def _classic_rules(shapes):
     result = [
         Rule("patch_encoder/class_token", ("embeddings.cls_token",)),
-        Rule("patch_encoder/distillation_token", ("embeddings.distillation_token",)),
         Rule("patch_encoder/register_tokens", ("embeddings.register_tokens",)),
         Rule("patch_encoder/position_embedding", ("embeddings.position_embeddings",)),
         *torch_norm("encoder_norm", "layernorm"),
@@ -103,7 +102,11 @@ def _classic_rules(shapes):
         *torch_dense("head_distillation", "distillation_classifier"),
     ]
     if "distillation_classifier.weight" in shapes:
-        return result + torch_dense("head", "cls_classifier")
+        token = Rule("patch_encoder/distillation_token", ("embeddings.distillation_token",))
+        return [*result, token, *torch_dense("head", "cls_classifier")]
+    if "embeddings.distillation_token" in shapes:
+        # Without a head of its own, it is a register.
+        result.append(Rule("patch_encoder/register_tokens", ("embeddings.distillation_token",)))
     if "classifier.weight" not in shapes:
         result += torch_dense("pre_logits", "pooler.dense")
     return result + torch_dense("head", "classifier")
@@ -119,15 +122,19 @@ def _separate(block, tensor, shapes, query="query", key="key", value="value"):
     return [kernel, bias]
 
 
+_SHARED_TABLE = "encoder.relative_position_bias.relative_position_bias_table"
+
+
 def _classic_block(index, shapes):
     block, tensor = f"block_{index}", f"encoder.layer.{index}"
     attention = f"{tensor}.attention.attention"
+    table = f"{attention}.relative_position_bias.relative_position_bias_table"
     return [
         *torch_norm(f"{block}/attention_norm", f"{tensor}.layernorm_before"),
         *_separate(block, attention, shapes),
         Rule(
             f"{block}/attention/relative_position_bias/table",
-            (f"{attention}.relative_position_bias.relative_position_bias_table",),
+            (_SHARED_TABLE if _SHARED_TABLE in shapes else table,),
         ),
         *torch_dense(f"{block}/attention/projection", f"{tensor}.attention.output.dense"),
         Rule(f"{block}/attention_scale/gamma", (f"{tensor}.lambda_1",)),
@@ -192,20 +199,22 @@ def _clip_rules(shapes):
         *torch_norm("pre_norm", "pre_layrnorm"),
         *torch_norm("encoder_norm", "post_layernorm"),
     ]
-    if "classifier.weight" in shapes:
-        return result + torch_dense("head", "classifier")
     for weight, part in (("query", (0, 1, 3)), ("key_value", (1, 3, 3))):
         result += [
             Rule(f"pool/{weight}/kernel", in_projection[0], "transposed", part),
             Rule(f"pool/{weight}/bias", in_projection[1], "same", part),
         ]
-    return [
-        *result,
+    result += [
         Rule("pool/probe", ("head.probe",)),
         *torch_dense("pool/projection", f"{attention}.out_proj"),
         *torch_norm("pool/norm", "head.layernorm"),
         *torch_dense("pool/mlp/expansion", "head.mlp.fc1"),
         *torch_dense("pool/mlp/projection", "head.mlp.fc2"),
+    ]
+    if "classifier.weight" in shapes:
+        return result + torch_dense("head", "classifier")
+    return [
+        *result,
         # CLIP's projection into the space that it shares with texts.
         Rule("head/kernel", ("visual_projection.weight",), "transposed"),
         Rule("head/bias", (), "zero"),
@@ -297,7 +306,8 @@ def facts(weights, shapes, file):
         known["position_slots"] = "class" if known["class_token"] else "patches"
     elif known["positions"] and "learned" in known["positions"]:
         # Registers are put between the class token and the patches, without positions.
-        known["position_slots"] = "class"
+        is_register = "embeddings.distillation_token" in shapes and not known["distillation_token"]
+        known["position_slots"] = "all" if is_register else "class"
     if "embeddings.patch_embeddings.weight" in shapes:
         known["positions"] = "rope"
     if file.hub_config is None:
@@ -309,6 +319,8 @@ def facts(weights, shapes, file):
             f"Received: model_type={model_type!r}"
         )
     known |= _configured(file.hub_config, model_type, known, shapes)
+    if model_type == "dinov2_with_registers":
+        known["resampling"] = "timm"  # Its forward pass resamples with antialias.
     if file.preprocessor_config is not None:
         known["preprocessing"] = _preprocessing(file.preprocessor_config, notes)
     else:
@@ -340,8 +352,6 @@ def _configured(hub_config, model_type, known, shapes):
             "CLIPForImageClassification pools tokens that no norm follows, which no keras_vit "
             "model does"
         )
-    if config.get("use_shared_relative_position_bias"):
-        raise ValueError("unsupported: use_shared_relative_position_bias=True in config.json")
     mlp_dim = config.get("intermediate_size")
     if mlp_dim is None:
         mlp_dim = int(config["hidden_size"] * config["mlp_ratio"])

@@ -305,6 +305,8 @@ def _reason_to_drop(weight, facts, config, head):
         return "the head that it belongs to is left out"
     if part == "pre_logits" and head == "none":
         return "the model ends before it"
+    if part == "pool" and facts.get("pooling", "map") != "map":
+        return "the file's own head does not use it"
     if part == "pool" and head != "same":
         return "the model pools otherwise"
     if weight == CLASS_TOKEN and head != "same":

@@ -20,6 +20,7 @@ class AttentionPooling(keras.layers.Layer):
         num_heads: Number of heads; it divides the width of the tokens.
         mlp_dim: Width of the MLP's hidden layer.
         activation: `"gelu"` (exact), `"gelu_tanh"` or `"quick_gelu"`.
+        prefix_tokens: Number of tokens before the patches; they are not looked at.
         layer_norm_epsilon: Epsilon of the norm.
 
     Input shape:
@@ -39,11 +40,21 @@ class AttentionPooling(keras.layers.Layer):
     True
     """
 
-    def __init__(self, num_heads, mlp_dim, *, activation="gelu", layer_norm_epsilon=1e-6, **kwargs):
+    def __init__(
+        self,
+        num_heads,
+        mlp_dim,
+        *,
+        activation="gelu",
+        prefix_tokens=0,
+        layer_norm_epsilon=1e-6,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.mlp_dim = mlp_dim
         self.activation = activation
+        self.prefix_tokens = prefix_tokens
         self.layer_norm_epsilon = layer_norm_epsilon
         self.norm = keras.layers.LayerNormalization(
             epsilon=layer_norm_epsilon, dtype=self.dtype_policy, name="norm"
@@ -80,6 +91,7 @@ class AttentionPooling(keras.layers.Layer):
         )
 
     def call(self, tokens, training=None):
+        tokens = tokens[:, self.prefix_tokens :]
         heads = (self.num_heads, self.head_dim)
         query = ops.reshape(self.query(self.probe), (1, 1, *heads)) * self.head_dim**-0.5
         query = ops.transpose(query, (0, 2, 1, 3))
@@ -100,5 +112,6 @@ class AttentionPooling(keras.layers.Layer):
             "num_heads": self.num_heads,
             "mlp_dim": self.mlp_dim,
             "activation": self.activation,
+            "prefix_tokens": self.prefix_tokens,
             "layer_norm_epsilon": self.layer_norm_epsilon,
         }

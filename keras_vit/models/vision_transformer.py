@@ -113,6 +113,7 @@ def _top(x, config, policy):
             config.num_heads,
             config.mlp_dim,
             activation=config.activation,
+            prefix_tokens=config.prefix_tokens,
             layer_norm_epsilon=config.layer_norm_epsilon,
             dtype=policy,
             name="pool",

@@ -164,7 +164,10 @@ def checkpoint_config(path, num_classes=None, **fields):
             raise ValueError(f"{path} does not tell {_ASKED_FOR[field]}; pass `{field}`")
     if known.get("include_preprocessing", True) and "preprocessing" not in known:
         _ask_for_preprocessing(path)
-    return VisionTransformerConfig(**known)
+    try:
+        return VisionTransformerConfig(**known)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _given(fields):
@@ -211,7 +214,10 @@ def _adopt_facts(config, chosen, checkpoint):
     }
     if chosen.get("pooling", facts.get("pooling")) != facts.get("pooling"):
         adopted.pop("pool_norm", None)
-    return dataclasses.replace(config, **adopted)
+    try:
+        return dataclasses.replace(config, **adopted)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.file.path}: {error}") from error
 
 
 def _ask_for_preprocessing(path):
