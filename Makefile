@@ -2,6 +2,7 @@
 #   make quickstart   digits, end to end: train, report, export, ask the exported model
 #   make test         the whole suite on TensorFlow, then the pure Keras part on JAX
 #   make lint         formatting, lint rules, types, layering
+#   make zoo          docs/zoo.md, out of the table of models and the catalog of weights
 #   make clean        removes what the others made
 
 PYTHON ?= python3
@@ -32,7 +33,7 @@ for name, score in zip(answer["classes"][0].numpy(), answer["scores"][0].numpy()
 endef
 export ASK
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint zoo clean
 
 quickstart: $(VENV)/recipes-installed
 	$(BIN)/python recipes/digits.py
@@ -48,6 +49,9 @@ lint: $(VENV)/dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+zoo: $(VENV)/dev-installed
+	$(BIN)/python docs/make_zoo.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

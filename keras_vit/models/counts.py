@@ -159,11 +159,11 @@ def _mlp(config, times, gated=False):
 
 
 def _attention_pooling(config):
-    width, tokens = config.hidden_size, _tokens(config)
+    width, patches = config.hidden_size, math.prod(config.grid)
     yield _learned(width)  # the probe
     yield _linear(width, width, 1)
-    yield _linear(width, 2 * width, tokens)
-    yield 0, 2 * tokens * width
+    yield _linear(width, 2 * width, patches)
+    yield 0, 2 * patches * width
     yield _linear(width, width, 1)
     yield _norm(width)
     yield from _mlp(config, 1)
