@@ -220,6 +220,37 @@ def export_model(
     print(export.export_saved_model(classifier, output, class_names=class_names, top=top))
 
 
+def convert(
+    source: Positional[str],
+    target: Positional[str],
+    format: Literal["timm", "hf", "google"] = "timm",
+    preprocessing: Literal["inception", "imagenet"] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a model as a published format, for timm, transformers or Google's code to load.
+
+    Args:
+        source: A run's folder, a .keras file, or a published checkpoint or its hub folder.
+        target: Folder to be written (timm, hf), or .npz file (google).
+        format: Whose names and layout.
+        preprocessing: How pixels are scaled, where the source does not say.
+        overwrite: Replace what an earlier conversion wrote there.
+    """
+    model = zoo.from_checkpoint(source, preprocessing=preprocessing)
+    config, path = models.config_of(model), Path(source).expanduser()
+    names = (path if path.is_dir() else path.parent) / "class_names.txt"
+    has_names = config.include_top and path.exists() and names.exists()
+    written = checkpoints.save_checkpoint(
+        model,
+        target,
+        format,
+        preprocessing=None if config.include_preprocessing else preprocessing,
+        class_names=_class_names(names, config.num_classes) if has_names else None,
+        overwrite=overwrite,
+    )
+    print(written)
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "list": list_models,
     "inspect": inspect_file,
@@ -228,6 +259,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": predict,
     "explain": explain,
     "export": export_model,
+    "convert": convert,
 }
 
 

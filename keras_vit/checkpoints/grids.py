@@ -131,7 +131,7 @@ def locate(facts, weights):
         grid = (size[0] // stride[0], size[1] // stride[1])
         slots = "patches" if stored is None else stored.slots(grid)
         if slots is not None:
-            known = {} if stored is None else {"position_slots": slots}
+            known = {"position_slots": slots} if isinstance(stored, LearnedPositions) else {}
             return facts | {"image_size": size} | known, True
         if size is told:
             raise ValueError(
@@ -142,7 +142,9 @@ def locate(facts, weights):
     if len(squares) == 1:
         slots, grid = squares.popitem()
         size = (grid[0] * stride[0], grid[1] * stride[1])
-        facts |= {"image_size": size, "position_slots": slots}
+        facts["image_size"] = size
+        if isinstance(stored, LearnedPositions):
+            facts["position_slots"] = slots
     return facts, False
 
 

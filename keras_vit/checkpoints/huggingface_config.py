@@ -2,12 +2,12 @@
 
 import math
 
-from keras_vit.checkpoints.descriptions import Description, differing, exact_ratio
+from keras_vit.checkpoints.descriptions import Description, differing
 
 # (class with a head, class without) by model type.
 _CLASSES = {
     "vit": ("ViTForImageClassification", "ViTModel"),
-    "deit": ("DeiTForImageClassificationWithTeacher", "DeiTModel"),
+    "deit": ("DeiTForImageClassification", "DeiTModel"),
     "beit": ("BeitForImageClassification", "BeitModel"),
     "dinov2": ("Dinov2ForImageClassification", "Dinov2Model"),
     "dinov2_with_registers": (
@@ -51,13 +51,19 @@ def _model_type(config):
         return "beit"
     if config.pre_norm:
         return "clip_vision_model"
+    if config.distillation_token or _is_deit_without_teacher(config):
+        return "deit"
     if config.register_tokens:
         return "dinov2_with_registers"
     if config.layer_scale is not None or config.pooling == "token+avg":
         return "dinov2"
-    if config.distillation_token:
-        return "deit"
     return "vit" if config.class_token else "siglip_vision_model"
+
+
+def _is_deit_without_teacher(config):
+    """Whether transformers' DeiT has it: a second token, and a head for the class token alone."""
+    is_such = config.register_tokens == 1 and config.position_slots == "all"
+    return is_such and config.layer_scale is None and not config.distillation_token
 
 
 def _naming(config, model_type):
@@ -78,7 +84,9 @@ def _naming(config, model_type):
             names.append(f"{dinov3}.attention.q_proj.bias")
         if config.gated_mlp:
             names.append(f"{dinov3}.mlp.gate_proj.weight")
-    if config.include_top and model_type == "deit":
+    if model_type == "deit":
+        names.append("embeddings.distillation_token")
+    if config.include_top and config.distillation_token:
         names.append("distillation_classifier.weight")
     elif config.include_top and model_type not in ("dinov3_vit", "clip_vision_model"):
         names.append("classifier.weight")
@@ -92,14 +100,14 @@ def _file_name(config, model_type):
 
 def _hub_config(config, model_type, class_names):
     result = {
-        "architectures": [_CLASSES[model_type][0 if config.include_top else 1]],
+        "architectures": [_class_name(config, model_type)],
         "model_type": model_type,
         "dtype": "float32",
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.num_heads,
         "hidden_act": _ACTIVATIONS[config.activation],
-        "layer_norm_eps": config.layer_norm_epsilon,
+        "layer_norm_eps": float(config.layer_norm_epsilon),
         # What the patches cover: of a stem, which no class has, nothing is said.
         "image_size": _side(
             tuple(n * side for n, side in zip(config.grid, config.patch_size, strict=True))
@@ -117,6 +125,11 @@ def _hub_config(config, model_type, class_names):
     return result
 
 
+def _class_name(config, model_type):
+    name = _CLASSES[model_type][0 if config.include_top else 1]
+    return f"{name}WithTeacher" if config.distillation_token and config.include_top else name
+
+
 def _vit_fields(config):
     fields = {"intermediate_size": config.mlp_dim, "qkv_bias": bool(config.qkv_bias)}
     if config.representation_size is not None:
@@ -132,20 +145,29 @@ def _beit_fields(config):
         "use_shared_relative_position_bias": False,
         "use_mask_token": False,
         "use_mean_pooling": config.pool_norm,
-        "layer_scale_init_value": config.layer_scale or 0.0,
+        "layer_scale_init_value": float(config.layer_scale or 0),
     }
 
 
+def _dinov2_ratio(config):
+    """The whole number that says the width of the MLP, or comes nearest."""
+    exact = config.mlp_dim / config.hidden_size * (1.5 if config.gated_mlp else 1)
+    nearest = {max(1, math.floor(exact)), max(1, math.ceil(exact))}
+    return min(nearest, key=lambda ratio: abs(_dinov2_width(config, ratio) - config.mlp_dim))
+
+
+def _dinov2_width(config, ratio):
+    width = config.hidden_size * ratio
+    # transformers' SwiGLU takes two thirds, rounded up to a multiple of 8.
+    return (int(width * 2 / 3) + 7) // 8 * 8 if config.gated_mlp else width
+
+
 def _dinov2_fields(config):
-    hidden = config.mlp_dim
-    if config.gated_mlp:
-        # Of which transformers' SwiGLU takes two thirds, rounded up to a multiple of 8.
-        hidden = math.ceil(hidden * 3 / 2)
     fields = {
-        "mlp_ratio": exact_ratio(hidden, config.hidden_size),
+        "mlp_ratio": _dinov2_ratio(config),
         "use_swiglu_ffn": config.gated_mlp,
         "qkv_bias": bool(config.qkv_bias),
-        "layerscale_value": config.layer_scale or 1.0,
+        "layerscale_value": float(config.layer_scale or 1),
         "apply_layernorm": True,
     }
     if config.register_tokens:
@@ -158,13 +180,13 @@ def _dinov3_fields(config):
         "intermediate_size": config.mlp_dim,
         "use_gated_mlp": config.gated_mlp,
         "num_register_tokens": config.register_tokens,
-        "rope_theta": config.rope_base,
+        "rope_theta": float(config.rope_base),
         "query_bias": bool(config.qkv_bias),
         "key_bias": config.qkv_bias is True,
         "value_bias": bool(config.qkv_bias),
         "proj_bias": True,
         "mlp_bias": True,
-        "layerscale_value": config.layer_scale or 1.0,
+        "layerscale_value": float(config.layer_scale or 1),
     }
 
 
@@ -202,14 +224,18 @@ def _implied(config, model_type):
     """What transformers' class has otherwise, though the tensors would be read."""
     wanted = {
         "class_token": model_type != "siglip_vision_model",
-        "distillation_token": model_type == "deit",
+        "distillation_token": model_type == "deit" and config.distillation_token,
         "patch_bias": model_type != "clip_vision_model",
         "stem_blocks": None,
+        "pool_norm": model_type == "beit" and config.pooling == "avg",
     }
     if config.token_positions == "learned":
         wanted["position_slots"] = "class" if wanted["class_token"] else "patches"
+        if model_type == "deit" and not config.distillation_token:
+            wanted["position_slots"] = "all"
     if model_type not in ("dinov2", "dinov2_with_registers", "dinov3_vit"):
-        wanted |= {"gated_mlp": False, "register_tokens": 0}
+        registers = int(model_type == "deit" and not config.distillation_token)
+        wanted |= {"gated_mlp": False, "register_tokens": registers}
     if model_type in ("vit", "deit", "clip_vision_model", "siglip_vision_model"):
         wanted["positions"] = "learned"
     if model_type.startswith("dinov2"):
@@ -222,15 +248,14 @@ def _implied(config, model_type):
         wanted["qkv_bias"] = "query_value"
     if model_type in ("clip_vision_model", "siglip_vision_model"):
         wanted |= {"qkv_bias": True, "image_size": (config.image_size[0],) * 2}
-    if model_type in ("clip_vision_model", "siglip_vision_model", "dinov3_vit"):
+    if model_type in ("clip_vision_model", "siglip_vision_model", "dinov3_vit", "beit"):
         wanted["patch_size"] = (config.patch_size[0],) * 2
     return differing(config, wanted)
 
 
 def _implied_by_dinov2(config):
     wanted = {"pooling": "token+avg" if config.include_top else "token", "positions": "learned"}
-    if config.gated_mlp:
-        wanted["mlp_dim"] = math.ceil(config.mlp_dim / 8) * 8
+    wanted["mlp_dim"] = _dinov2_width(config, _dinov2_ratio(config))
     return wanted
 
 

@@ -160,6 +160,9 @@ def _make_plan(format, config, weights, class_names=None):
     zeros = {name: _Tensor(shape, ()) for name, shape in description.zeros.items()}
     obstacles = dict(description.implied)
     obstacles |= _misread(format, config, description, rules, tensors | zeros, weights)
+    if "stem_blocks" in obstacles:
+        for name in ("image_size", "stem_width", "stem_rule"):
+            obstacles.pop(name, None)  # They follow from it.
     return _Plan(description, tensors | zeros, obstacles)
 
 

@@ -102,7 +102,9 @@ def _architecture(config, family):
     if family == "beit":
         rows, epsilon = _BEIT, 1e-6
     elif family == "eva":
-        rows, epsilon = (_DINOV3, 1e-5) if is_coarse else (_EVA, 1e-6)
+        # The classes of EVA take an `init_values` of 0 for a scale, and DINOv3's have one.
+        has_scale = config.layer_scale is not None
+        rows, epsilon = (_DINOV3, 1e-5) if is_coarse and has_scale else (_EVA, 1e-6)
     elif config.distillation_token:
         rows, epsilon = _DISTILLED, 1e-6
     elif config.gated_mlp:
@@ -131,7 +133,8 @@ def _common_arguments(config):
         "num_heads": config.num_heads,
         "mlp_ratio": exact_ratio(config.mlp_dim, config.hidden_size),
         "qkv_bias": bool(config.qkv_bias),
-        "init_values": config.layer_scale,
+        # None would leave the architecture's own.
+        "init_values": config.layer_scale or 0.0,
     }
 
 
@@ -173,6 +176,8 @@ def _eva_arguments(config):
         "use_fc_norm": config.pool_norm,
         "use_pre_transformer_norm": config.pre_norm,
     }
+    if config.layer_scale is None:
+        del arguments["init_values"]
     if config.attention_positions == "rope":
         arguments |= {
             "rope_type": "dinov3",
@@ -207,6 +212,8 @@ def _implied(config, family):
         wanted |= {"register_tokens": 0, "pooling": "token", "position_slots": "class"}
     if config.pooling == "map":
         wanted["gated_mlp"] = False
+        if family == "eva" and config.prefix_tokens:
+            wanted["pooling"] = "avg"  # Its attention pools the tokens before the patches too.
     if config.stem_blocks is not None and family == "vit":
         wanted |= {"stem_width": 64, "stem_rule": "timm"}
         if config.stem_blocks not in _HYBRIDS:
