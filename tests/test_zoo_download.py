@@ -427,3 +427,6 @@ def test_cache_follows_keras_home(monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     assert download.cache_folder() == tmp_path / "models" / "keras_vit"
     assert download.lock_path() == tmp_path / "models" / "keras_vit" / "keras_vit.lock"
+    monkeypatch.delenv("KERAS_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert download.cache_folder() == tmp_path / ".keras" / "models" / "keras_vit"

@@ -54,8 +54,8 @@ class _Effort:
 
 
 def cache_folder() -> Path:
-    """Where fetched weights are kept: `models/keras_vit` in the folder of Keras ($KERAS_HOME)."""
-    home = os.environ.get("KERAS_HOME") or keras.config.keras_home()
+    """Where fetched weights are kept: `models/keras_vit` in $KERAS_HOME, or in ~/.keras."""
+    home = os.environ.get("KERAS_HOME") or "~/.keras"
     return Path(home).expanduser() / "models" / "keras_vit"
 
 
