@@ -53,7 +53,7 @@ __all__ = [
     "list_weights",
     "load_checkpoint",
     "models",
-    "save_checkpoint",
     "resize",
+    "save_checkpoint",
     "zoo",
 ]
