@@ -95,7 +95,7 @@ TIMM = (
     _timm("SigLIP 2, width 1536", "vit_giantopt_patch16_siglip_256", full=_SHALLOW),
     _timm("CLIP", "vit_base_patch32_clip_224", other_size=(256, 320)),
     _timm("CLIP, quick GELU", "vit_base_patch16_clip_quickgelu_224"),
-    _timm("BEiT", "beit_base_patch16_224", other_size=(256, 256)),
+    _timm("BEiT", "beit_base_patch16_224", other_size=(192, 256)),
     _timm("EVA (ViT of BEiT's kind)", "eva_giant_patch14_336", full=_SHALLOW),
     _timm("hybrid, R", "vit_tiny_r_s16_p8_224", tiny={"img_size": 96}, other_size=(256, 320)),
     _timm("hybrid, R26", "vit_small_r26_s32_224", tiny={"img_size": 96}, other_size=(288, 288)),
@@ -150,7 +150,7 @@ TRANSFORMERS = (
     _transformers("CLIP", "CLIPVisionModel", output="pooled", other_size=(256, 320)),
     _transformers("CLIP with projection", "CLIPVisionModelWithProjection", output="embedding"),
     _transformers("CLIP with its text tower", "CLIPModel", output="vision_embedding"),
-    _transformers("BEiT", "BeitForImageClassification", arguments=_RELATIVE, other_size=(256, 256)),
+    _transformers("BEiT", "BeitForImageClassification", arguments=_RELATIVE, other_size=(192, 256)),
     _transformers(
         "BEiT, one table for all blocks",
         "BeitForImageClassification",

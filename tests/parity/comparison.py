@@ -74,7 +74,7 @@ def load(case, size, folder, **fields):
     told = dict(case.expected) | fields
     if case.library == "torchvision" and size == "tiny":
         told["num_heads"] = 4  # A bare file does not tell.
-    return keras_vit.from_checkpoint(folder, include_preprocessing=False, **told)
+    return keras_vit.from_checkpoint(folder, include_preprocessing=False, name=case.model, **told)
 
 
 def _row(case, size, folder, image_size, fields, reference):
@@ -89,7 +89,8 @@ def _row(case, size, folder, image_size, fields, reference):
         error = libraries.relative_error(output, reference.output)
         return dataclasses.replace(row, error=error, seconds=seconds)
     except Exception as problem:
-        return dataclasses.replace(row, problem=f"{type(problem).__name__}: {problem}")
+        message = str(problem).replace(f"{folder}/", "")
+        return dataclasses.replace(row, problem=f"{type(problem).__name__}: {message}")
     finally:
         model = None
         keras.backend.clear_session()
@@ -109,7 +110,9 @@ def reopened(case, folder):
         model.load_state_dict(tensors, strict=True)
         return model.eval()
     model_class = getattr(transformers, config["architectures"][0])
-    model, found = model_class.from_pretrained(folder, output_loading_info=True)
+    # A file without a pooling layer is a ViTModel's too; transformers must be told.
+    rest = {"add_pooling_layer": False} if case.output == "unmasked_class_token" else {}
+    model, found = model_class.from_pretrained(folder, output_loading_info=True, **rest)
     wrong = {kind: names for kind, names in found.items() if names}
     if wrong:
         raise RuntimeError(f"transformers.{model_class.__name__}.from_pretrained: {wrong}")

@@ -195,6 +195,7 @@ OUTPUTS = {
     "vision_embedding": lambda model, images: model.visual_projection(
         model.vision_model(images).pooler_output
     ),
+    "class_token": lambda model, images: model(images).last_hidden_state[:, 0],
     "unmasked_class_token": _without_masking,
 }
 
