@@ -105,3 +105,11 @@ def write_timm(folder, *, heads=2, image_size=(12, 12), **options):
     }
     (folder / "config.json").write_text(json.dumps(config))
     return tensors
+
+
+def randomise(model):
+    """Draws every weight of a model anew, so that none is left at zero or one."""
+    rng = np.random.default_rng(3)
+    for weight in model.weights:
+        middle = float(weight.path.endswith("gamma"))
+        weight.assign(middle + rng.normal(scale=0.3, size=weight.shape))
