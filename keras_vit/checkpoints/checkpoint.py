@@ -194,6 +194,8 @@ def recognise(file):
 
 
 def _check_sizes(facts):
+    if len(facts.get("patch_size", (1, 1))) != 2:
+        raise ValueError(f"the size of its patches would be {facts['patch_size']}")
     for name in ("patch_size", "hidden_size", "depth", "mlp_dim", "num_heads"):
         value = facts.get(name, 1)
         if min(value if isinstance(value, tuple) else (value,)) < 1:

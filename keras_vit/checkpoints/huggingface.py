@@ -321,6 +321,8 @@ def facts(weights, shapes, file):
     known |= _configured(file.hub_config, model_type, known, shapes)
     if model_type == "dinov2_with_registers":
         known["resampling"] = "timm"  # Its forward pass resamples with antialias.
+    elif model_type.startswith("siglip2"):
+        known["resampling"] = "siglip2"
     if file.preprocessor_config is not None:
         known["preprocessing"] = _preprocessing(file.preprocessor_config, notes)
     else:

@@ -61,7 +61,8 @@ def load_checkpoint(model, path, *, accept=(), new_head=False, resampling=None):
             and `"patch_size"`: where the file is known to differ from the model there, load all
             the same. The kernel of another patch size is resampled (FlexiViT).
         new_head: Whether the head starts at zero even where the class counts are equal.
-        resampling: `"google"`, `"timm"` or `"hf"`: whose rule resamples; None for the format's.
+        resampling: `"google"`, `"timm"`, `"hf"` or `"siglip2"`: whose rule resamples; None for that
+            of the format's own code.
 
     Returns:
         A `LoadReport`, which accounts for every tensor and every weight.
@@ -187,7 +188,7 @@ def _place(plan, checkpoint, config, rule, weight_shape):
         plan.resampled[rule.weight] = rule
         plan.notes.append(
             f"patches of {source_patch[0]}x{source_patch[1]} px → "
-            f"{config.patch_size[0]}x{config.patch_size[1]} px by FlexiViT's rule"
+            f"{config.patch_size[0]}x{config.patch_size[1]} px by FlexiViT's pseudo-inverse"
         )
     else:
         plan.used[rule.weight] = rule
@@ -375,7 +376,8 @@ def _read_weight(checkpoint, rule, plan, config, weights):
     if rule.weight == PATCH_KERNEL:
         source = checkpoint.facts["patch_size"]
         kernel = weight.reshape(*source, -1, shape[-1])
-        return resample_patch_kernel(kernel, config.patch_size).reshape(shape)
+        patch_rule = "google" if plan.resampling == "google" else "timm"
+        return resample_patch_kernel(kernel, config.patch_size, patch_rule).reshape(shape)
     if rule.weight != POSITIONS:
         rule_name = "hf" if plan.resampling == "hf" else "timm"
         return resample_relative_positions(weight, plan.source_grid, config.grid, rule_name)

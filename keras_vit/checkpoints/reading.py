@@ -11,6 +11,7 @@ from keras_vit.checkpoints.safetensors_files import (
     INDEX_SUFFIX,
     open_safetensors,
     open_sharded_safetensors,
+    read_json_object,
 )
 from keras_vit.checkpoints.tensor_file import CheckpointError, TensorFile, as_float
 
@@ -20,6 +21,7 @@ __all__ = [
     "CheckpointError",
     "TensorFile",
     "as_float",
+    "checkpoint_files",
     "open_tensors",
     "resolve_path",
 ]
@@ -62,6 +64,20 @@ def resolve_path(path):
     if not path.is_file():
         raise CheckpointError(f"{path} is no regular file, and is not read")
     return path
+
+
+def checkpoint_files(path):
+    """All files that the weights of a checkpoint lie in: one, or an index and its shards.
+
+    Args:
+        path: As of `resolve_path`.
+    """
+    path = resolve_path(path)
+    if not path.name.endswith(INDEX_SUFFIX):
+        return [path]
+    places = read_json_object(path).get("weight_map")
+    shards = places.values() if isinstance(places, dict) else ()
+    return [path, *(path.with_name(name) for name in sorted(set(map(str, shards))))]
 
 
 def _file_of_folder(folder):

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import keras
 
-from keras_vit.checkpoints.reading import resolve_path
+from keras_vit.checkpoints.reading import checkpoint_files
 from keras_vit.data import DataSource
 from keras_vit.finetune.recipe import FREE_FIELDS, Recipe, differing_fields, recipe_fields
 from keras_vit.finetune.state import read_json
 from keras_vit.models import VisionTransformerConfig
+from keras_vit.zoo import weights_path
 
 
 def describe_run(
@@ -24,6 +25,7 @@ def describe_run(
         source: The data set.
         architecture: The architecture, where `recipe.model` does not name it.
     """
+    weights = weights_path(recipe.weights) if recipe.weights else None
     configuration = {
         "recipe": recipe_fields(recipe),
         "architecture": dataclasses.asdict(architecture) if architecture else None,
@@ -34,8 +36,8 @@ def describe_run(
             "classes": len(source.class_names),
         },
         "backend": keras.backend.backend(),
-        "weights_sha256": weights_digest(recipe.weights) if recipe.weights else None,
-        "weights_config_sha256": weights_config_digest(recipe.weights) if recipe.weights else None,
+        "weights_sha256": weights_digest(weights) if weights else None,
+        "weights_config_sha256": weights_config_digest(weights) if weights else None,
     }
     # Through JSON, so that it equals what is read back: tuples become lists.
     return json.loads(json.dumps(configuration))
@@ -97,15 +99,24 @@ def read_configuration(folder: str | Path) -> dict:
 
 def weights_digest(path: str | Path) -> str:
     """The sha256 of a checkpoint: of the file, or of the weights in a hub's or a run's folder."""
-    return _file_digest(resolve_path(path))
+    return _joined([_file_digest(file) for file in checkpoint_files(path)])
 
 
 def weights_config_digest(path: str | Path) -> str | None:
-    """The sha256 of the config.json that decides how a safetensors file is read; None without."""
+    """The sha256 of the hub's configs that decide how weights are read; None without any."""
     path = Path(path).expanduser()
-    config = (path if path.is_dir() else path.parent) / "config.json"
-    is_read = path.is_dir() or path.suffix == ".safetensors"
-    return _file_digest(config) if is_read and config.is_file() else None
+    folder = path if path.is_dir() else path.parent
+    is_read = path.is_dir() or path.name.endswith((".safetensors", ".safetensors.index.json"))
+    configs = [folder / name for name in ("config.json", "preprocessor_config.json")]
+    digests = [_file_digest(config) for config in configs if is_read and config.is_file()]
+    return _joined(digests) if digests else None
+
+
+def _joined(digests):
+    """One digest for several files, in their order; the file's own for one."""
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _file_digest(path):

@@ -101,6 +101,7 @@ _OWN_SIZES = {
     ("dinov3", "7b"): {
         **{"hidden_size": 4096, "depth": 40, "mlp_dim": 8192, "num_heads": 32},
         **_SWIGLU,
+        "qkv_bias": False,
     },
 }
 _OWN_SIZES["dinov2_reg", "g"] = _OWN_SIZES["dinov2", "g"]

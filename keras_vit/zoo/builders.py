@@ -23,7 +23,7 @@ def list_models(pattern="*"):
 
     Example:
 
-    >>> list_models("*32")
+    >>> list_models("vit_?32")
     ['vit_b32', 'vit_l32', 'vit_s32']
     """
     return sorted(fnmatch.filter(VARIANTS, pattern))
@@ -40,8 +40,8 @@ def create(
         weights: None for random weights, a name of `list_weights()`, or a path: a .npz file of
             Google's, a .safetensors file of timm's, transformers' or torchvision's or its hub
             folder, a .keras or .weights.h5 file of ours.
-        resampling: `"google"`, `"timm"` or `"hf"`: whose rule brings positions to another grid;
-            None for that of the weights' format.
+        resampling: `"google"`, `"timm"`, `"hf"` or `"siglip2"`: whose rule brings positions to
+            another grid; None for that of the weights' format.
         dtype: Dtype policy, e.g. `"mixed_bfloat16"`; None for the global one.
         name: Name of the Keras model; `variant` if None.
         **fields: Any field of `keras_vit.models.VisionTransformerConfig`, `image_size`, `pooling`,
@@ -97,8 +97,8 @@ def from_checkpoint(path, num_classes=None, *, resampling=None, dtype=None, name
     Args:
         path: As `weights` of `create`, but our .weights.h5, which does not tell the architecture.
         num_classes: Number of outputs; None keeps the checkpoint's head.
-        resampling: `"google"`, `"timm"` or `"hf"`: whose rule brings positions to another grid;
-            None for that of the format.
+        resampling: `"google"`, `"timm"`, `"hf"` or `"siglip2"`: whose rule brings positions to
+            another grid; None for that of the format.
         dtype: Dtype policy, e.g. `"mixed_bfloat16"`; None for the global one.
         name: Name of the Keras model; the file's if None.
         **fields: Fields of `VisionTransformerConfig`, in place of what the file tells, or where it

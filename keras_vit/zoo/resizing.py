@@ -75,7 +75,9 @@ def _resampled(weight, config, target, rule):
     values = keras.ops.convert_to_numpy(weight)
     if weight.path == PATCH_KERNEL and config.patch_size != target.patch_size:
         kernel = values.reshape(*config.patch_size, -1, values.shape[-1])
-        return resample_patch_kernel(kernel, target.patch_size).reshape(-1, values.shape[-1])
+        patch_rule = "google" if rule == "google" else "timm"
+        kernel = resample_patch_kernel(kernel, target.patch_size, patch_rule)
+        return kernel.reshape(-1, values.shape[-1])
     if config.grid == target.grid:
         return values
     if weight.path == POSITIONS:
