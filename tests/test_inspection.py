@@ -322,12 +322,14 @@ def test_rollout_follows_the_equations(fuse, ratio, discarded):
 def test_rollout_starts_from_the_attention_of_a_pooling():
     model, images = build(pooling="map"), some_images()
     pool = model.get_layer("pool")
-    tokens = output_of(model, "encoder_norm", images).astype("float64")
+    # The pooling looks at the patches alone, not at the class token before them.
+    tokens = output_of(model, "encoder_norm", images).astype("float64")[:, 1:]
     query = keras.ops.convert_to_numpy(pool.query(pool.probe)).reshape(4, 4)
     kernel, bias = (keras.ops.convert_to_numpy(weight) for weight in pool.key_value.weights)
     key = (tokens @ kernel + bias)[..., :16]
     scores = np.einsum("hd,bkhd->bhk", query, key.reshape(2, -1, 4, 4)) / 2.0
-    expected = stated_rollout(model, images, softmax(scores).mean(1), np.mean, 0)
+    weights = np.pad(softmax(scores).mean(1), [(0, 0), (1, 0)])
+    expected = stated_rollout(model, images, weights, np.mean, 0)
     shares = as_arrays(keras_vit.attention_rollout(model)(images))
     np.testing.assert_allclose(shares, expected, rtol=5e-3, atol=1e-5)
 

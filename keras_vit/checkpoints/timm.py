@@ -24,7 +24,7 @@ _IGNORED = (
     (re.compile(r"(^|\.)mask_token$"), "for masked pre-training alone"),
     (re.compile(r"^(decoder|pred)"), "of the decoder of pre-training"),
     (re.compile(r"relative_position_index$"), "it follows from the grid"),
-    (re.compile(r"^rope(_embed)?\."), "it follows from the grid"),
+    (re.compile(r"^rope(_embed)?\.periods$"), "it follows from the grid"),
     (re.compile(r"\.attn\.k_bias$"), "always zero"),
 )
 
@@ -224,6 +224,12 @@ _KNOWN_ARGUMENTS = (
     *("use_rot_pos_emb", "rope_rotate_half", "use_pos_transformer", "use_post_norm"),
     *("use_fc_norm", "use_pre_transformer_norm"),
 )
+# Architectures whose tensors are named like a plain model's, and that compute something else.
+_OTHERS = (
+    (r"_rope_|^eva02_|^vit_pe_", "rotary positions of another kind than DINOv3's"),
+    (r"_rpn_", "norms after the residual branches"),
+    (r"^test_vit3$", "registers that are pooled"),
+)
 # (argument of timm's constructor, our field): what the tensors must agree with.
 _CHECKED = (
     ("embed_dim", "hidden_size"),
@@ -242,6 +248,9 @@ def _hub_facts(hub_config, known, notes):
     architecture_name = str(hub_config.get("architecture", ""))
     # Older files keep it on the first level.
     pretrained = hub_config.get("pretrained_cfg") or hub_config
+    for pattern, reason in _OTHERS:
+        if re.search(pattern, architecture_name):
+            raise ValueError(f"unsupported architecture {architecture_name!r}: it has {reason}")
     _check_arguments(arguments, known)
     told = {"activation": "silu" if known["gated_mlp"] else "gelu", "layer_norm_epsilon": 1e-6}
     for pattern, row in ARCHITECTURES:
@@ -294,6 +303,8 @@ def _named_heads(architecture_name, hidden_size, notes):
 
 def _check_arguments(arguments, known):
     unknown = [name for name, value in arguments.items() if value and name not in _KNOWN_ARGUMENTS]
+    if arguments.get("rope_type", "dinov3") != "dinov3":
+        unknown.append("rope_type")
     if arguments.get("use_post_norm") or arguments.get("final_norm") is False:
         unknown += [name for name in ("use_post_norm", "final_norm") if name in arguments]
     if unknown:
