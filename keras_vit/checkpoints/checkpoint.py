@@ -206,7 +206,7 @@ def _sorted_tensors(file, format):
     """What is ignored, with reasons, and the rest by canonical names."""
     ignored, tensors = {}, {}
     for name, shape in file.shapes.items():
-        reason = format.ignored(name)
+        reason = format.ignored(name) or ("it is empty" if 0 in shape else None)
         if reason is not None:
             ignored[name] = reason
             continue

@@ -39,7 +39,7 @@ def described(config, class_names):
         file_name=_file_name(config, model_type),
         hub_config=_hub_config(config, model_type, class_names),
         preprocessor_config=_preprocessor_config(config),
-        zeros=_mask_token(config, model_type),
+        zeros=_unused_tensors(config, model_type),
         implied=_implied(config, model_type),
     )
 
@@ -212,12 +212,17 @@ _TYPE_FIELDS = {
 }
 
 
-def _mask_token(config, model_type):
-    """Which these classes hold and use in pre-training alone."""
-    file_name = _file_name(config, model_type)("embeddings.mask_token")
-    shapes = {"dinov2_with_registers": (1, config.hidden_size)}
-    shapes["dinov3_vit"] = (1, 1, config.hidden_size)
-    return {file_name: shapes[model_type]} if model_type in shapes else {}
+def _unused_tensors(config, model_type):
+    """What these classes hold and use in pre-training alone, or hold though it is empty."""
+    shapes = {}
+    if model_type == "dinov2_with_registers":
+        shapes["embeddings.mask_token"] = (1, config.hidden_size)
+    if model_type == "dinov3_vit":
+        shapes["embeddings.mask_token"] = (1, 1, config.hidden_size)
+        if not config.register_tokens:
+            shapes["embeddings.register_tokens"] = (1, 0, config.hidden_size)
+    file_name = _file_name(config, model_type)
+    return {file_name(name): shape for name, shape in shapes.items()}
 
 
 def _implied(config, model_type):
@@ -236,16 +241,25 @@ def _implied(config, model_type):
     if model_type not in ("dinov2", "dinov2_with_registers", "dinov3_vit"):
         registers = int(model_type == "deit" and not config.distillation_token)
         wanted |= {"gated_mlp": False, "register_tokens": registers}
+        if model_type != "beit":
+            wanted["layer_scale"] = None
     if model_type in ("vit", "deit", "clip_vision_model", "siglip_vision_model"):
         wanted["positions"] = "learned"
+    if model_type in ("vit", "deit", "clip_vision_model", "dinov3_vit"):
+        wanted["pooling"] = "token"
     if model_type.startswith("dinov2"):
         wanted |= _implied_by_dinov2(config)
     if model_type.startswith("dino") and config.layer_scale is None:
         wanted["layer_scale"] = 1.0
     if model_type == "dinov3_vit":
         wanted |= {"include_top": False, "positions": "rope"}
+    if model_type.startswith(("beit", "dinov2")) and config.token_positions == "learned":
+        # Of other images their code takes the positions for those of a square.
+        wanted["image_size"] = (config.image_size[0],) * 2
     if model_type == "beit":
-        wanted["qkv_bias"] = "query_value"
+        wanted |= {"qkv_bias": "query_value", "pooling": "avg" if config.pool_norm else "token"}
+    if model_type not in ("vit", "deit"):
+        wanted["representation_size"] = None
     if model_type in ("clip_vision_model", "siglip_vision_model"):
         wanted |= {"qkv_bias": True, "image_size": (config.image_size[0],) * 2}
     if model_type in ("clip_vision_model", "siglip_vision_model", "dinov3_vit", "beit"):
@@ -254,9 +268,11 @@ def _implied(config, model_type):
 
 
 def _implied_by_dinov2(config):
-    wanted = {"pooling": "token+avg" if config.include_top else "token", "positions": "learned"}
-    wanted["mlp_dim"] = _dinov2_width(config, _dinov2_ratio(config))
-    return wanted
+    return {
+        "pooling": "token+avg" if config.include_top else "token",
+        "positions": "learned",
+        "mlp_dim": _dinov2_width(config, _dinov2_ratio(config)),
+    }
 
 
 def _preprocessor_config(config):

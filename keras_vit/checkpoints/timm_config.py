@@ -210,6 +210,7 @@ def _implied(config, family):
             wanted["position_slots"] = "all"
     if config.distillation_token:
         wanted |= {"register_tokens": 0, "pooling": "token", "position_slots": "class"}
+        wanted["gated_mlp"] = False
     if config.pooling == "map":
         wanted["gated_mlp"] = False
         if family == "eva" and config.prefix_tokens:
