@@ -6,8 +6,8 @@ from pathlib import Path
 # Before anything imports TensorFlow.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 import hypothesis
+import keras
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
