@@ -330,10 +330,14 @@ def test_bias_that_a_clip_projection_cannot_hold(tmp_path):
     assert_same_model(keras_vit.from_checkpoint(tmp_path / "x"), model)
 
 
-def test_unknown_preprocessing_is_asked_for(tmp_path):
+def test_unknown_preprocessing_stays_unsaid(tmp_path):
     model = build(include_preprocessing=False)
-    with pytest.raises(ValueError, match="pass preprocessing="):
-        save_checkpoint(model, tmp_path / "x")
+    with pytest.warns(UserWarning, match="pass preprocessing="):
+        save_checkpoint(model, tmp_path / "unsaid")
+    with pytest.raises(ValueError, match="does not tell how images were scaled"):
+        keras_vit.from_checkpoint(tmp_path / "unsaid")
+    again = keras_vit.from_checkpoint(tmp_path / "unsaid", include_preprocessing=False)
+    assert_same_model(again, model)
     save_checkpoint(model, tmp_path / "x", preprocessing="imagenet")
     read = keras_vit.from_checkpoint(tmp_path / "x")
     assert config_of(read).preprocessing.mean == (0.485, 0.456, 0.406)

@@ -360,18 +360,22 @@ def _configured(hub_config, model_type, known, shapes):
         if config.get("use_swiglu_ffn"):
             # transformers' Dinov2SwiGLUFFN rounds two thirds up to a multiple of 8.
             mlp_dim = (int(mlp_dim * 2 / 3) + 7) // 8 * 8
-    checked = {
-        "hidden_size": config["hidden_size"],
-        "depth": config["num_hidden_layers"],
-        "mlp_dim": mlp_dim,
-    }
-    if "num_register_tokens" in config:
-        checked["register_tokens"] = config["num_register_tokens"]
+    mlp_key = "intermediate_size" if config.get("intermediate_size") is not None else "mlp_ratio"
+    # (key of config.json, what it says, our field).
+    checked = [
+        ("hidden_size", config["hidden_size"], "hidden_size"),
+        ("num_hidden_layers", config["num_hidden_layers"], "depth"),
+        (mlp_key, mlp_dim, "mlp_dim"),
+    ]
+    if "num_register_tokens" in config and not known["distillation_token"]:
+        checked.append(("num_register_tokens", config["num_register_tokens"], "register_tokens"))
     if "patch_size" in known:
-        checked["patch_size"] = _pair(config["patch_size"])
-    for field, value in checked.items():
+        checked.append(("patch_size", _pair(config["patch_size"]), "patch_size"))
+    for key, value, field in checked:
         if value != known[field]:
-            raise ValueError(f"config.json says {field}={value!r}, the tensors {known[field]!r}")
+            raise ValueError(
+                f"config.json's {key} means {field}={value!r}, the tensors have {known[field]!r}"
+            )
     told = {
         "num_heads": config["num_attention_heads"],
         "layer_norm_epsilon": float(config["layer_norm_eps"]),

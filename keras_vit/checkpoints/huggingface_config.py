@@ -38,7 +38,7 @@ def described(config, class_names):
         naming=_naming(config, model_type),
         file_name=_file_name(config, model_type),
         hub_config=_hub_config(config, model_type, class_names),
-        preprocessor_config=_preprocessor_config(config),
+        preprocessor_config=_preprocessor_config(config) if config.include_preprocessing else None,
         zeros=_unused_tensors(config, model_type),
         implied=_implied(config, model_type),
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import warnings
 from pathlib import Path
 
 import keras
@@ -75,7 +76,8 @@ def save_checkpoint(
         format: `"timm"`, `"hf"` (transformers), or `"google"`: vision_transformer's names, or
             big_vision's where only that has such a model.
         preprocessing: How images are scaled, for a model built with `include_preprocessing=False`:
-            `"inception"`, `"imagenet"`, a pair (mean, std) or a `Preprocessing`.
+            `"inception"`, `"imagenet"`, a pair (mean, std) or a `Preprocessing`; None leaves it
+            unsaid, with a warning.
         class_names: Names of the classes in the order of their index, for config.json.
         overwrite: Whether what this function wrote at `path` before may be replaced.
 
@@ -127,12 +129,17 @@ def _stated(config, preprocessing):
             )
         return config
     if preprocessing is None:
-        raise ValueError(
+        warnings.warn(
             "The model was built with include_preprocessing=False and does not tell how its images "
-            'are scaled, which the file must say: pass preprocessing="inception" (mean and std '
-            '0.5), "imagenet", or a pair (mean, std)'
+            "are scaled, so the file will not say it either, and a reader asks or takes what is "
+            'usual: pass preprocessing="inception" (mean and std 0.5), "imagenet", or a pair '
+            "(mean, std)",
+            stacklevel=3,
         )
-    return dataclasses.replace(config, preprocessing=get_preprocessing(preprocessing))
+        return config
+    return dataclasses.replace(
+        config, preprocessing=get_preprocessing(preprocessing), include_preprocessing=True
+    )
 
 
 def _check_class_names(config, class_names):
@@ -241,6 +248,8 @@ def _differences(config, facts):
 def _meaningless(config):
     """Fields that say nothing of such a model."""
     names = set() if config.include_top else {"num_classes", "classifier_activation"}
+    if not config.include_preprocessing:
+        names.add("preprocessing")
     if config.stem_blocks is None:
         names |= {"stem_width", "stem_rule"}
     if config.attention_positions != "rope":

@@ -225,15 +225,19 @@ def _implied(config, family):
 
 
 def _pretrained_cfg(config, arguments, first):
-    preprocessing = config.preprocessing
+    preprocessing, scaling = config.preprocessing, {}
+    if config.include_preprocessing:
+        scaling = {
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "crop_pct": preprocessing.crop_fraction,
+            "crop_mode": preprocessing.crop_mode,
+            "interpolation": preprocessing.interpolation,
+        }
     return {
         "input_size": [3, *config.image_size],
         "fixed_input_size": True,
-        "mean": list(preprocessing.mean),
-        "std": list(preprocessing.std),
-        "crop_pct": preprocessing.crop_fraction,
-        "crop_mode": preprocessing.crop_mode,
-        "interpolation": preprocessing.interpolation,
+        **scaling,
         "num_classes": arguments["num_classes"],
         "pool_size": None,
         "first_conv": first,
