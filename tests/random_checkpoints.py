@@ -146,6 +146,9 @@ def timm_tensors(
     map_pool=False,
     relative=False,
     rep=None,
+    head_inputs=None,
+    head_bias=True,
+    head_dist=True,
     stem_blocks=None,
 ):
     """Name → tensor in timm's layout.
@@ -170,9 +173,9 @@ def timm_tensors(
         shapes["pos_embed"] = (1, prefix[slots] + grid[0] * grid[1], width)
     if rep:
         shapes |= _linear_shapes("pre_logits.fc", rep, width)
-    for name in ("head", "head_dist") if distilled else ("head",):
+    for name in ("head", "head_dist") if distilled and head_dist else ("head",):
         if classes:
-            shapes |= _linear_shapes(name, classes, rep or width)
+            shapes |= _linear_shapes(name, classes, head_inputs or rep or width, head_bias)
     shapes |= _norm_shapes("fc_norm" if fc_norm else "norm", width)
     if pre_norm:
         shapes |= _norm_shapes("norm_pre", width)

@@ -437,9 +437,9 @@ def resized_positions(positions, source, target, rule, prefix):
     return np.concatenate([positions[:, :prefix], grid.reshape(1, -1, grid.shape[-1])], axis=1)
 
 
-def resized_patch_kernel(kernel, target):
+def resized_patch_kernel(kernel, target, rule):
     """FlexiViT's, equation 4: `pinv(transpose(B)) w` for the resize `B` of a flattened patch."""
-    down, right = (axis_weights(kernel.shape[i], target[i], "linear") for i in (0, 1))
+    down, right = (axis_weights(kernel.shape[i], target[i], rule) for i in (0, 1))
     resize = np.kron(down, right)
     flat = kernel.reshape(kernel.shape[0] * kernel.shape[1], -1).astype("float64")
     return (np.linalg.pinv(resize.T) @ flat).reshape(*target, *kernel.shape[2:])
