@@ -76,31 +76,6 @@ def test_timm_equals_the_float64_forward_pass(tmp_path, options, size):
     assert_close(to_numpy(model(images(size))), timm_forward(tensors, images(size), 2))
 
 
-REFERENCE = [
-    "google_vit_token",
-    "google_vit_pre_logits",
-    "google_vit_gap",
-    "google_vit_linen_names",
-    "timm_vit_token",
-    "timm_vit_gap_fc_norm",
-    "timm_vit_nonsquare",
-]
-
-
-@pytest.mark.parametrize("name", REFERENCE)
-def test_reference_implementations(shared, name):
-    folder = shared / "reference"
-    file = folder / name if name.startswith("timm") else folder / f"{name}.ckpt.npz"
-    with np.load(file / "io.npz" if file.is_dir() else folder / f"{name}.io.npz") as data:
-        given, expected = data["images"], data["logits"]
-        tokens = data.get("tokens")
-    model = keras_vit.from_checkpoint(file, include_preprocessing=False)
-    assert_close(to_numpy(model(given)), expected)
-    if tokens is not None and not name.endswith("fc_norm"):
-        normed = keras.Model(model.input, model.get_layer("encoder_norm").output)
-        assert_close(to_numpy(normed(given)), tokens)
-
-
 @pytest.mark.parametrize(
     ("name", "folder"),
     [

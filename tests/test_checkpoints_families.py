@@ -140,7 +140,8 @@ def test_timm(tmp_path, case):
 
 @settings(
     deadline=None,
-    max_examples=25,
+    # JAX compiles every operation anew for every shape.
+    max_examples=10 if keras.backend.backend() == "jax" else 25,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -538,12 +539,12 @@ def test_model_args_that_contradict_the_tensors(tmp_path, key, value):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("hidden_size", 32, "hidden_size=32, the tensors 16"),
-        ("num_hidden_layers", 3, "(num_hidden_layers|depth)=3, the tensors 1"),
-        ("intermediate_size", 64, "(intermediate_size|mlp_dim)=64, the tensors 32"),
-        ("patch_size", 8, r"patch_size=\(8, 8\), the tensors \(4, 4\)"),
-        ("image_size", 20, r"10 positions, which are not the 5x5 of config.json's image_size="),
-        ("num_register_tokens", 4, "(num_register_tokens|register_tokens)=4, the tensors 0"),
+        ("hidden_size", 32, "hidden_size=32, the tensors have 16"),
+        ("num_hidden_layers", 3, "depth=3, the tensors have 1"),
+        ("intermediate_size", 64, "mlp_dim=64, the tensors have 32"),
+        ("patch_size", 8, r"patch_size=\(8, 8\), the tensors have \(4, 4\)"),
+        ("image_size", 20, "10 positions, which are not the 5x5 of"),
+        ("num_register_tokens", 4, "register_tokens=4, the tensors have 0"),
     ],
 )
 def test_a_transformers_config_that_contradicts_the_tensors(tmp_path, key, value, said):
@@ -552,7 +553,7 @@ def test_a_transformers_config_that_contradicts_the_tensors(tmp_path, key, value
     with pytest.raises(CheckpointError, match=said) as error:
         load(tmp_path)
     assert str(tmp_path) in str(error.value)
-    assert "config.json" in str(error.value)
+    assert f"config.json's {key}" in str(error.value)
 
 
 # What belongs to no Vision Transformer is left out, with a reason.

@@ -29,21 +29,16 @@ def load(path, image_size, **fields):
         return keras_vit.from_checkpoint(path, image_size=image_size, **fields)
 
 
-def outputs(model, images, name):
-    """What the figures call by this name."""
+def inside(model, name):
+    """The tensor inside the model that the figures call by this name."""
     config = keras_vit.models.config_of(model)
-    layer = {"tokens": "encoder_norm", "pre_logits": "pre_logits"}.get(name)
-    if name == "tokens" and config.pool_norm:
-        layer = f"block_{config.depth - 1}"
-    if name.startswith("block"):
-        layer = f"block_{name.removeprefix('block')}"
     if name == "pre_logits" and config.representation_size is None:
-        tensor = model.get_layer("head").input
-    else:
-        tensor = model.get_layer(layer).output
-    found = keras.ops.convert_to_numpy(keras.Model(model.input, tensor)(images))
-    # Figures of blocks are of the patches alone.
-    return found[:, config.prefix_tokens :] if name.startswith("block") else found
+        return model.get_layer("head").input
+    if name == "tokens":
+        name = f"block_{config.depth - 1}" if config.pool_norm else "encoder_norm"
+    elif name.startswith("block"):
+        name = f"block_{name.removeprefix('block')}"
+    return model.get_layer(name).output
 
 
 def differences(path, figures):
@@ -51,12 +46,16 @@ def differences(path, figures):
     figures = dict(figures)
     images = figures.pop("images")
     model = load(path, images.shape[1:3])
-    found = {"logits": keras.ops.convert_to_numpy(model(images))}
+    found = {}
     if "logits_cls" in figures:
-        both = load(path, images.shape[1:3], head_output="both")(images)
-        found |= {name: keras.ops.convert_to_numpy(logits) for name, logits in both.items()}
-    for name in figures.keys() - found:
-        found[name] = outputs(model, images, name)
+        found = load(path, images.shape[1:3], head_output="both")(images)
+    tensors = {"logits": model.output}
+    tensors |= {name: inside(model, name) for name in figures if name not in {*found, "logits"}}
+    found = dict(found) | keras.Model(model.input, tensors)(images)
+    found = {name: keras.ops.convert_to_numpy(value) for name, value in found.items()}
+    prefix = keras_vit.models.config_of(model).prefix_tokens
+    for name in (name for name in figures if name.startswith("block")):
+        found[name] = found[name][:, prefix:]  # Figures of blocks are of the patches alone.
     return {
         name: np.abs(found[name] - value).max() / np.abs(value).max()
         for name, value in figures.items()
