@@ -726,5 +726,6 @@ def test_loading_holds_the_weights_once(tmp_path):
     weights, growth = map(float, run.stdout.split()[-2:])
     print(f"grew by {growth:.3f} x the weights of {weights / 1e6:.0f} MB")
     assert weights > 150e6
-    # 1.2 to 1.3 are what a model of random weights takes to be built.
-    assert growth < 1.4
+    # 1.2 to 1.4, with the load of the machine, are what a model of random weights takes to be
+    # built; a second copy of the weights would make it more than 2.
+    assert growth < 1.6
