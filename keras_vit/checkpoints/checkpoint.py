@@ -163,7 +163,12 @@ def recognise(file):
             f"{', '.join(sorted(file.shapes)[:5]) or 'nothing'}"
         )
     shapes = {name: source.shape for name, source in tensors.items()}
-    rules = format.rules(format.depth(shapes), shapes)
+    depth = _count_blocks(format.BLOCK, shapes)
+    if depth > len(shapes):
+        raise CheckpointError(
+            f"{file.path}: the names of its {len(shapes)} tensors speak of {depth} blocks"
+        )
+    rules = format.rules(depth, shapes)
     try:
         weights = _weight_shapes(file, rules, shapes)
         facts, notes = format.facts(weights, shapes, file)
@@ -202,15 +207,24 @@ def _check_sizes(facts):
             raise ValueError(f"{name} would be {value}")
 
 
+def _count_blocks(pattern, names):
+    return 1 + max((int(match[1]) for match in map(pattern.match, names) if match), default=-1)
+
+
+def _reason_to_ignore(canonical, format):
+    patterns = getattr(format, "IGNORED", ())
+    return next((reason for pattern, reason in patterns if pattern.search(canonical)), None)
+
+
 def _sorted_tensors(file, format):
     """What is ignored, with reasons, and the rest by canonical names."""
     ignored, tensors = {}, {}
     for name, shape in file.shapes.items():
-        reason = format.ignored(name) or ("it is empty" if 0 in shape else None)
+        canonical = format.canonical_name(name)
+        reason = "it is empty" if 0 in shape else _reason_to_ignore(canonical, format)
         if reason is not None:
             ignored[name] = reason
             continue
-        canonical = format.canonical_name(name)
         stacked = format.unstacked(canonical, shape) if hasattr(format, "unstacked") else None
         if stacked is not None:
             sources = {part: Source(name, shape[1:], i) for i, part in enumerate(stacked)}

@@ -20,9 +20,12 @@ _ALIASES = (
     ("Transformer/pos_embedding", POSITIONS),
 )
 _INLINED_POOL = re.compile(r"(probe|MlpBlock_0|MultiHeadDotProductAttention_0|LayerNorm_0)(/|$)")
-_BLOCK = re.compile(r"Transformer/encoderblock_(\d+)/")
+BLOCK = re.compile(r"Transformer/encoderblock_(\d+)/")
 _STACKED = "Transformer/encoderblock/"
-_NOT_IMAGES = re.compile(r"(params/)?(txt/|t$|b$)")
+IGNORED = (
+    (re.compile(r"^(txt/|t$|b$)"), "of the text tower, or of the loss"),
+    (re.compile(r"^opt/state/"), "of the optimizer"),
+)
 
 
 def canonical_name(name):
@@ -65,13 +68,6 @@ def published_name(name, file_names):
 def recognises(names):
     """Whether the canonical `names` are of this format."""
     return {"embedding/kernel", "Transformer/encoder_norm/scale"} <= set(names)
-
-
-def ignored(name):
-    """Why a tensor of this name in the file has no place in the model; None if it has one."""
-    if _NOT_IMAGES.match(name):
-        return "of the text tower, or of the loss"
-    return "of the optimizer" if name.startswith("opt/state/") else None
 
 
 def normalised_shape(name, shape):
@@ -198,11 +194,6 @@ def facts(weights, shapes, file):
     if OLD_POSITIONS in shapes:
         known["position_slots"] = "class"
     return known, notes
-
-
-def depth(names):
-    """Number of blocks."""
-    return 1 + max((int(match[1]) for match in map(_BLOCK.match, names) if match), default=-1)
 
 
 def described(config, class_names):

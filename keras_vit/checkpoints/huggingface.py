@@ -16,8 +16,8 @@ _PREFIX = re.compile(
     r"^(vit|deit|dinov2_with_registers|dinov2|dinov3_vit|beit|data2vec_vision|ijepa|vision_model|"
     r"(vit|vision)\.vision_model)\."
 )
-_BLOCK = re.compile(r"(?:encoder\.layers?|layer|model\.layer)\.(\d+)\.")
-_IGNORED = (
+BLOCK = re.compile(r"(?:encoder\.layers?|layer|model\.layer)\.(\d+)\.")
+IGNORED = (
     (re.compile(r"mask_token$"), "for masked pre-training alone"),
     (re.compile(r"^(decoder|lm_head)\b"), "of the decoder of pre-training"),
     (re.compile(r"^(text_model|text_projection)\b"), "of the text tower"),
@@ -34,7 +34,7 @@ def canonical_name(name):
     >>> canonical_name("vit.embeddings.cls_token")
     'embeddings.cls_token'
     """
-    return _PREFIX.sub("", name).removeprefix("model.") if not ignored(name) else name
+    return _PREFIX.sub("", name).removeprefix("model.")
 
 
 def published_name(name, file_names):
@@ -56,16 +56,6 @@ _PATCHES = (
     "embeddings.patch_embeddings.weight",
     "embeddings.patch_embedding.weight",
 )
-
-
-def ignored(name):
-    """Why a tensor of this name has no place in the model; None if it has one."""
-    return next((reason for pattern, reason in _IGNORED if pattern.search(name)), None)
-
-
-def depth(names):
-    """Number of blocks."""
-    return 1 + max((int(match[1]) for match in map(_BLOCK.match, names) if match), default=-1)
 
 
 def rules(depth, shapes):

@@ -95,11 +95,14 @@ _FAMILIES = (
     },
     {"pre_logits": "pre_logits", "predictions": "predictions"},
 )
-_IGNORED = {
-    "mask_token": "for training on masked images",
-    "position_ids": "the numbers of the positions",
-    "source_positions": "the positions before keras-hub brought them to the model's grid",
-}
+IGNORED = (
+    (re.compile(r"^mask_token$"), "for training on masked images"),
+    (re.compile(r"^position_ids$"), "the numbers of the positions"),
+    (
+        re.compile(r"^source_positions$"),
+        "the positions before keras-hub brought them to the model's grid",
+    ),
+)
 
 
 def _pattern(place):
@@ -111,7 +114,7 @@ def _pattern(place):
 
 
 _PATTERNS = tuple((_pattern(place), part) for family in _FAMILIES for part, place in family.items())
-_BLOCK = re.compile(r"block_(\d+)/")
+BLOCK = re.compile(r"block_(\d+)/")
 
 
 def canonical_name(name):
@@ -138,8 +141,8 @@ def published_name(name, file_names):
     >>> published_name("block_7/norm_1/beta", ["x_encoder/layers_0/norm1/gamma"])
     'x_encoder/layers_7/norm1/beta'
     """
-    number = _BLOCK.match(name)
-    wanted = _BLOCK.sub("block_#/", name)
+    number = BLOCK.match(name)
+    wanted = BLOCK.sub("block_#/", name)
     for there in file_names:
         match, part = _placed(there)
         if match is not None and f"{wanted}/".startswith(f"{part}/"):
@@ -165,16 +168,6 @@ def _placed(name):
 def recognises(names):
     """Whether the canonical `names` are of this format."""
     return {"patches/kernel", "block_0/attention/query_dense/kernel"} <= set(names)
-
-
-def ignored(name):
-    """Why a tensor of this name has no place in the model; None if it has one."""
-    return _IGNORED.get(canonical_name(name))
-
-
-def depth(names):
-    """Number of blocks."""
-    return 1 + max((int(match[1]) for match in map(_BLOCK.match, names) if match), default=-1)
 
 
 def rules(depth, shapes):

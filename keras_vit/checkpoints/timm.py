@@ -11,7 +11,7 @@ from keras_vit.checkpoints.layouts import Rule, torch_dense, torch_norm
 from keras_vit.models import Preprocessing
 
 FORMAT = "timm"
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
+BLOCK = re.compile(r"blocks\.(\d+)\.")
 # (pattern, the name in timm's vision_transformer.py): BEiT's and DINOv3's in timm, DINOv2's own.
 _ALIASES = (
     (re.compile(r"^(model|module|backbone)\."), ""),
@@ -20,7 +20,7 @@ _ALIASES = (
     (re.compile(r"\.mlp\.w3\."), ".mlp.fc2."),
     (re.compile(r"^register_tokens$"), "reg_token"),
 )
-_IGNORED = (
+IGNORED = (
     (re.compile(r"(^|\.)mask_token$"), "for masked pre-training alone"),
     (re.compile(r"^(decoder|pred)"), "of the decoder of pre-training"),
     (re.compile(r"relative_position_index$"), "it follows from the grid"),
@@ -52,16 +52,6 @@ def published_name(name, file_names):
 def recognises(names):
     """Whether the canonical `names` are of this format."""
     return {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= set(names)
-
-
-def ignored(name):
-    """Why a tensor of this name has no place in the model; None if it has one."""
-    return next((reason for pattern, reason in _IGNORED if pattern.search(name)), None)
-
-
-def depth(names):
-    """Number of blocks."""
-    return 1 + max((int(match[1]) for match in map(_BLOCK.match, names) if match), default=-1)
 
 
 def rules(depth, shapes):

@@ -11,7 +11,7 @@ FORMAT = "torchvision"
 RESAMPLING = "hf"
 # Older releases count the layers of an MLP, newer name them.
 _ALIASES = ((".mlp.linear_1.", ".mlp.0."), (".mlp.linear_2.", ".mlp.3."))
-_BLOCK = re.compile(r"encoder\.layers\.encoder_layer_(\d+)\.")
+BLOCK = re.compile(r"encoder\.layers\.encoder_layer_(\d+)\.")
 # torchvision.models.ViT_B_16_Weights and its siblings, IMAGENET1K_V1.
 _PREPROCESSING = Preprocessing(
     mean=(0.485, 0.456, 0.406),
@@ -45,16 +45,6 @@ def published_name(name, file_names):
 def recognises(names):
     """Whether the canonical `names` are of this format."""
     return {"conv_proj.weight", "encoder.ln.weight"} <= set(names)
-
-
-def ignored(name):
-    """Why a tensor has no place in the model: every one has."""
-    return
-
-
-def depth(names):
-    """Number of blocks."""
-    return 1 + max((int(match[1]) for match in map(_BLOCK.match, names) if match), default=-1)
 
 
 def rules(depth, shapes):

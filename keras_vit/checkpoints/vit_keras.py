@@ -13,7 +13,7 @@ FORMAT = "vit-keras"
 POSITIONS = "Transformer/posembed_input/pos_embedding"
 # It zooms positions as Google's code does.
 RESAMPLING = "google"
-_BLOCK = re.compile(r"Transformer/encoderblock_(\d+)/")
+BLOCK = re.compile(r"Transformer/encoderblock_(\d+)/")
 _ALIASES = (
     # Keras 2 writes a layer's name twice: that of the group, and that within the variable's.
     (re.compile(r"^([^/]+|Transformer/[^/]+)/\1/"), r"\1/"),
@@ -53,10 +53,10 @@ def published_name(name, file_names):
     >>> published_name("head/bias", ["head/head/kernel"])
     'head/head/bias'
     """
-    layer, _, variable = _BLOCK.sub("#/", name).rpartition("/")
-    number = _BLOCK.match(name)
+    layer, _, variable = BLOCK.sub("#/", name).rpartition("/")
+    number = BLOCK.match(name)
     for there in file_names:
-        if _BLOCK.sub("#/", canonical_name(there)).rpartition("/")[0] == layer:
+        if BLOCK.sub("#/", canonical_name(there)).rpartition("/")[0] == layer:
             found = f"{there.rpartition('/')[0]}/{variable}"
             return re.sub(r"(?<=encoderblock_)\d+", number[1], found) if number else found
     return name
@@ -65,16 +65,6 @@ def published_name(name, file_names):
 def recognises(names):
     """Whether the canonical `names` are of this format."""
     return {"embedding/kernel", "Transformer/encoder_norm/gamma"} <= set(names)
-
-
-def ignored(name):
-    """Every tensor of this format has a place in the model."""
-    return
-
-
-def depth(names):
-    """Number of blocks."""
-    return 1 + max((int(match[1]) for match in map(_BLOCK.match, names) if match), default=-1)
 
 
 def rules(depth, shapes):
