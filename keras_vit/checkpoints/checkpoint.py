@@ -174,6 +174,8 @@ def recognise(file):
         facts, notes = format.facts(weights, shapes, file)
         resampling = facts.pop("resampling", getattr(format, "RESAMPLING", format.FORMAT))
         facts, is_grid_told = locate(facts, weights)
+        if not is_grid_told and "image_size" in facts:
+            notes = [*notes, f"a square of patches, {facts['image_size']} px, as none is stated"]
         _check_sizes(facts)
     except (
         *(ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError),

@@ -136,7 +136,7 @@ def locate(facts, weights):
         if size is told:
             raise ValueError(
                 f"it stores {stored}, which are not the {grid[0]}x{grid[1]} of config.json's "
-                f"image_size={size}"
+                f"image_size (timm: img_size) {size}"
             )
     squares = stored.squares() if stored is not None else {}
     if len(squares) == 1:

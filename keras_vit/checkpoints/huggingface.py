@@ -344,13 +344,15 @@ def _configured(hub_config, model_type, known, shapes):
             "CLIPForImageClassification pools tokens that no norm follows, which no keras_vit "
             "model does"
         )
-    mlp_dim = config.get("intermediate_size")
+    if "mlp_ratio" in defaults:
+        config["intermediate_size"] = None  # DINOv2 has none, whatever the file says.
+    mlp_dim = config["intermediate_size"]
     if mlp_dim is None:
         mlp_dim = int(config["hidden_size"] * config["mlp_ratio"])
         if config.get("use_swiglu_ffn"):
             # transformers' Dinov2SwiGLUFFN rounds two thirds up to a multiple of 8.
             mlp_dim = (int(mlp_dim * 2 / 3) + 7) // 8 * 8
-    mlp_key = "intermediate_size" if config.get("intermediate_size") is not None else "mlp_ratio"
+    mlp_key = "mlp_ratio" if "mlp_ratio" in defaults else "intermediate_size"
     # (key of config.json, what it says, our field).
     checked = [
         ("hidden_size", config["hidden_size"], "hidden_size"),

@@ -13,6 +13,7 @@ from keras_vit.checkpoints.grids import (
     prefix_positions,
 )
 from keras_vit.checkpoints.layouts import Rule
+from keras_vit.checkpoints.memory import return_freed_memory
 from keras_vit.checkpoints.patch_kernels import resample_patch_kernel
 from keras_vit.checkpoints.positions import check_resampling, resample_positions, square_grid
 from keras_vit.checkpoints.reading import CheckpointError
@@ -23,10 +24,12 @@ from keras_vit.models import Preprocessing, config_of
 CLASS_TOKEN = "patch_encoder/class_token"
 PATCH_KERNEL = "patch_encoder/projection/kernel"
 # Facts that change the function without changing any tensor's shape, and that may be overruled.
-ACCEPTABLE = ("activation", "layer_norm_epsilon", "preprocessing", "pooling", "patch_size")
+ACCEPTABLE = (
+    *("activation", "layer_norm_epsilon", "preprocessing", "pooling", "patch_size", "num_heads"),
+)
 # And such as may not: a file's weights mean nothing under another.
 _DECISIVE = (
-    *("num_heads", "gated_mlp", "positions", "qkv_bias", "stem_rule", "stem_blocks"),
+    *("gated_mlp", "positions", "qkv_bias", "stem_rule", "stem_blocks"),
     *("distillation_token", "register_tokens", "pre_norm"),
 )
 
@@ -57,9 +60,9 @@ def load_checkpoint(model, path, *, accept=(), new_head=False, resampling=None):
         path: A .npz file of vision_transformer or big_vision, a .safetensors file of timm,
             transformers or torchvision or its hub folder, or a .keras or .weights.h5 file of
             keras_vit.
-        accept: Names among `"activation"`, `"layer_norm_epsilon"`, `"preprocessing"`, `"pooling"`
-            and `"patch_size"`: where the file is known to differ from the model there, load all
-            the same. The kernel of another patch size is resampled (FlexiViT).
+        accept: Names among `"activation"`, `"layer_norm_epsilon"`, `"preprocessing"`, `"pooling"`,
+            `"num_heads"` and `"patch_size"`: where the file is known to differ from the model
+            there, load all the same. The kernel of another patch size is resampled (FlexiViT).
         new_head: Whether the head starts at zero even where the class counts are equal.
         resampling: `"google"`, `"timm"`, `"hf"` or `"siglip2"`: whose rule resamples; None for that
             of the format's own code.
@@ -97,8 +100,13 @@ def load_checkpoint(model, path, *, accept=(), new_head=False, resampling=None):
         for rule in rules.values():
             # Everything is read once before anything is assigned.
             _read_weight(checkpoint, rule, plan, config, weights)
-        for name, rule in rules.items():
-            weights[name].assign(_read_weight(checkpoint, rule, plan, config, weights))
+        return_freed_memory()
+        # By size: what one weight frees, the next takes, and memory stays in one piece.
+        by_size = sorted(rules, key=lambda name: math.prod(weights[name].shape), reverse=True)
+        for name in by_size:
+            weight = _read_weight(checkpoint, rules[name], plan, config, weights)
+            weights[name].assign(np.ascontiguousarray(weight))
+            return_freed_memory()
         for name in plan.new:
             if name.startswith("head") or name == CLASS_TOKEN:
                 weights[name].assign(np.zeros(weights[name].shape, "float32"))

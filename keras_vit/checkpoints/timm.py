@@ -145,7 +145,7 @@ def _stem_rules(shapes):
 def facts(weights, shapes, file):
     """What a file tells of its model; see `google.facts`."""
     known = architecture(weights)
-    known["patch_size"] = shapes["patch_embed.proj.weight"][2:]
+    known["patch_size"] = tuple(shapes["patch_embed.proj.weight"][2:])
     hub_config = file.hub_config
     notes = []
     if "pool/probe" in weights:
@@ -302,6 +302,19 @@ def _check_arguments(arguments, known):
             "unsupported model_args: "
             + ", ".join(f"{name}={arguments[name]!r}" for name in unknown)
         )
+    if "patch_size" in arguments and _pair(arguments["patch_size"]) != known["patch_size"]:
+        raise ValueError(
+            f"model_args say patch_size={arguments['patch_size']!r}, the tensors "
+            f"{known['patch_size']!r}"
+        )
+    if "mlp_ratio" in arguments:
+        width = int(known["hidden_size"] * arguments["mlp_ratio"])
+        # A packed gate counts as part of the width, or does not.
+        if width not in (known["mlp_dim"], known["mlp_dim"] * (1 + known["gated_mlp"])):
+            raise ValueError(
+                f"model_args say mlp_ratio={arguments['mlp_ratio']!r}, which is a width of "
+                f"{width}; the tensors have {known['mlp_dim']}"
+            )
     for name, field in _CHECKED:
         # BEiT's queries and values have biases, and its keys have none.
         found = bool(known[field]) if field == "qkv_bias" else known[field]
@@ -309,6 +322,10 @@ def _check_arguments(arguments, known):
             raise ValueError(
                 f"model_args say {name}={arguments[name]!r}, the tensors {known[field]!r}"
             )
+
+
+def _pair(size):
+    return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
 
 
 def _translated(arguments, name, table):

@@ -190,7 +190,7 @@ _ASKED_FOR = {
 
 def _accepted(fields):
     """What `load_checkpoint` is to accept: what the caller decided in the file's place."""
-    names = ("activation", "layer_norm_epsilon", "preprocessing", "patch_size")
+    names = ("activation", "layer_norm_epsilon", "preprocessing", "patch_size", "num_heads")
     return tuple(name for name in names if fields.get(name) is not None)
 
 
