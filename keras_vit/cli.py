@@ -400,3 +400,7 @@ def _as_in_the_run(source, data_dir, model):
         return None
     print(f"{source} is the data set of this run, divided as the run divided it")
     return split_source(loaded, recipe)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,5 @@
 """Every family in every format against an independent statement of it, from random files alone."""
 
-import os
 import subprocess
 import sys
 
@@ -90,7 +89,7 @@ TIMM = {
         SILU,
     ),
     "swiglu apart": ({"gated": "apart"}, {"mlp_layer": "SwiGLU"}, SILU),
-    "gated gelu": ({"gated": "packed"}, {"mlp_layer": "GluMlp"}, {"activation": "gelu"}),
+    "gated gelu": ({"gated": "packed"}, {"mlp_layer": "SwiGLUPacked"}, {"activation": "gelu"}),
     "clip": (
         {"pre_norm": True, "architecture": "vit_base_patch32_clip_quickgelu_224"},
         {},
@@ -486,14 +485,24 @@ def test_a_bare_beit_file_of_a_square_grid_tells_it(tmp_path):
 # What was assumed is said.
 
 
+def test_positions_that_no_tensor_tells_are_asked_for(tmp_path):
+    write_timm(tmp_path, depth=1, slots=None)
+    path = without_config(tmp_path)
+    with pytest.raises(ValueError, match="pass `positions`"):
+        load(path, num_heads=2, image_size=12)
+    model = load(path, num_heads=2, image_size=12, positions="rope")
+    assert keras_vit.models.config_of(model).positions == "rope"
+    model = load(path, num_heads=2, image_size=12, positions=None)
+    assert keras_vit.models.config_of(model).positions is None
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"width": 192, "heads": 3}, "3 heads, as published for the width 192"),
+        ({"width": 192, "heads": 3}, "3 heads of 64, as published for the width 192"),
         ({}, "activation gelu and epsilon 1e-06, timm's for such tensors: no config.json"),
         ({"pre_norm": True}, "activation gelu and epsilon 1e-05, timm's"),
         ({"gated": "packed"}, "activation silu and epsilon 1e-06, timm's"),
-        ({"slots": None}, "rotary positions, DINOv3's, because the file stores none"),
     ],
 )
 def test_assumptions_of_a_bare_timm_file(tmp_path, options, said):
@@ -717,8 +726,6 @@ def test_loading_holds_the_weights_once(tmp_path):
     run = subprocess.run(
         [sys.executable, "-c", MEASURE, *map(str, paths)],
         cwd=REPOSITORY,
-        # What is freed goes back at once: this is about what is held, not about the allocator.
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
         capture_output=True,
         text=True,
         check=True,
@@ -726,6 +733,4 @@ def test_loading_holds_the_weights_once(tmp_path):
     weights, growth = map(float, run.stdout.split()[-2:])
     print(f"grew by {growth:.3f} x the weights of {weights / 1e6:.0f} MB")
     assert weights > 150e6
-    # 1.2 to 1.4, with the load of the machine, are what a model of random weights takes to be
-    # built; a second copy of the weights would make it more than 2.
-    assert growth < 1.6
+    assert growth < 1.3

@@ -73,5 +73,7 @@ def published_heads(hidden_size, notes):
         heads = hidden_size // HEAD_SIZE
     if heads is None:
         return {}
-    notes.append(f"{heads} heads, as published for the width {hidden_size}")
+    notes.append(
+        f"{heads} heads of {hidden_size // heads}, as published for the width {hidden_size}"
+    )
     return {"num_heads": heads}

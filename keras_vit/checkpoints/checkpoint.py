@@ -171,6 +171,7 @@ def recognise(file):
     rules = format.rules(depth, shapes)
     try:
         weights = _weight_shapes(file, rules, shapes)
+        _check_heads(weights, rules)
         facts, notes = format.facts(weights, shapes, file)
         resampling = facts.pop("resampling", getattr(format, "RESAMPLING", format.FORMAT))
         facts, is_grid_told = locate(facts, weights)
@@ -181,7 +182,9 @@ def recognise(file):
         *(ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError),
         OverflowError,
     ) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else error
+        what = error
+        if isinstance(error, KeyError):
+            what = f"{_tensors_of(error.args[0], rules, format, file)} is missing"
         raise CheckpointError(
             f"{file.path}: its tensors or the config.json beside it do not describe a Vision "
             f"Transformer ({what})"
@@ -198,6 +201,24 @@ def recognise(file):
         resampling=resampling,
         published_name=format.published_name,
     )
+
+
+def _tensors_of(weight, rules, format, file):
+    """What the tensors of a weight would be called in the file."""
+    names = next((rule.tensors for rule in rules if rule.weight == weight), (str(weight),))
+    return ", ".join(format.published_name(name, tuple(file.shapes)) for name in names)
+
+
+def _check_heads(weights, rules):
+    """A head that is not as wide as its bias would be taken for one of other classes."""
+    tensors = {rule.weight: rule.tensors for rule in rules}
+    for layer in ("head", "head_distillation", "pre_logits"):
+        kernel, bias = (weights.get(f"{layer}/{part}") for part in ("kernel", "bias"))
+        if kernel is not None and bias is not None and kernel[-1:] != bias:
+            raise ValueError(
+                f"shape: {', '.join(tensors[f'{layer}/bias'])} is {bias}, and "
+                f"{', '.join(tensors[f'{layer}/kernel'])} is for {kernel[-1]} outputs"
+            )
 
 
 def _check_sizes(facts):

@@ -308,6 +308,7 @@ def facts(weights, shapes, file):
             f"unsupported model_type in config.json. Expected one of {', '.join(MODEL_TYPES)}. "
             f"Received: model_type={model_type!r}"
         )
+    _check_names(model_type, file)
     known |= _configured(file.hub_config, model_type, known, shapes)
     if model_type == "dinov2_with_registers":
         known["resampling"] = "timm"  # Its forward pass resamples with antialias.
@@ -322,6 +323,27 @@ def facts(weights, shapes, file):
             "preprocessor_config.json beside the file"
         )
     return known, notes
+
+
+# The prefix that transformers gives a model's tensors inside another → the types that have it.
+_TYPES_OF_PREFIX = {
+    "vit.": ("vit", "vit_mae", "vit_msn"),
+    "deit.": ("deit",),
+    "dinov2.": ("dinov2",),
+    "dinov2_with_registers.": ("dinov2_with_registers",),
+    "beit.": ("beit",),
+    "data2vec_vision.": ("data2vec-vision",),
+    "ijepa.": ("ijepa",),
+}
+
+
+def _check_names(model_type, file):
+    for name in file.shapes:
+        for prefix, types in _TYPES_OF_PREFIX.items():
+            if name.startswith(prefix) and model_type not in types:
+                raise ValueError(
+                    f"config.json says model_type={model_type!r}, the tensor is {name}"
+                )
 
 
 def _pooling(known, shapes):
@@ -368,6 +390,7 @@ def _configured(hub_config, model_type, known, shapes):
             raise ValueError(
                 f"config.json's {key} means {field}={value!r}, the tensors have {known[field]!r}"
             )
+    _check_switches(config, hub_config, model_type, known)
     told = {
         "num_heads": config["num_attention_heads"],
         "layer_norm_epsilon": float(config["layer_norm_eps"]),
@@ -387,6 +410,28 @@ def _configured(hub_config, model_type, known, shapes):
     if model_type.startswith("siglip2"):
         del told["image_size"]
     return told
+
+
+def _check_switches(config, hub_config, model_type, known):
+    """Keys whose contrary shows in the tensors, or that the model does not have."""
+    if config.get("qkv_bias", True) is False and known["qkv_bias"]:
+        raise ValueError("config.json says qkv_bias=False, and the tensors have such biases")
+    if config.get("num_channels", 3) != 3:
+        raise ValueError(
+            f"unsupported num_channels in config.json: {config['num_channels']}, not 3"
+        )
+    if "representation_size" in known and config.get("pooler_act", "tanh") != "tanh":
+        raise ValueError(f"unsupported pooler_act in config.json: {config['pooler_act']!r}")
+    labels = hub_config.get("id2label")
+    has_classes = "num_classes" in known and not model_type.startswith("clip")
+    if has_classes and isinstance(labels, dict) and len(labels) != known["num_classes"]:
+        raise ValueError(
+            f"config.json's id2label names {len(labels)} classes, the head has "
+            f"{known['num_classes']}"
+        )
+    learned = model_type not in ("beit", "data2vec-vision", "dinov3_vit")
+    if learned and "learned" not in (known["positions"] or ""):
+        raise ValueError("the tensor embeddings.position_embeddings is missing")
 
 
 def _pair(value):

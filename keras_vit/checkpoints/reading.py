@@ -96,21 +96,21 @@ def _file_of_folder(folder):
         )
     for path in found:
         if path.suffix in PICKLES:
-            _refuse_pickle(path)
+            _refuse_pickle(path, path.with_name("model.safetensors"))
     unfinished = " (a run that is not finished)" if (folder / "recipe.json").exists() else ""
     raise FileNotFoundError(
         f"There is no {' and no '.join(FOLDER_FILES)} in the folder {folder}{unfinished}"
     )
 
 
-def _refuse_pickle(path):
-    target = path.with_suffix(".safetensors").name
+def _refuse_pickle(path, target=None):
+    target = target or path.with_suffix(".safetensors")
     raise CheckpointError(
         f"{path} is a pickle, which can run any code when it is read; keras_vit reads none. Where "
         'you trust it, convert it once: python -c "import torch, safetensors.torch as s; '
-        f"d = torch.load('{path.name}', weights_only=True, map_location='cpu'); "
-        "d = d.get('model', d.get('state_dict', d)); "
-        f"s.save_file({{k: v.contiguous() for k, v in d.items()}}, '{target}')\""
+        f"d = torch.load('{path}', weights_only=True, map_location='cpu'); "
+        "d = d.get('model', d.get('state_dict', d.get('teacher', d))); "
+        f"s.save_file({{k: v.clone().contiguous() for k, v in d.items()}}, '{target}')\""
     )
 
 

@@ -168,14 +168,26 @@ def facts(weights, shapes, file):
         )
     else:
         known |= _hub_facts(hub_config, known, notes)
-    if known["positions"] is None and not known.pop("no_positions", False):
-        # DINOv3's rule is the one that published models without stored positions have.
-        known["positions"] = "rope"
-        notes.append("rotary positions, DINOv3's, because the file stores none")
-    known.pop("no_positions", None)
+    if known["positions"] is None:
+        _without_stored_positions(known, hub_config)
     if "num_heads" not in known:
         known |= published_heads(known["hidden_size"], notes)
     return known, notes
+
+
+def _without_stored_positions(known, hub_config):
+    """Positions that the architecture computes, or has not; else nobody knows, and it is asked."""
+    config = hub_config or {}
+    arguments = config.get("model_args") or {}
+    if arguments.get("pos_embed") in ("", "none"):
+        return
+    is_rotary = re.search(r"_dinov3|_lingbot", str(config.get("architecture", "")))
+    if is_rotary or arguments.get("use_rot_pos_emb"):
+        known["positions"] = "rope"
+    elif hub_config is None:
+        del known["positions"]
+    else:
+        raise ValueError("the tensor pos_embed is missing, and config.json tells of no other kind")
 
 
 # What timm's architectures have and neither tensors nor config.json tell: all rows whose pattern
@@ -200,7 +212,7 @@ _ACTIVATIONS = {
     "swish": "silu",
 }
 _POOLINGS = {"token": "token", "avg": "avg", "map": "map", "": None}
-_MLP_LAYERS = {"Mlp": False, "SwiGLUPacked": True, "SwiGLU": True, "GluMlp": True}
+_MLP_LAYERS = {"Mlp": False, "SwiGLUPacked": True, "SwiGLU": True}
 # Arguments of timm's constructors that are read here or seen in the tensors, and such as change
 # nothing when a model is evaluated. One that is not listed may change the function.
 _KNOWN_ARGUMENTS = (
@@ -258,12 +270,18 @@ def _hub_facts(hub_config, known, notes):
         told["pooling"] = _translated({"global_pool": pooling}, "global_pool", _POOLINGS)
     elif "_dinov3" in architecture_name:
         told["pooling"] = "avg"
-    if arguments.get("num_heads"):
-        told["num_heads"] = int(arguments["num_heads"])
+    elif arguments.get("fc_norm") and known["class_token"]:
+        told["pooling"] = "token"  # The constructor's default.
+    heads = arguments.get("num_heads")
+    if heads is not None:
+        if type(heads) is not int or heads < 1:
+            raise ValueError(f"model_args say num_heads={heads!r}, which must be a positive int")
+        told["num_heads"] = heads
     elif "num_heads" not in told:
         told |= _named_heads(architecture_name, known["hidden_size"], notes)
-    if arguments.get("pos_embed") in ("", "none"):
-        told["no_positions"] = True
+    _check_classes(hub_config, arguments, known)
+    if arguments.get("no_embed_class"):
+        told["position_slots"] = "patches"
     if "rope_temperature" in arguments:
         told["rope_base"] = float(arguments["rope_temperature"])
     # What the constructor was given is so; the input size may be that of an ancestor.
@@ -280,6 +298,14 @@ def _hub_facts(hub_config, known, notes):
             interpolation=pretrained.get("interpolation") or "bicubic",
         )
     return told
+
+
+def _check_classes(hub_config, arguments, known):
+    stated = arguments.get("num_classes", hub_config.get("num_classes"))
+    found = known.get("num_classes", 0)
+    if type(stated) is int and stated > 0 and stated != found:
+        what = f"head.weight has {found}" if found else "the tensor head.weight is missing"
+        raise ValueError(f"config.json says num_classes={stated}, and {what}")
 
 
 def _named_heads(architecture_name, hidden_size, notes):
@@ -307,6 +333,13 @@ def _check_arguments(arguments, known):
             f"model_args say patch_size={arguments['patch_size']!r}, the tensors "
             f"{known['patch_size']!r}"
         )
+    if arguments.get("init_values") and known["layer_scale"] is None:
+        raise ValueError(
+            f"model_args say init_values={arguments['init_values']!r}, and the tensors "
+            "blocks.*.ls1.gamma are missing"
+        )
+    if arguments.get("in_chans", 3) != 3:
+        raise ValueError(f"unsupported model_args: in_chans={arguments['in_chans']!r}, not 3")
     if "mlp_ratio" in arguments:
         width = int(known["hidden_size"] * arguments["mlp_ratio"])
         # A packed gate counts as part of the width, or does not.

@@ -76,6 +76,8 @@ def facts(weights, shapes, file):
     """What a file tells of its model; see `google.facts`."""
     notes = ["scaling and crop as torchvision publishes them for ImageNet (IMAGENET1K_V1)"]
     known = architecture(weights)
+    if known["positions"] is None:
+        raise KeyError("patch_encoder/position_embedding")
     known |= {
         "patch_size": shapes["conv_proj.weight"][2:],
         "pooling": "token",

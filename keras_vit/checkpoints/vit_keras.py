@@ -105,6 +105,8 @@ def _norm(weight, tensor):
 def facts(weights, shapes, file):
     """What a file tells of its model; see `google.facts`."""
     known, notes = architecture(weights), []
+    if known["positions"] is None:
+        raise KeyError("patch_encoder/position_embedding")
     known |= {
         "patch_size": tuple(shapes["embedding/kernel"][:2]),
         "pooling": "token",

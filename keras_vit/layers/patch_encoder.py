@@ -3,7 +3,11 @@
 import keras
 from keras import ops
 
-from keras_vit.layers.initializers import bias_initializer, kernel_initializer
+from keras_vit.layers.initializers import (
+    bias_initializer,
+    kernel_initializer,
+    token_initializer,
+)
 from keras_vit.layers.sin_cos_positions import sin_cos_positions_1d, sin_cos_positions_2d
 
 POSITIONS = ("learned", "sincos1d", "sincos2d", None)
@@ -120,7 +124,7 @@ class PatchEncoder(keras.layers.Layer):
             }[self.position_slots]
             self.position_embedding = self.add_weight(
                 shape=(1, patches + slots, self.hidden_size),
-                initializer=keras.initializers.RandomNormal(stddev=0.02),
+                initializer=token_initializer(),
                 name="position_embedding",
             )
         elif self.positions == "sincos1d":
@@ -132,7 +136,7 @@ class PatchEncoder(keras.layers.Layer):
         if not count:
             return None
         # As published: class tokens start at zero; equal registers would stay equal.
-        initializer = "zeros" if count == 1 else keras.initializers.RandomNormal(stddev=0.02)
+        initializer = "zeros" if count == 1 else token_initializer()
         return self.add_weight(
             shape=(1, count, self.hidden_size), initializer=initializer, name=name
         )

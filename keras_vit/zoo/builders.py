@@ -1,11 +1,13 @@
 """Models by name or by checkpoint."""
 
+import contextlib
 import dataclasses
 import fnmatch
 import inspect
 from pathlib import Path
 
 from keras_vit.checkpoints import CheckpointError, load_checkpoint, open_checkpoint
+from keras_vit.layers.initializers import zeros_drawn
 from keras_vit.layers.nearest import nearest_names
 from keras_vit.models import VARIANTS, VisionTransformerConfig, vision_transformer
 from keras_vit.models.variants import get_variant
@@ -76,9 +78,19 @@ def create(
     config = dataclasses.replace(config, **published | chosen)
     with open_checkpoint(path) as checkpoint:
         config = _adopt_facts(config, chosen, checkpoint)
-    model = vision_transformer(config, dtype=dtype, name=name or variant)
+        facts = checkpoint.facts
+    model = _built_for(facts, config, dtype, name or variant)
     load_checkpoint(model, path, accept=_accepted(chosen), resampling=resampling)
     return model
+
+
+def _built_for(facts, config, dtype, name):
+    """The model, its weights zero where a file of these facts holds all but a new head's."""
+    parts = ("pooling", "representation_size", "num_classes")
+    is_whole = all(facts.get(part) == getattr(config, part) for part in parts)
+    draws_nothing = is_whole or (config.pooling != "map" and config.representation_size is None)
+    with zeros_drawn() if draws_nothing else contextlib.nullcontext():
+        return vision_transformer(config, dtype=dtype, name=name)
 
 
 def _check_fields(function, fields):
@@ -123,7 +135,9 @@ def from_checkpoint(path, num_classes=None, *, resampling=None, dtype=None, name
     path, published = _resolve(path)
     fields = published | _given(fields)
     config = checkpoint_config(path, num_classes, **fields)
-    model = vision_transformer(config, dtype=dtype, name=name or _model_name(path))
+    with open_checkpoint(path) as checkpoint:
+        facts = checkpoint.facts
+    model = _built_for(facts, config, dtype, name or _model_name(path))
     load_checkpoint(model, path, accept=_accepted(fields), resampling=resampling)
     return model
 
@@ -182,6 +196,7 @@ _ASKED_FOR = {
     "image_size": (
         "the image size: it stores no positions, or none of a square grid that is certain"
     ),
+    "positions": "the kind of its positions: it stores none",
     "num_heads": "the number of heads",
     "activation": "the activation",
     "layer_norm_epsilon": "the epsilon of its norms",
