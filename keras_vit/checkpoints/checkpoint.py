@@ -14,7 +14,7 @@ from keras_vit.checkpoints import (
     torchvision,
     vit_keras,
 )
-from keras_vit.checkpoints.grids import locate
+from keras_vit.checkpoints.grids import PATCH_KERNEL, POSITIONS, locate
 from keras_vit.checkpoints.layouts import Rule
 from keras_vit.checkpoints.reading import CheckpointError, TensorFile, open_tensors, resolve_path
 from keras_vit.checkpoints.report import grouped
@@ -174,7 +174,13 @@ def recognise(file):
         _check_heads(weights, rules)
         facts, notes = format.facts(weights, shapes, file)
         resampling = facts.pop("resampling", getattr(format, "RESAMPLING", format.FORMAT))
-        facts, is_grid_told = locate(facts, weights)
+        _check_embedding(facts, weights, rules, tensors)
+        names = {
+            rule.weight: _tensors_of(rule.weight, rules, format, file)
+            for rule in rules
+            if rule.weight == POSITIONS
+        }
+        facts, is_grid_told = locate(facts, weights, names)
         if not is_grid_told and "image_size" in facts:
             notes = [*notes, f"a square of patches, {facts['image_size']} px, as none is stated"]
         _check_sizes(facts)
@@ -237,6 +243,28 @@ def _count_blocks(pattern, names):
 def _reason_to_ignore(canonical, format):
     patterns = getattr(format, "IGNORED", ())
     return next((reason for pattern, reason in patterns if pattern.search(canonical)), None)
+
+
+def _check_embedding(facts, weights, rules, tensors):
+    """What a transposed kernel, or positions of another width, would be misread as."""
+    if "stem_blocks" in facts or len(facts.get("patch_size", ())) != 2:
+        return
+    expected = {
+        PATCH_KERNEL: (3 * math.prod(facts["patch_size"]), facts["hidden_size"]),
+        POSITIONS: (*weights.get(POSITIONS, ())[:2], facts["hidden_size"]),
+    }
+    for rule in rules:
+        if (
+            rule.weight in expected
+            and weights.get(rule.weight, expected[rule.weight]) != (expected[rule.weight])
+        ):
+            sources = [tensors[name] for name in rule.tensors]
+            raise ValueError(
+                "shape: "
+                + ", ".join(f"{source} is {source.shape}" for source in sources)
+                + f", which makes {weights[rule.weight]}; expected {expected[rule.weight]}, for "
+                f"patches of 3 channels and tokens of {facts['hidden_size']}"
+            )
 
 
 def _sorted_tensors(file, format):

@@ -5,6 +5,7 @@ import dataclasses
 from keras_vit.checkpoints.positions import square_grid
 from keras_vit.layers.resnet_stem import stem_stride
 
+PATCH_KERNEL = "patch_encoder/projection/kernel"
 POSITIONS = "patch_encoder/position_embedding"
 RELATIVE_POSITIONS = "attention/relative_position_bias/table"
 SLOTS = ("patches", "class", "all")
@@ -108,13 +109,14 @@ def patch_stride(facts):
     return tuple(stride * side for side in facts["patch_size"])
 
 
-def locate(facts, weights):
+def locate(facts, weights, tensors=None):
     """The facts with image size and slots of positions, where both are certain.
 
     Args:
         facts: What the file tells; `image_size` if its config says it, `likely_image_size` if
             that may be an ancestor's.
         weights: Path of each weight that the file holds → its shape in the model.
+        tensors: Path of a weight → names of its tensors in the file, for errors.
 
     Returns:
         A pair: the facts, and whether the grid was told rather than found to be a square.
@@ -134,9 +136,13 @@ def locate(facts, weights):
             known = {"position_slots": slots} if isinstance(stored, LearnedPositions) else {}
             return facts | {"image_size": size} | known, True
         if size is told:
+            name = (tensors or {}).get(POSITIONS, POSITIONS)
+            missing = (
+                "" if facts["class_token"] else "; or the tensor of the class token is missing"
+            )
             raise ValueError(
-                f"it stores {stored}, which are not the {grid[0]}x{grid[1]} of config.json's "
-                f"image_size (timm: img_size) {size}"
+                f"{name} stores {stored}, which are not the {grid[0]}x{grid[1]} of config.json's "
+                f"image_size (timm: img_size) {size}{missing}"
             )
     squares = stored.squares() if stored is not None else {}
     if len(squares) == 1:

@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_vit.checkpoints.checkpoint import open_checkpoint
 from keras_vit.checkpoints.grids import (
+    PATCH_KERNEL,
     POSITIONS,
     RELATIVE_POSITIONS,
     patch_stride,
@@ -22,7 +23,6 @@ from keras_vit.checkpoints.report import LoadReport
 from keras_vit.models import Preprocessing, config_of
 
 CLASS_TOKEN = "patch_encoder/class_token"
-PATCH_KERNEL = "patch_encoder/projection/kernel"
 # Facts that change the function without changing any tensor's shape, and that may be overruled.
 ACCEPTABLE = (
     *("activation", "layer_norm_epsilon", "preprocessing", "pooling", "patch_size", "num_heads"),

@@ -330,8 +330,8 @@ def _check_arguments(arguments, known):
         )
     if "patch_size" in arguments and _pair(arguments["patch_size"]) != known["patch_size"]:
         raise ValueError(
-            f"model_args say patch_size={arguments['patch_size']!r}, the tensors "
-            f"{known['patch_size']!r}"
+            f"model_args say patch_size={arguments['patch_size']!r}, the tensor "
+            f"patch_embed.proj.weight {known['patch_size']!r}"
         )
     if arguments.get("init_values") and known["layer_scale"] is None:
         raise ValueError(

@@ -4,8 +4,7 @@ import dataclasses
 
 import keras
 
-from keras_vit.checkpoints.grids import POSITIONS, RELATIVE_POSITIONS
-from keras_vit.checkpoints.loading import PATCH_KERNEL
+from keras_vit.checkpoints.grids import PATCH_KERNEL, POSITIONS, RELATIVE_POSITIONS
 from keras_vit.checkpoints.patch_kernels import resample_patch_kernel
 from keras_vit.checkpoints.positions import check_resampling, resample_positions
 from keras_vit.checkpoints.relative_positions import resample_relative_positions
