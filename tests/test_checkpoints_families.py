@@ -721,7 +721,7 @@ print(weights, (resident("VmHWM") - before) / weights)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_loading_holds_the_weights_once(tmp_path):
     paths = [tmp_path / "small.safetensors", tmp_path / "large.safetensors"]
-    for path, width, depth in zip(paths, (16, 768), (1, 10), strict=True):
+    for path, width, depth in zip(paths, (16, 768), (1, 20), strict=True):
         safetensors.numpy.save_file(timm_tensors(width=width, depth=depth), path)
     run = subprocess.run(
         [sys.executable, "-c", MEASURE, *map(str, paths)],
@@ -732,5 +732,5 @@ def test_loading_holds_the_weights_once(tmp_path):
     )
     weights, growth = map(float, run.stdout.split()[-2:])
     print(f"grew by {growth:.3f} x the weights of {weights / 1e6:.0f} MB")
-    assert weights > 150e6
+    assert weights > 300e6
     assert growth < 1.3
