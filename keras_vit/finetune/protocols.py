@@ -1,0 +1,168 @@
+"""The published fine-tuning protocols, by name."""
+
+import dataclasses
+import re
+from pathlib import PurePath
+from typing import Any
+
+from keras_vit.finetune.protocol import (
+    BUDGETS,
+    DATA_SETS,
+    VTAB_TASKS,
+    Change,
+    Protocol,
+    Published,
+    steps,
+)
+from keras_vit.finetune.protocols_google import AUGREG, AUGREG_NOTEBOOK, BIG_VISION, VIT
+from keras_vit.finetune.protocols_meta import DEIT, DEIT3, DEIT3_IN21K, MAE
+from keras_vit.finetune.recipe import Recipe
+from keras_vit.layers.nearest import nearest_names
+from keras_vit.models import VARIANTS
+
+__all__ = [
+    "BUDGETS",
+    "DATA_SETS",
+    "PROTOCOLS",
+    "VTAB_TASKS",
+    "Change",
+    "Protocol",
+    "Published",
+    "find_protocol",
+    "protocol_learning_rates",
+    "protocol_recipe",
+]
+
+TRANSFER = Protocol(
+    name="transfer",
+    title="keras_vit's own default",
+    # ViT's values until measurements say better.
+    source="ViT's general values (arXiv 2010.11929) with 500 steps on any data",
+    recipe=VIT.recipe,
+    changes=(Change(steps(100, 10), f"quick: {AUGREG_NOTEBOOK}", budget=("quick",)),),
+)
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (TRANSFER, VIT, AUGREG, DEIT, DEIT3, DEIT3_IN21K, MAE, BIG_VISION)
+}
+
+
+def protocol_recipe(
+    protocol: str,
+    data: str,
+    *,
+    budget: str | None = None,
+    model: str | None = None,
+    image_size: int | None = None,
+) -> Recipe:
+    """The recipe of a published protocol for a data set.
+
+    Args:
+        protocol: One of `PROTOCOLS`.
+        data: A data set as `load_data` takes it; those of `DATA_SETS` have values of their own
+            where the paper gives some, all others get the protocol's general values.
+        budget: "quick", "standard" or "full"; None: "full", the schedule of the paper.
+        model: One of `keras-vit list`, for values that depend on the size; None: those of the
+            protocol's base model, and the architecture of the checkpoint.
+        image_size: Side of the images, in pixels; None: the protocol's. What the images are
+            resized to before the crop is scaled with it.
+
+    Returns:
+        A recipe without weights, which `dataclasses.replace` or the command line completes.
+
+    Raises:
+        ValueError: For a protocol, budget, model or VTAB task that does not exist.
+
+    Example:
+
+    >>> recipe = protocol_recipe("vit", "cifar10", budget="standard")
+    >>> recipe.steps, recipe.warmup_steps, recipe.image_size
+    (1000, 100, 384)
+    """
+    chosen = find_protocol(protocol)
+    data = _check_names(data, budget, model)
+    values: dict[str, Any] = {}
+    for change in chosen.changes:
+        if change.applies(data, model=model, budget=budget or "full"):
+            values |= change.values
+    parts = (re.sub(r"[^\w.-]+", "-", _short_name(data)).strip("-. "), protocol, budget)
+    values |= {"name": "-".join(filter(None, parts)), "data": data, "model": model}
+    if image_size is not None:
+        values |= _resized(chosen.recipe, values, image_size)
+    return dataclasses.replace(chosen.recipe, **values)
+
+
+def protocol_learning_rates(
+    protocol: str, data: str, *, model: str | None = None
+) -> tuple[float, ...]:
+    """The grid of learning rates that the paper tries on a data set; (): it gives one value.
+
+    Args:
+        protocol: One of `PROTOCOLS`.
+        data: A data set, as for `protocol_recipe`.
+        model: A model, as for `protocol_recipe`.
+
+    Raises:
+        ValueError: For a protocol, model or VTAB task that does not exist.
+
+    Example:
+
+    >>> protocol_learning_rates("vit", "cifar10")
+    (0.001, 0.003, 0.01, 0.03)
+    """
+    chosen = find_protocol(protocol)
+    data = _check_names(data, None, model)
+    rates = chosen.learning_rates
+    for change in chosen.changes:
+        if change.learning_rates is not None and change.applies(data, model=model, budget="full"):
+            rates = change.learning_rates
+    return rates
+
+
+def find_protocol(name: str) -> Protocol:
+    """The protocol of a name.
+
+    Raises:
+        ValueError: If there is none; the message has the nearest names.
+
+    Example:
+
+    >>> find_protocol("mae").recipe.layer_decay
+    0.65
+    """
+    if name not in PROTOCOLS:
+        raise ValueError(
+            f"`protocol` must be one of {', '.join(PROTOCOLS)}. Received: {name!r}. "
+            f"{nearest_names(str(name), PROTOCOLS)}"
+        )
+    return PROTOCOLS[name]
+
+
+def _check_names(data, budget, model):
+    data = str(data)
+    if data.startswith("vtab/") and data not in DATA_SETS:
+        raise ValueError(
+            f"VTAB has no task {data!r}. {nearest_names(data.removeprefix('vtab/'), VTAB_TASKS)}"
+        )
+    if budget is not None and budget not in BUDGETS:
+        raise ValueError(f"`budget` must be one of {', '.join(BUDGETS)}. Received: {budget!r}")
+    if model is not None and model not in VARIANTS:
+        raise ValueError(
+            f"`model` must be one of `keras-vit list`. Received: {model!r}. "
+            f"{nearest_names(str(model), VARIANTS)}"
+        )
+    return data
+
+
+def _short_name(data):
+    return data if data in DATA_SETS else PurePath(data).stem
+
+
+def _resized(recipe, values, image_size):
+    """The image size, and the size before the crop in the protocol's proportion to it."""
+    resize_size = values.get("resize_size", recipe.resize_size)
+    if resize_size is None:
+        return {"image_size": image_size}
+    scale = image_size / values.get("image_size", recipe.image_size)
+    return {"image_size": image_size, "resize_size": round(scale * resize_size)}
