@@ -1,162 +1,527 @@
-"""Resizing, random crops and flips of small images, on the device."""
+"""The augmentation policy of a training run, and the drawing of its parameters on the host."""
 
-import keras
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
 import numpy as np
-from keras import ops
 
-from keras_vit.data.batches import resize_pair, size_pair
-from keras_vit.data.images import covering_size, evaluation_geometry
-from keras_vit.layers.image_preprocessing import check_evaluation_policy
-from keras_vit.layers.resampling import resampling_matrix
+from keras_vit.data.images import covering_size
+from keras_vit.layers.resampling import INTERPOLATIONS
+
+CROPS = ("resize", "squash", "inception", "pad")
+POLICIES = ("none", "randaugment", "augmix", "three")
+
+# Number of an operation in what is drawn: its place here. 0 leaves an image as it is.
+OPERATIONS = (
+    "identity",
+    "autocontrast",
+    "equalize",
+    "invert",
+    "posterize",
+    "solarize",
+    "solarize_add",
+    "contrast",
+    "brightness",
+    "color",
+    "sharpness",
+    "blur",
+    "rotate",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+)
+GEOMETRIC_OPERATIONS = OPERATIONS[OPERATIONS.index("rotate") :]
+FIRST_GEOMETRIC = OPERATIONS.index("rotate")
+
+# Of timm 1.0's "increasing" set, and of the paper's code for AugMix, which leaves out what the
+# corruptions that it is tested on resemble.
+RANDAUGMENT_OPERATIONS = tuple(name for name in OPERATIONS if name not in ("identity", "blur"))
+AUGMIX_OPERATIONS = (
+    "autocontrast",
+    "equalize",
+    "posterize",
+    "solarize",
+    *GEOMETRIC_OPERATIONS,
+)
+THREE_AUGMENT_OPERATIONS = ("color", "solarize", "blur")
+JITTER_OPERATIONS = ("brightness", "contrast", "color")
+
+# timm applies each operation that RandAugment chose half of the time.
+RANDAUGMENT_PROBABILITY = 0.5
+LARGEST_MAGNITUDE = 10.0
+AUGMIX_CHAINS = 3
+AUGMIX_DEPTH = 3
+INCEPTION_TRIES = 10
+INCEPTION_ASPECT = (3 / 4, 4 / 3)
+ERASED_AREA = (0.02, 1 / 3)
+ERASED_ASPECT = (0.3, 1 / 0.3)
+ERASING_TRIES = 10
+IDENTITY_MATRIX = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+# Each part of a policy draws from a stream of its own, so that one more part changes no other.
+_STREAMS = ("crop", "flip", "operations", "jitter", "erasing", "mixing")
 
 
-@keras.saving.register_keras_serializable(package="keras_vit")
-class ResizeAndCrop(keras.layers.Layer):
-    """Brings small images to the model's size as part of the training graph.
+def size_pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """`(height, width)` from itself or from one number for both."""
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1:
+        raise ValueError(f"Image sizes must be at least 1. Received: {size}")
+    return int(height), int(width)
 
-    In training each image is resized to cover `resize_size`, cropped at random to `image_size`
-    and mirrored at random; otherwise it is resized and cropped by the evaluation policy. As
-    resampling an axis is a matrix product, a crop of the resized image is a product with some
-    rows of the matrix: each image gets its own rows, and the resized image is never made.
 
-    It computes in float32 whatever the dtype policy.
-
-    Args:
-        image_size: Side, or `(height, width)`, of the output, in pixels.
-        resize_size: Side, or `(height, width)`, that is covered before the random crop; None: 8/7
-            of `image_size`.
-        crop_fraction: Of the evaluation policy, see `ImagePreprocessing`.
-        crop_mode: Of the evaluation policy: `"center"` or `"squash"`.
-        interpolation: `"nearest"`, `"bilinear"` or `"bicubic"`, with antialias.
-        horizontal_flip: Whether every second image, at random, is mirrored in training.
-        seed: Optional int, for a reproducible sequence.
-
-    Input shape:
-        `(batch, height, width, channels)`, any numeric dtype, 0 to 255; only the batch may be
-        unknown.
-
-    Output shape:
-        `(batch, *image_size, channels)`, float32, 0 to 255.
-
-    Raises:
-        ValueError: If `resize_size` is below `image_size`, a size of the input is unknown, or an
-            argument is outside its range.
+def resize_pair(
+    resize_size: int | tuple[int, int] | None, image_size: tuple[int, int]
+) -> tuple[int, int]:
+    """The size that random crops are taken from: 8/7 of the crop unless it is said (256 to 224).
 
     Example:
 
-    >>> layer = ResizeAndCrop(16, seed=0)
-    >>> tuple(layer(np.zeros((2, 8, 8, 3), "uint8"), training=True).shape)
-    (2, 16, 16, 3)
+    >>> resize_pair(None, (224, 224))
+    (256, 256)
+    """
+    if resize_size is None:
+        return round(image_size[0] * 8 / 7), round(image_size[1] * 8 / 7)
+    height, width = size_pair(resize_size)
+    if height < image_size[0] or width < image_size[1]:
+        raise ValueError(
+            f"`resize_size` must not be below `image_size`, as crops are taken from it. Received: "
+            f"resize_size={resize_size}, image_size={image_size}"
+        )
+    return height, width
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to the images of a training run; the default is a random crop and a flip.
+
+    An image is cropped and mirrored, changed by the operations of a policy, jittered in colour,
+    partly erased and mixed with another, in this order. Of the operations of one image, those on
+    colour come first, in their drawn order; its shears, shifts and rotation are one resampling
+    after them, so that the grey that it fills in stays grey.
+
+    Args:
+        image_size: Side, or `(height, width)`, of the images in training, in pixels.
+        resize_size: Side, or `(height, width)`, that the crops `"resize"` and `"squash"` are taken
+            from; None: 8/7 of `image_size`.
+        crop: `"resize"`: the image is resized to cover `resize_size`, its aspect ratio kept, and
+            cropped at random; `"squash"`: the same, but resized to just `resize_size`
+            (big_vision); `"inception"`: a random part of `crop_min_area` to all of the image, its
+            aspect ratio 3/4 to 4/3, resized (Szegedy et al., 2015, arXiv 1409.4842; drawn as in
+            torchvision's RandomResizedCrop); `"pad"`: a crop of the image's own size, out of the
+            image with a border of zeros, resized (He et al., 2016, arXiv 1512.03385).
+        crop_min_area: Smallest share of the image's area for `"inception"`.
+        crop_padding: Width of the border for `"pad"`, in pixels of the image before it is resized.
+        interpolation: `"nearest"`, `"bilinear"` or `"bicubic"`, with antialias.
+        horizontal_flip: Whether every second image, at random, is mirrored.
+        augment: `"none"`; `"randaugment"` (Cubuk et al., 2019, arXiv 1909.13719) with timm's
+            severities, which increase with the magnitude, each chosen operation applied half of
+            the time; `"augmix"` (Hendrycks et al., 2019, arXiv 1912.02781): three chains of one
+            to three operations, mixed; `"three"` (Touvron et al., 2022, arXiv 2204.07118): one of
+            greyscale, solarisation and Gaussian blur.
+        augment_operations: Operations an image, for `"randaugment"`.
+        augment_magnitude: Strength of the operations, 0 to 10. `"augmix"` draws each strength
+            uniformly from 0.1 up to it (the paper: 3).
+        augment_magnitude_std: Standard deviation of the strength for `"randaugment"`.
+        color_jitter: Brightness, contrast and saturation change, in random order, by a factor that
+            is uniform in 1 - `color_jitter` to 1 + `color_jitter`.
+        random_erasing: Probability that a box of an image, of 2 % to a third of it, is filled with
+            random pixels (Zhong et al., 2017, arXiv 1708.04896).
+        mixup: The alpha of MixUp (Zhang et al., 2017, arXiv 1710.09412); 0: none.
+        cutmix: The alpha of CutMix (Yun et al., 2019, arXiv 1905.04899); 0: none. With both, a
+            batch takes one of them, each half of the time.
+        mix_probability: Probability that a batch is mixed at all.
+        repeated_augmentation: How many times in turn an image is taken, each time with its own
+            augmentation (Hoffer et al., 2019, arXiv 1901.09335). An epoch keeps its length, so it
+            sees that many times fewer different images.
+
+    Raises:
+        ValueError: If a value is outside its range; the message names it.
+
+    Example:
+
+    >>> Augmentation(224, crop="inception", mixup=0.8).mixes
+    True
     """
 
-    def __init__(
-        self,
-        image_size,
-        *,
-        resize_size=None,
-        crop_fraction=1.0,
-        crop_mode="center",
-        interpolation="bilinear",
-        horizontal_flip=True,
-        seed=None,
-        **kwargs,
-    ):
-        # Autocast would round pixels to bfloat16 before they are resized.
-        super().__init__(autocast=False, **kwargs)
-        self.image_size = size_pair(image_size)
-        self.resize_size = None if resize_size is None else size_pair(resize_size)
-        self._resize_size = resize_pair(self.resize_size, self.image_size)
-        check_evaluation_policy(crop_fraction, crop_mode, interpolation)
-        self.crop_fraction = float(crop_fraction)
-        self.crop_mode = crop_mode
-        self.interpolation = interpolation
-        self.horizontal_flip = horizontal_flip
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+    image_size: int | tuple[int, int] = 224
+    resize_size: int | tuple[int, int] | None = None
+    crop: str = "resize"
+    crop_min_area: float = 0.05
+    crop_padding: int = 4
+    interpolation: str = "bilinear"
+    horizontal_flip: bool = True
+    augment: str = "none"
+    augment_operations: int = 2
+    augment_magnitude: float = 9.0
+    augment_magnitude_std: float = 0.5
+    color_jitter: float = 0.0
+    random_erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_probability: float = 1.0
+    repeated_augmentation: int = 1
 
-    def build(self, input_shape):
-        if len(input_shape) != 4 or None in input_shape[1:]:
-            raise ValueError(
-                "Images must come as (batch, height, width, channels) with only the batch "
-                f"unknown. Received: input_shape={tuple(input_shape)}"
-            )
-        self.built = True
+    def __post_init__(self):
+        resize_pair(self.resize_size, size_pair(self.image_size))
+        for name, known in (
+            ("crop", CROPS),
+            ("interpolation", INTERPOLATIONS),
+            ("augment", POLICIES),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"`{name}` must be one of {', '.join(known)}. Received: "
+                    f"{name}={getattr(self, name)!r}"
+                )
+        for name, low, high, range_text in (
+            ("crop_min_area", math.ulp(0.0), 1, "(0, 1]"),
+            ("crop_padding", 0, math.inf, "0 or more"),
+            ("augment_operations", 1, math.inf, "1 or more"),
+            ("augment_magnitude", 0, LARGEST_MAGNITUDE, "0..10"),
+            ("augment_magnitude_std", 0, math.inf, "0 or more"),
+            ("color_jitter", 0, math.inf, "0 or more"),
+            ("random_erasing", 0, 1, "0..1"),
+            ("mixup", 0, math.inf, "0 or more"),
+            ("cutmix", 0, math.inf, "0 or more"),
+            ("mix_probability", 0, 1, "0..1"),
+            ("repeated_augmentation", 1, math.inf, "1 or more"),
+        ):
+            value = getattr(self, name)
+            if not (low <= value <= high and value < math.inf):
+                raise ValueError(f"`{name}` must be {range_text}. Received: {name}={value}")
 
-    def call(self, images, training=False):
-        source_size = tuple(images.shape[1:3])
-        if training:
-            rows, columns = self._random_matrices(ops.shape(images)[0], source_size)
-        else:
-            rows, columns = self._evaluation_matrices(source_size)
-        return _resample(ops.cast(images, "float32"), rows, columns)
+    @property
+    def size(self) -> tuple[int, int]:
+        """`(height, width)` of the images in training."""
+        return size_pair(self.image_size)
 
-    def _evaluation_matrices(self, source_size):
-        *resized_size, top, left = evaluation_geometry(
-            *source_size,
-            self.image_size,
-            crop_fraction=self.crop_fraction,
-            crop_mode=self.crop_mode,
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed, so that targets are shares of classes."""
+        return bool(self.mixup or self.cutmix)
+
+    @property
+    def padding(self) -> int:
+        """Width of the border of zeros around a source image, in its pixels."""
+        return self.crop_padding if self.crop == "pad" else 0
+
+
+def generator(seed: int, step: int, stream: str) -> np.random.Generator:
+    """The random numbers of one part of the policy at one step."""
+    # One more than the place: (seed, step, 0) would seed like (seed, step), the epochs.
+    return np.random.default_rng((seed, step, _STREAMS.index(stream) + 1))
+
+
+# crop --------------------------------------------------------------------------------------------
+
+
+def draw_crops(augmentation: Augmentation, seed: int, step: int, count: int) -> np.ndarray:
+    """What places the crops, whatever the size of their images: numbers in [0, 1).
+
+    Returns:
+        A float64 array `(count, tries, 4)` for `"inception"`, `(count, 2)` otherwise.
+    """
+    shape = (INCEPTION_TRIES, 4) if augmentation.crop == "inception" else (2,)
+    return generator(seed, step, "crop").random((count, *shape))
+
+
+def draw_flips(augmentation: Augmentation, seed: int, step: int, count: int) -> np.ndarray:
+    """Which of the images are mirrored, as a bool array `(count,)`."""
+    if not augmentation.horizontal_flip:
+        return np.zeros(count, bool)
+    return generator(seed, step, "flip").random(count) < 0.5
+
+
+def crop_boxes(
+    augmentation: Augmentation, numbers: np.ndarray, source_size: tuple[int, int]
+) -> np.ndarray:
+    """Where the crops lie in images of one size.
+
+    Args:
+        augmentation: The policy.
+        numbers: What `draw_crops` drew.
+        source_size: `(height, width)` of the images, in pixels.
+
+    Returns:
+        A float64 array `(count, 4)`: top, left, bottom and right of each crop, in pixels of its
+        image. With `"pad"` they may lie outside of it.
+    """
+    size = np.array(source_size)
+    if augmentation.crop == "inception":
+        return _inception_boxes(augmentation, numbers, *source_size)
+    if augmentation.crop == "pad":
+        corner = np.floor(numbers * (2 * augmentation.padding + 1)) - augmentation.padding
+        return np.concatenate([corner, corner + size], axis=1)
+    image_size = np.array(augmentation.size)
+    target = resize_pair(augmentation.resize_size, augmentation.size)
+    resized = np.array(
+        target if augmentation.crop == "squash" else covering_size(*source_size, target)
+    )
+    corner = np.floor(numbers * (resized - image_size + 1))
+    return np.concatenate([corner, corner + image_size], axis=1) * np.tile(size / resized, 2)
+
+
+def _inception_boxes(augmentation, numbers, height, width):
+    """The first of the tries that fits; else the largest central part of allowed aspect."""
+    low, high = INCEPTION_ASPECT
+    area = height * width * _between(numbers[..., 0], augmentation.crop_min_area, 1.0)
+    aspect = _log_between(numbers[..., 1], low, high)
+    widths, heights = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
+    pick = np.arange(len(numbers)), fits.argmax(axis=1)
+    heights, widths = heights[pick], widths[pick]
+    tops = np.floor(numbers[*pick, 2] * (height - heights + 1))
+    lefts = np.floor(numbers[*pick, 3] * (width - widths + 1))
+    boxes = np.stack([tops, lefts, tops + heights, lefts + widths], axis=1)
+    middle_height, middle_width = (
+        min(height, max(1, round(width / low))),
+        min(width, max(1, round(height * high))),
+    )
+    top, left = (height - middle_height) // 2, (width - middle_width) // 2
+    middle = [top, left, top + middle_height, left + middle_width]
+    return np.where(fits.any(axis=1)[:, None], boxes, middle)
+
+
+# operations --------------------------------------------------------------------------------------
+
+
+def draw_operations(
+    augmentation: Augmentation, seed: int, step: int, count: int
+) -> dict[str, np.ndarray]:
+    """The operations of a batch.
+
+    Returns:
+        Nothing without a policy and jitter. Otherwise `operations`, int32, the places in
+        `OPERATIONS` of the operations on colour in their order, and `operation_values`, float32,
+        their arguments; where the policy has geometric operations, `matrices`, float32, the first
+        six numbers, row by row, of the matrices from places in the changed image to places in the
+        image before; for AugMix, `chain_weights`, float32. For AugMix the first three have a
+        second axis of chains, and jitter has names of its own that begin with `jitter_`.
+    """
+    random = generator(seed, step, "operations")
+    drawn = {}
+    if augmentation.augment == "randaugment":
+        kinds, values = _draw_randaugment(augmentation, random, count)
+        drawn = _split_geometric(kinds, values, augmentation.size)
+    elif augmentation.augment == "augmix":
+        drawn = _draw_augmix(augmentation, random, count)
+    elif augmentation.augment == "three":
+        drawn = _draw_three(random, count)
+    if not augmentation.color_jitter:
+        return drawn
+    jitter = _draw_jitter(augmentation, generator(seed, step, "jitter"), count)
+    if augmentation.augment == "augmix":
+        return drawn | {f"jitter_{name}": array for name, array in jitter.items()}
+    return drawn | {
+        name: np.concatenate([drawn[name], array], axis=1) if drawn else array
+        for name, array in jitter.items()
+    }
+
+
+def operation_value(name: str, level: np.ndarray, sign: np.ndarray, *, shift: float) -> np.ndarray:
+    """The argument of an operation at a level of 0 to 10, as timm's increasing set has them.
+
+    Args:
+        name: The operation.
+        level: Strengths, 0 to 10.
+        sign: -1 or 1 for each.
+        shift: Share of the image's side that a translation of level 10 moves it by.
+
+    Returns:
+        Degrees, bits, thresholds, factors, shares of a side, as the operation takes them.
+    """
+    part = level / LARGEST_MAGNITUDE
+    match name:
+        case "rotate":
+            return sign * part * 30.0
+        case "shear_x" | "shear_y":
+            return sign * part * 0.3
+        case "translate_x" | "translate_y":
+            return sign * part * shift
+        case "posterize":
+            return 4 - np.floor(part * 4)
+        case "solarize":
+            return 256 - np.floor(part * 256)
+        case "solarize_add":
+            return np.floor(part * 110)
+        case "contrast" | "brightness" | "color" | "sharpness":
+            return np.maximum(0.1, 1 + sign * part * 0.9)
+    return np.zeros_like(level)
+
+
+def _draw_levels(random, names, levels, shift):
+    """Random operations out of `names` for an array of levels: their numbers and arguments."""
+    choice = random.integers(len(names), size=levels.shape)
+    sign = random.choice([-1.0, 1.0], size=levels.shape)
+    values = np.stack([operation_value(name, levels, sign, shift=shift) for name in names])
+    kinds = np.array([OPERATIONS.index(name) for name in names])[choice]
+    return kinds, np.take_along_axis(values, choice[None], axis=0)[0]
+
+
+def _draw_randaugment(augmentation, random, count):
+    shape = count, augmentation.augment_operations
+    levels = random.normal(
+        augmentation.augment_magnitude, augmentation.augment_magnitude_std, shape
+    ).clip(0, LARGEST_MAGNITUDE)
+    kinds, values = _draw_levels(random, RANDAUGMENT_OPERATIONS, levels, shift=0.45)
+    return np.where(random.random(shape) < RANDAUGMENT_PROBABILITY, kinds, 0), values
+
+
+def _draw_augmix(augmentation, random, count):
+    shape = count, AUGMIX_CHAINS, AUGMIX_DEPTH
+    levels = _between(random.random(shape), 0.1, max(0.1, augmentation.augment_magnitude))
+    kinds, values = _draw_levels(random, AUGMIX_OPERATIONS, levels, shift=1 / 3)
+    depth = random.integers(1, AUGMIX_DEPTH + 1, size=(count, AUGMIX_CHAINS, 1))
+    kinds = np.where(np.arange(AUGMIX_DEPTH) < depth, kinds, 0)
+    mixed = random.beta(1.0, 1.0, size=(count, 1))
+    weights = mixed * random.dirichlet([1.0] * AUGMIX_CHAINS, size=count)
+    drawn = _split_geometric(kinds, values, augmentation.size)
+    # The last weight is that of the image itself.
+    return drawn | {"chain_weights": np.concatenate([weights, 1 - mixed], 1).astype(np.float32)}
+
+
+def _draw_three(random, count):
+    """As in the authors' code: greyscale, solarisation from 128 on, or a blur of up to 2 pixels."""
+    choice = random.integers(3, size=(count, 1))
+    kinds = np.array([OPERATIONS.index(name) for name in THREE_AUGMENT_OPERATIONS])[choice]
+    sigma = _between(random.random((count, 1)), 0.1, 2.0)
+    return _arrays(kinds, np.choose(choice, [0.0, 128.0, sigma]))
+
+
+def _draw_jitter(augmentation, random, count):
+    strength, number = augmentation.color_jitter, len(JITTER_OPERATIONS)
+    order = random.permuted(np.tile(np.arange(number), (count, 1)), axis=1)
+    kinds = np.array([OPERATIONS.index(name) for name in JITTER_OPERATIONS])[order]
+    return _arrays(
+        kinds, _between(random.random((count, number)), max(0.0, 1 - strength), 1 + strength)
+    )
+
+
+def _arrays(kinds, values):
+    return {
+        "operations": kinds.astype(np.int32),
+        "operation_values": values.astype(np.float32),
+    }
+
+
+def _split_geometric(kinds, values, image_size):
+    """Operations on colour in their order, and one matrix for all geometric ones."""
+    matrices = np.broadcast_to(np.eye(3), (*kinds.shape[:-1], 3, 3))
+    for slot in range(kinds.shape[-1]):
+        matrices = matrices @ _matrices(kinds[..., slot], values[..., slot], image_size)
+    on_colour = np.where(kinds < FIRST_GEOMETRIC, kinds, 0)
+    rows = matrices[..., :2, :].reshape(*kinds.shape[:-1], 6)
+    return _arrays(on_colour, values) | {"matrices": rows.astype(np.float32)}
+
+
+def _matrices(kinds, values, image_size):
+    """From places (x, y, 1) in the changed image to places in the one before, as Pillow has it."""
+    height, width = image_size
+    matrices = np.zeros((*kinds.shape, 3, 3)) + np.eye(3)
+
+    def of(name):
+        return np.where(kinds == OPERATIONS.index(name), values, 0.0)
+
+    angle = np.deg2rad(of("rotate"))
+    cosine, sine = np.cos(angle), np.sin(angle)
+    matrices[..., 0, 0] = matrices[..., 1, 1] = cosine
+    # Counter-clockwise around the centre, seen with y downwards.
+    matrices[..., 0, 1] = of("shear_x") - sine
+    matrices[..., 1, 0] = of("shear_y") + sine
+    x, y = width / 2, height / 2
+    matrices[..., 0, 2] = of("translate_x") * width + x - cosine * x + sine * y
+    matrices[..., 1, 2] = of("translate_y") * height + y - sine * x - cosine * y
+    return matrices
+
+
+# erasing and mixing ------------------------------------------------------------------------------
+
+
+def draw_erasing(
+    augmentation: Augmentation, seed: int, step: int, count: int
+) -> dict[str, np.ndarray]:
+    """The erased boxes of a batch and the seeds of what fills them.
+
+    Returns:
+        Nothing without random erasing. Otherwise `erased_boxes`, int32 `(count, 4)`: top, left,
+        bottom and right, all 0 where nothing is erased; and `erased_seeds`, int32 `(count,)`.
+    """
+    if not augmentation.random_erasing:
+        return {}
+    random = generator(seed, step, "erasing")
+    height, width = augmentation.size
+    erased = random.random(count) < augmentation.random_erasing
+    seeds = random.integers(2**31, size=count, dtype=np.int32)
+    numbers = random.random((count, ERASING_TRIES, 4))
+    area = height * width * _between(numbers[..., 0], *ERASED_AREA)
+    aspect = _log_between(numbers[..., 1], *ERASED_ASPECT)
+    heights, widths = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+    fits = (heights < height) & (widths < width)
+    pick = np.arange(count), fits.argmax(axis=1)
+    heights, widths = heights[pick], widths[pick]
+    tops = np.floor(numbers[*pick, 2] * (height - heights + 1))
+    lefts = np.floor(numbers[*pick, 3] * (width - widths + 1))
+    boxes = np.stack([tops, lefts, tops + heights, lefts + widths], axis=1)
+    boxes *= (erased & fits.any(axis=1))[:, None]
+    return {"erased_boxes": boxes.astype(np.int32), "erased_seeds": seeds}
+
+
+def draw_mixing(
+    augmentation: Augmentation, seed: int, step: int, count: int, micro_batch_size: int
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Partners, ratios and boxes of a batch; one ratio and one box for each micro-batch, as timm.
+
+    Returns:
+        `(arrays, own)`. `arrays` has `partners`, int32 `(count,)`, places within the micro-batch;
+        with MixUp `mix_ratios`, float32 `(count,)`, the share of an image's own pixels; with
+        CutMix `mix_boxes`, int32 `(count, 4)`: top, left, bottom and right of what comes from the
+        partner. `own`, float32 `(count,)`, is the share of the image's own class.
+    """
+    random = generator(seed, step, "mixing")
+    groups = count // micro_batch_size
+    height, width = augmentation.size
+    mixed = random.random(groups) < augmentation.mix_probability
+    by_box = random.random(groups) < 0.5
+    if not (augmentation.mixup and augmentation.cutmix):
+        by_box = np.full(groups, bool(augmentation.cutmix))
+    ratios, shares = (
+        random.beta(alpha, alpha, size=groups) if alpha else np.ones(groups)
+        for alpha in (augmentation.mixup, augmentation.cutmix)
+    )
+    centre = np.floor(random.random((groups, 2)) * (height, width))
+    sides = np.floor(np.sqrt(1 - shares)[:, None] * (height, width))
+    limits = (height, width)
+    boxes = (
+        np.concatenate(
+            [
+                np.clip(centre - sides // 2, 0, limits),
+                np.clip(centre + (sides + 1) // 2, 0, limits),
+            ],
+            axis=1,
         )
-        rows, columns = self._full_matrices(source_size, resized_size)
-        height, width = self.image_size
-        return rows[top : top + height], columns[left : left + width]
-
-    def _random_matrices(self, batch_size, source_size):
-        """Per image, the rows of the resampling matrices that make up its crop."""
-        resized_size = covering_size(*source_size, self._resize_size)
-        indices = [
-            self._random_offset(batch_size, resized - size + 1)
-            + ops.expand_dims(ops.arange(size, dtype="int32"), 0)
-            for resized, size in zip(resized_size, self.image_size, strict=True)
-        ]
-        if self.horizontal_flip:
-            mirrored = keras.random.uniform((batch_size, 1), seed=self.seed_generator) < 0.5
-            indices[1] = ops.where(mirrored, ops.flip(indices[1], axis=1), indices[1])
-        matrices = self._full_matrices(source_size, resized_size)
-        return [
-            ops.take(ops.convert_to_tensor(matrix), index, axis=0)
-            for matrix, index in zip(matrices, indices, strict=True)
-        ]
-
-    def _random_offset(self, batch_size, count):
-        return keras.random.randint(
-            (batch_size, 1), 0, count, dtype="int32", seed=self.seed_generator
-        )
-
-    def _full_matrices(self, source_size, resized_size):
-        return [
-            resampling_matrix(source, resized, self.interpolation).astype(np.float32)
-            for source, resized in zip(source_size, resized_size, strict=True)
-        ]
-
-    def compute_output_shape(self, input_shape):
-        return (input_shape[0], *self.image_size, input_shape[3])
-
-    def compute_output_spec(self, images, training=False):
-        return keras.KerasTensor(self.compute_output_shape(images.shape), dtype="float32")
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "image_size": self.image_size,
-            "resize_size": self.resize_size,
-            "crop_fraction": self.crop_fraction,
-            "crop_mode": self.crop_mode,
-            "interpolation": self.interpolation,
-            "horizontal_flip": self.horizontal_flip,
-            "seed": self.seed,
-        }
+        * (mixed & by_box)[:, None]
+    )
+    ratios = np.where(mixed & ~by_box, ratios, 1.0)
+    # What is cut off at the border belongs to the image.
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    own = np.where(by_box, 1 - area / (height * width), ratios)
+    # Batches come in random order, so that the reversed one is as good a partner as any.
+    partners = np.tile(np.arange(micro_batch_size, dtype=np.int32)[::-1], groups)
+    arrays = {"partners": partners}
+    if augmentation.mixup:
+        arrays["mix_ratios"] = ratios.astype(np.float32).repeat(micro_batch_size)
+    if augmentation.cutmix:
+        arrays["mix_boxes"] = boxes.astype(np.int32).repeat(micro_batch_size, axis=0)
+    return arrays, own.astype(np.float32).repeat(micro_batch_size)
 
 
-def _resample(images, rows, columns):
-    """Columns first: then only small tensors are transposed."""
-    _, height, width, channels = images.shape
-    images = ops.reshape(ops.transpose(images, (0, 2, 1, 3)), (-1, width, height * channels))
-    images = ops.matmul(columns, images)
-    new_width = columns.shape[-2]
-    images = ops.reshape(images, (-1, new_width, height, channels))
-    images = ops.reshape(ops.transpose(images, (0, 2, 1, 3)), (-1, height, new_width * channels))
-    images = ops.matmul(rows, images)
-    images = ops.reshape(images, (-1, rows.shape[-2], new_width, channels))
-    # Bicubic overshoots at edges.
-    return ops.clip(images, 0.0, 255.0)
+def _between(numbers, low, high):
+    return low + (high - low) * numbers
+
+
+def _log_between(numbers, low, high):
+    return np.exp(_between(numbers, math.log(low), math.log(high)))

@@ -8,15 +8,26 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
+from keras_vit.data.augmentation import (
+    Augmentation,
+    crop_boxes,
+    draw_crops,
+    draw_erasing,
+    draw_flips,
+    draw_mixing,
+    draw_operations,
+    size_pair,
+)
 from keras_vit.data.image_set import ImageSet
-from keras_vit.data.images import covering_size, decode_image, prepare_image, resized_crop
+from keras_vit.data.images import decode_image, prepare_image
 from keras_vit.layers import ImagePreprocessing
 
-Batch = tuple[np.ndarray, np.ndarray]
+Batch = tuple[Any, np.ndarray]
 
 
 class Batches(Protocol):
@@ -25,60 +36,40 @@ class Batches(Protocol):
     def __getitem__(self, index: int) -> Batch: ...
 
 
-def size_pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """`(height, width)` from itself or from one number for both."""
-    height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < 1:
-        raise ValueError(f"Image sizes must be at least 1. Received: {size}")
-    return int(height), int(width)
-
-
-def resize_pair(
-    resize_size: int | tuple[int, int] | None, image_size: tuple[int, int]
-) -> tuple[int, int]:
-    """The size that random crops are taken from: 8/7 of the crop unless it is said (256 to 224).
-
-    Example:
-
-    >>> resize_pair(None, (224, 224))
-    (256, 256)
-    """
-    if resize_size is None:
-        return round(image_size[0] * 8 / 7), round(image_size[1] * 8 / 7)
-    height, width = size_pair(resize_size)
-    if height < image_size[0] or width < image_size[1]:
-        raise ValueError(
-            f"`resize_size` must not be below `image_size`, as crops are taken from it. Received: "
-            f"resize_size={resize_size}, image_size={image_size}"
-        )
-    return height, width
-
-
 class TrainingBatches:
     """The endless stream of training batches; each is a pure function of the seed and its index.
 
     Every epoch is a new random order of all images; epochs are joined without a gap, so a batch
-    may hold the end of one and the beginning of the next. Images in memory are handed out at
-    their own size, for augmentation on the device. Images on disk are decoded, resized to cover
-    `resize_size`, cropped at random to `image_size` and mirrored at random.
+    may hold the end of one and the beginning of the next. What augmentation draws is handed out
+    with the images, for the layer `Augment` on the device. Images in memory are handed out at
+    their own size; those on disk are decoded, cropped and mirrored here.
 
     Args:
         image_set: The images.
         batch_size: Images a batch.
         seed: Seed of order and augmentation.
-        image_size: Side, or `(height, width)`, of the images on disk as they are handed out.
-        resize_size: Side, or `(height, width)`, that they are resized to cover before the crop;
-            None: 8/7 of `image_size`.
-        interpolation: `"nearest"`, `"bilinear"` or `"bicubic"`, with antialias.
-        horizontal_flip: Whether every second image, at random, is mirrored.
+        augmentation: The policy; None: `image_size` and what follows it, and batches of images
+            alone, as `ResizeAndCrop` takes them.
+        micro_batch_size: Images that are mixed with each other, with one ratio; None: a batch.
+        image_size: See `Augmentation`, like those that follow.
+        resize_size: See `Augmentation`.
+        interpolation: See `Augmentation`.
+        horizontal_flip: See `Augmentation`.
+
+    Raises:
+        ValueError: If there are no images, or `batch_size` is no multiple of `micro_batch_size`.
 
     Example:
 
     >>> images = np.zeros((4, 8, 8, 3), "uint8")
     >>> image_set = ImageSet(images, np.array([0, 1, 0, 1], "int32"), ("cat", "dog"))
-    >>> batches = TrainingBatches(image_set, batch_size=3, seed=0, image_size=8)
-    >>> batches[1000][0].shape
-    (3, 8, 8, 3)
+    >>> policy = Augmentation(16, mixup=0.2)
+    >>> batches = TrainingBatches(image_set, batch_size=2, seed=0, augmentation=policy)
+    >>> inputs, targets = batches[1000]
+    >>> {name: array.shape for name, array in inputs.items()}
+    {'images': (2, 8, 8, 3), 'boxes': (2, 4), 'partners': (2,), 'mix_ratios': (2,)}
+    >>> targets.shape
+    (2, 2)
     """
 
     def __init__(
@@ -87,56 +78,138 @@ class TrainingBatches:
         *,
         batch_size: int,
         seed: int,
-        image_size: int | tuple[int, int],
+        augmentation: Augmentation | None = None,
+        micro_batch_size: int | None = None,
+        image_size: int | tuple[int, int] = 224,
         resize_size: int | tuple[int, int] | None = None,
         interpolation: str = "bilinear",
         horizontal_flip: bool = True,
     ):
         _check_batches(image_set, batch_size)
+        self.micro_batch_size = micro_batch_size or batch_size
+        if batch_size % self.micro_batch_size:
+            raise ValueError(
+                "`batch_size` must be a multiple of `micro_batch_size`. Received: batch_size="
+                f"{batch_size}, micro_batch_size={micro_batch_size}"
+            )
         self.image_set = image_set
         self.batch_size = batch_size
         self.seed = seed
-        self.image_size = size_pair(image_size)
-        self.resize_size = resize_pair(resize_size, self.image_size)
-        self.interpolation = interpolation
-        self.horizontal_flip = horizontal_flip
+        self._images_alone = augmentation is None
+        self.augmentation = augmentation or Augmentation(
+            image_size=image_size,
+            resize_size=resize_size,
+            interpolation=interpolation,
+            horizontal_flip=horizontal_flip,
+        )
 
-    def __getitem__(self, step: int) -> Batch:
-        """uint8 images `(batch, height, width, 3)` and int32 labels `(batch,)` of a step."""
+    @property
+    def input_spec(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape, without the batch, and dtype of each input."""
+        size = self.image_set.image_size or self.augmentation.size
+        drawn = self._drawn(0) | self._mixing(0)[0]
+        if self.image_set.in_memory:
+            drawn = {"boxes": np.zeros((self.batch_size, 4), np.float32)} | drawn
+        return {"images": ((*size, 3), "uint8")} | {
+            name: (array.shape[1:], str(array.dtype)) for name, array in drawn.items()
+        }
+
+    def __getitem__(self, step: int) -> Any:
+        """What `Augment` takes, and the targets of a step.
+
+        Returns:
+            `(inputs, targets)`: arrays by name, the first axis of each the batch, of which
+            `images` is uint8 `(batch, height, width, 3)`; and int32 class indices `(batch,)`, or
+            where images are mixed float32 shares of the classes `(batch, classes)`.
+        """
         if step < 0:
             raise IndexError(f"Steps count from 0. Received: {step}")
         indices = self._indices(step)
-        labels = self.image_set.labels[indices]
-        if self.image_set.in_memory:
-            return self.image_set.images[indices], labels
-        images = [
-            # One more than the index: (seed, step, 0) would seed like (seed, step), the epochs.
-            self._augmented(path_index, np.random.default_rng((self.seed, step, position + 1)))
-            for position, path_index in enumerate(indices)
-        ]
-        return np.stack(images), labels
+        mixing, own = self._mixing(step)
+        targets = self.image_set.labels[indices]
+        if self._images_alone:
+            images = self.image_set.images
+            return (
+                images[indices]
+                if self.image_set.in_memory
+                else self._cropped(indices, step)["images"]
+            ), targets
+        inputs = self._cropped(indices, step) | self._drawn(step) | mixing
+        if mixing:
+            targets = self._mixed(targets, mixing["partners"], own)
+        return inputs, targets
 
     def _indices(self, step):
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, offsets = np.divmod(positions, len(self.image_set))
+        repetitions = self.augmentation.repeated_augmentation
         return np.concatenate(
             [
-                _epoch_order(len(self.image_set), self.seed, int(epoch))[offsets[epochs == epoch]]
+                _epoch_order(len(self.image_set), self.seed, int(epoch))[
+                    offsets[epochs == epoch] // repetitions
+                ]
                 for epoch in np.unique(epochs)
             ]
         )
 
-    def _augmented(self, index, generator):
-        image = decode_image(self.image_set.images[index])
-        resized = covering_size(*image.shape[:2], self.resize_size)
-        corner = tuple(
-            int(generator.integers(larger - smaller + 1))
-            for larger, smaller in zip(resized, self.image_size, strict=True)
+    def _cropped(self, indices, step):
+        """Images and crop boxes for the device, or cropped images from disk."""
+        drawn = self.augmentation, self.seed, step, self.batch_size
+        numbers, mirrored = draw_crops(*drawn), draw_flips(*drawn)
+        images = self.image_set.images
+        if isinstance(images, np.ndarray):
+            boxes = crop_boxes(self.augmentation, numbers, images.shape[1:3])
+            # From right to left: mirrored.
+            boxes = np.where(mirrored[:, None], boxes[:, [0, 3, 2, 1]], boxes)
+            return {"images": images[indices], "boxes": boxes.astype(np.float32)}
+        cropped = np.empty((len(indices), *self.augmentation.size, 3), np.uint8)
+        for position, index in enumerate(indices):
+            image = decode_image(images[index])
+            (box,) = crop_boxes(self.augmentation, numbers[position, None], image.shape[:2])
+            crop = crop_image(image, box, self.augmentation)
+            cropped[position] = crop[:, ::-1] if mirrored[position] else crop
+        return {"images": cropped}
+
+    def _drawn(self, step):
+        drawn = self.augmentation, self.seed, step, self.batch_size
+        return draw_operations(*drawn) | draw_erasing(*drawn)
+
+    def _mixing(self, step):
+        if not self.augmentation.mixes:
+            return {}, None
+        return draw_mixing(
+            self.augmentation, self.seed, step, self.batch_size, self.micro_batch_size
         )
-        crop = resized_crop(image, resized, corner, self.image_size, self.interpolation)
-        if self.horizontal_flip and generator.integers(2):
-            crop = crop[:, ::-1]
-        return np.rint(crop).astype(np.uint8)
+
+    def _mixed(self, labels, partners, own):
+        classes = np.eye(len(self.image_set.class_names), dtype=np.float32)[labels]
+        first = np.arange(self.batch_size) // self.micro_batch_size * self.micro_batch_size
+        return own[:, None] * classes + (1 - own)[:, None] * classes[first + partners]
+
+
+def crop_image(image: np.ndarray, box: np.ndarray, augmentation: Augmentation) -> np.ndarray:
+    """A crop of an image on the host, as `Augment` makes it on the device, to rounding.
+
+    Args:
+        image: uint8 array `(height, width, 3)`.
+        box: Top, left, bottom and right of the crop, in pixels of the image.
+        augmentation: The policy; its size, interpolation and padding are read.
+
+    Returns:
+        A uint8 array `(*image_size, 3)`.
+    """
+    padding = augmentation.padding
+    if padding:
+        image = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    height, width = image.shape[:2]
+    # Pillow refuses a box that rounding has put a hair outside.
+    top, left, bottom, right = np.clip(box + padding, 0, (height, width, height, width))
+    resampling = Image.Resampling[augmentation.interpolation.upper()]
+    new_height, new_width = augmentation.size
+    resized = Image.fromarray(image).resize(
+        (new_width, new_height), resampling, box=(left, top, right, bottom)
+    )
+    return np.asarray(resized)
 
 
 @lru_cache(maxsize=8)
