@@ -8,8 +8,10 @@ import os
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,6 +20,7 @@ from keras_vit.data.array_files import SPLIT_NAMES, read_arrays, write_arrays
 from keras_vit.data.image_files import read_manifest
 from keras_vit.data.image_set import ImageSet
 from keras_vit.data.images import decode_image
+from keras_vit.data.vtab import find_task
 
 # Sets whose images all have one size, up to this side, and that take up to this many bytes are
 # kept as arrays, others as files.
@@ -27,20 +30,44 @@ LARGEST_BYTES_IN_MEMORY = 2**31
 NETWORK_TIMEOUT_SECONDS = 20
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """What is read of a prepared set, by which features, and what it is called in the cache."""
+
+    name: str
+    instructions: dict[str, str]
+    image_key: str
+    features: Mapping[str, Any]
+    label: Callable[[Mapping[str, Any]], int]
+    class_names: tuple[str, ...]
+    binary_pixels: bool = False
+
+
 def read_tfds(
     source: str, data_dir: str | Path | None, cache_dir: Path
 ) -> tuple[dict[str, ImageSet], str, str]:
     """The splits, name and version of a TFDS image classification set, through the cache.
 
     Args:
-        source: Name as TFDS knows it, with `/config` and `:version` where wanted.
+        source: Name as TFDS knows it, with `/config` and `:version` where wanted, or
+            `vtab/TASK`.
         data_dir: Folder of prepared sets; None: the default of TFDS.
         cache_dir: Where arrays or files are kept. What lies there is used without TFDS.
     """
-    source = _pinned(source, data_dir)
-    cached = _cached(source, cache_dir)
+    name, _, version = source.partition(":")
+    task = find_task(name)
+    tfds_name = task.tfds if task else name
+    version = version or _newest_prepared(tfds_name, data_dir)
+    cached = _cached(name, version, cache_dir)
     if cached is None:
-        cached = _write_cache(_prepared_builder(source, data_dir), cache_dir)
+        builder = _open_builder(tfds_name, version, data_dir)
+        if task is None:
+            # Before a long download.
+            _classification_keys(builder.info)
+        if not builder.is_prepared():
+            _prepare(builder)
+        reading = _vtab_reading(builder, name, task) if task else _whole_reading(builder)
+        cached = _write_cache(builder, reading, cache_dir)
     if cached.is_file():
         return read_arrays(cached)
     class_names = (cached / "class_names.txt").read_text("utf-8").splitlines()
@@ -48,18 +75,16 @@ def read_tfds(
     return read_manifest(cached / "manifest.csv", class_names), name, version
 
 
-def _pinned(source, data_dir):
-    """With the newest version that lies prepared in a folder that was named."""
-    if data_dir is None or ":" in source:
-        return source
-    found = Path(data_dir).expanduser().glob(f"{source}/*/dataset_info.json")
+def _newest_prepared(name, data_dir):
+    """The newest version that lies prepared in a folder that was named."""
+    found = Path(data_dir).expanduser().glob(f"{name}/*/dataset_info.json") if data_dir else ()
     newest = max((path.parent for path in found), key=_version_number, default=None)
-    return f"{source}:{newest.name}" if newest else source
+    return newest.name if newest else ""
 
 
-def _cached(source, cache_dir):
+def _cached(name, version, cache_dir):
     """The newest version in the cache, or the one that is asked for."""
-    name, _, version = source.replace("/", "-").partition(":")
+    name = name.replace("/", "-")
     found = [
         path
         for path in cache_dir.glob(f"{name}-{version or '*'}")
@@ -77,7 +102,8 @@ def _version_number(path):
     return [int(part) for part in version.split(".") if part.isdigit()]
 
 
-def _prepared_builder(source, data_dir):
+def _open_builder(name, version, data_dir):
+    source = f"{name}:{version}" if version else name
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -86,10 +112,10 @@ def _prepared_builder(source, data_dir):
             f"`pip install 'keras-vit[recipes]'` ({error})"
         ) from error
     try:
-        builder = tfds.builder(source, data_dir=data_dir, try_gcs=False)
+        return tfds.builder(source, data_dir=data_dir, try_gcs=False)
     except tfds.core.DatasetNotFoundError:
         names = [*tfds.list_builders(with_community_datasets=False), "digits"]
-        near = difflib.get_close_matches(source.partition("/")[0].partition(":")[0], names)
+        near = difflib.get_close_matches(name.partition("/")[0], names)
         raise ValueError(
             f"{source!r} is no file or folder here, not 'digits' and no TFDS data set. "
             + (
@@ -100,10 +126,6 @@ def _prepared_builder(source, data_dir):
         ) from None
     except Exception as error:
         raise ValueError(f"TFDS cannot open {source!r}: {error}") from error
-    _classification_keys(builder.info)
-    if not builder.is_prepared():
-        _prepare(builder)
-    return builder
 
 
 def _prepare(builder):
@@ -121,8 +143,8 @@ def _prepare(builder):
     except Exception as error:
         raise RuntimeError(
             f"{name} is not prepared in {builder.data_dir} and cannot be downloaded: {error}\n"
-            f"Run `tfds build {builder.name}` on a machine with a network, copy its folder "
-            f"~/tensorflow_datasets/{name} to DIR/{name}, and say data_dir=DIR"
+            f"Run `tfds build {name.rpartition('/')[0]}` on a machine with a network, copy its "
+            f"folder ~/tensorflow_datasets/{name} to DIR/{name}, and say data_dir=DIR"
         ) from error
 
 
@@ -157,36 +179,84 @@ def _classification_keys(info):
     return keys
 
 
-def _write_cache(builder, cache_dir):
+def _whole_reading(builder):
+    """All labelled images of the splits that a classifier is trained and tested on."""
     image_key, label_key = _classification_keys(builder.info)
-    class_names = tuple(builder.info.features[label_key].names)
-    shape = builder.info.features[image_key].shape
-    splits = [split for split in SPLIT_NAMES if split in builder.info.splits]
-    name, _, version = builder.info.full_name.rpartition("/")
-    path = cache_dir / f"{name.replace('/', '-')}-{version}"
+    _check_splits(builder, SPLIT_NAMES, any)
+    return _Reading(
+        builder.info.full_name.rpartition("/")[0],
+        {split: split for split in SPLIT_NAMES if split in builder.info.splits},
+        image_key,
+        {label_key: True},
+        lambda example: example[label_key],
+        tuple(builder.info.features[label_key].names),
+    )
+
+
+def _vtab_reading(builder, name, task):
+    parts = {"train": task.train, "validation": task.validation, "test": task.test}
+    _check_splits(builder, {part.split for part in parts.values()}, all)
+    sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
+    for part in parts.values():
+        _, end = part.bounds(sizes[part.split])
+        if end > sizes[part.split]:
+            raise ValueError(
+                f"{builder.info.full_name} in {builder.data_dir} has {sizes[part.split]:,} "
+                f"{part.split} images. Expected {end:,} or more for {name}: delete it to have it "
+                "prepared anew"
+            )
+    return _Reading(
+        name,
+        {split: part.instruction(sizes[part.split]) for split, part in parts.items()},
+        "image",
+        task.features,
+        task.label,
+        task.class_names or tuple(builder.info.features[task.label_key].names),
+        task.binary_pixels,
+    )
+
+
+def _check_splits(builder, names, any_or_all):
+    if not any_or_all(name in builder.info.splits for name in names):
+        raise ValueError(
+            f"{builder.info.full_name} in {builder.data_dir} has the splits "
+            f"{', '.join(builder.info.splits) or '(none)'}. "
+            f"Expected {any_or_all.__name__} of {', '.join(sorted(names))}"
+        )
+
+
+def _write_cache(builder, reading, cache_dir):
+    shape = builder.info.features[reading.image_key].shape
+    version = str(builder.info.version)
+    path = cache_dir / f"{reading.name.replace('/', '-')}-{version}"
     if path.is_dir():
         return path
-    in_memory = (
-        None not in shape
-        and max(shape[:2]) <= LARGEST_SIDE_IN_MEMORY
-        and sum(builder.info.splits[split].num_examples for split in splits)
-        * (shape[0] * shape[1] * 3)
-        <= LARGEST_BYTES_IN_MEMORY
-    )
-    if not in_memory:
-        _write_files(path, {split: _examples(builder, split) for split in splits}, class_names)
+    splits = {split: _examples(builder, reading, split) for split in reading.instructions}
+    # Pixels of 0 and 1 are not yet those of an image file.
+    if not (reading.binary_pixels or _fits_in_memory(builder, reading, shape)):
+        _write_files(path, splits, reading.class_names)
         return path
     path = path.with_name(f"{path.name}.npz")
     if path.is_file():
         return path
-    read = {split: _as_arrays(_examples(builder, split), class_names) for split in splits}
+    read = {split: _as_arrays(examples, shape[:2], reading) for split, examples in splits.items()}
     write_arrays(
-        path, {split: part for split, part in read.items() if len(part)}, name=name, version=version
+        path,
+        {split: part for split, part in read.items() if len(part)},
+        name=reading.name,
+        version=version,
     )
     return path
 
 
-def _examples(builder, split) -> Iterator[tuple[bytes, int]]:
+def _fits_in_memory(builder, reading, shape):
+    if None in shape or max(shape[:2]) > LARGEST_SIDE_IN_MEMORY:
+        return False
+    count = sum(builder.info.splits[part].num_examples for part in reading.instructions.values())
+    return count * shape[0] * shape[1] * 3 <= LARGEST_BYTES_IN_MEMORY
+
+
+def _examples(builder, reading, split) -> Iterator[tuple[bytes, int]]:
     """Encoded images and labels of a split in its own order, without those that have no label."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
@@ -194,24 +264,29 @@ def _examples(builder, split) -> Iterator[tuple[bytes, int]]:
     if keras.backend.backend() != "tensorflow":
         # Or TensorFlow takes the memory that the backend needs.
         tf.config.set_visible_devices([], "GPU")
-    image_key, label_key = _classification_keys(builder.info)
     dataset = builder.as_dataset(
-        split=split,
+        split=reading.instructions[split],
         shuffle_files=False,
         decoders=tfds.decode.PartialDecoding(
-            {image_key: True, label_key: True},
-            decoders={image_key: tfds.decode.SkipDecoding()},
+            {reading.image_key: True, **reading.features},
+            decoders={reading.image_key: tfds.decode.SkipDecoding()},
         ),
     )
     for example in tfds.as_numpy(dataset):
-        if example[label_key] >= 0:
-            yield example[image_key], int(example[label_key])
+        label = int(reading.label(example))
+        if label >= 0:
+            yield example[reading.image_key], label
 
 
-def _as_arrays(examples, class_names):
-    pairs = [(decode_image(encoded), label) for encoded, label in examples]
-    images = [image for image, _ in pairs] or np.zeros((0, 1, 1, 3), "uint8")
-    return ImageSet(np.stack(images), np.array([label for _, label in pairs], "int32"), class_names)
+def _as_arrays(examples, image_size, reading):
+    # One buffer that grows: a list of images beside their array would take twice the memory.
+    pixels, labels = bytearray(), []
+    for encoded, label in examples:
+        image = decode_image(encoded)
+        pixels += (np.minimum(image, 1) * 255 if reading.binary_pixels else image).tobytes()
+        labels.append(label)
+    images = np.frombuffer(pixels, "uint8").reshape(-1, *image_size, 3)
+    return ImageSet(images, np.array(labels, "int32"), reading.class_names)
 
 
 def _write_files(folder, splits, class_names):
