@@ -1,11 +1,14 @@
-"""CIFAR-10, from a checkpoint trained on ImageNet-21k.
+"""CIFAR-10, from a checkpoint trained on ImageNet-21k: ViT's protocol (arXiv 2010.11929).
 
 Command:
     python recipes/cifar10.py --weights CHECKPOINT [--data-dir TFDS_FOLDER]
 
     A subset on two CPU cores:
     python recipes/cifar10.py --weights CHECKPOINT --name cifar10-subset --train-images 5000
-        --test-images 2000 --image-size 160 --steps 300 --batch-size 64 --warmup-steps 30
+        --test-images 2000 --image-size 160 --resize-size 183 --steps 300 --batch-size 64
+        --warmup-steps 30
+
+    Another image size takes a resize size in proportion: 448 is for 384 px, 256 for 224 px.
 
 Hardware: one GPU; the subset runs on two CPU cores.
 
@@ -22,17 +25,12 @@ images were looked at.
 All of CIFAR-10 on a GPU: not measured.
 """
 
-from keras_vit.finetune import Recipe, run_command_line
+import dataclasses
 
-RECIPE = Recipe(
-    name="cifar10",
-    data="cifar10",
-    image_size=224,
-    steps=1000,
-    warmup_steps=100,
-    batch_size=512,
-    learning_rate=0.03,
-)
+from keras_vit.finetune import run_command_line
+from keras_vit.finetune.protocols import protocol_recipe
+
+RECIPE = dataclasses.replace(protocol_recipe("vit", "cifar10", budget="standard"), name="cifar10")
 
 if __name__ == "__main__":
     run_command_line(RECIPE)

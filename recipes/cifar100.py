@@ -1,7 +1,9 @@
-"""CIFAR-100, from a checkpoint trained on ImageNet-21k.
+"""CIFAR-100, from a checkpoint trained on ImageNet-21k: ViT's protocol (arXiv 2010.11929).
 
 Command:
     python recipes/cifar100.py --weights CHECKPOINT [--data-dir TFDS_FOLDER]
+
+    Another image size takes a resize size in proportion: 448 is for 384 px, 256 for 224 px.
 
 Hardware: one GPU.
 
@@ -12,17 +14,12 @@ google-research/vision_transformer).
 Measured: not measured.
 """
 
-from keras_vit.finetune import Recipe, run_command_line
+import dataclasses
 
-RECIPE = Recipe(
-    name="cifar100",
-    data="cifar100",
-    image_size=224,
-    steps=1000,
-    warmup_steps=100,
-    batch_size=512,
-    learning_rate=0.03,
-)
+from keras_vit.finetune import run_command_line
+from keras_vit.finetune.protocols import protocol_recipe
+
+RECIPE = dataclasses.replace(protocol_recipe("vit", "cifar100", budget="standard"), name="cifar100")
 
 if __name__ == "__main__":
     run_command_line(RECIPE)
