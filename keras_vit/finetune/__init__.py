@@ -2,12 +2,13 @@
 
 from keras_vit.finetune.command_line import run_command_line, user_errors
 from keras_vit.finetune.evaluation import Evaluation, evaluate, wilson_interval
+from keras_vit.finetune.figures import draw_learning_curves
 from keras_vit.finetune.folder import read_configuration
 from keras_vit.finetune.loop import TrainingDiverged
 from keras_vit.finetune.optimizer import SGD
 from keras_vit.finetune.precision import resolve_precision
 from keras_vit.finetune.recipe import Recipe
-from keras_vit.finetune.report import RunResult, draw_learning_curves
+from keras_vit.finetune.report import RunResult
 from keras_vit.finetune.run import run
 from keras_vit.finetune.schedule import learning_rate
 

@@ -1,9 +1,10 @@
-"""What a run leaves behind: result.json, a summary, a picture of the learning curves."""
+"""The result of a run: result.json, a summary for the terminal, and what it was computed on."""
 
 import dataclasses
 import datetime
 import os
 import platform
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,6 @@ import numpy as np
 
 from keras_vit._version import __version__
 from keras_vit.finetune.evaluation import Evaluation
-from keras_vit.finetune.log import read_log
 from keras_vit.finetune.precision import find_accelerator
 from keras_vit.finetune.state import read_json, write_json
 
@@ -24,7 +24,8 @@ class RunResult:
 
     Attributes:
         name: Name of the run.
-        test: Accuracy on the test images, measured once, at the end.
+        test: Accuracy on the test images, measured once, at the end; None where the run made a
+            choice and did not look at them.
         validation: Accuracy on the validation split with the final weights; None without one.
         train_images: Number of images trained on.
         steps: Number of optimizer steps.
@@ -34,10 +35,12 @@ class RunResult:
         versions: Of Python, the backend and the packages.
         machine: What the run was computed on.
         finished: When the run ended, in ISO 8601, UTC.
+        peak_memory: Most memory that the process had at a time, in bytes; None where unknown. See
+            `peak_memory`.
     """
 
     name: str
-    test: Evaluation
+    test: Evaluation | None
     validation: Evaluation | None
     train_images: int
     steps: int
@@ -47,18 +50,19 @@ class RunResult:
     versions: dict
     machine: dict
     finished: str
+    peak_memory: int | None = None
 
     def __str__(self) -> str:
         recipe = self.configuration["recipe"]
-        validation = f"{self.validation}" if self.validation else "none"
+        memory = f", {self.peak_memory / 2**30:.1f} GiB" if self.peak_memory else ""
         return "\n".join(
             (
                 f"{self.name}",
-                f"  test        {self.test}",
-                f"  validation  {validation}",
+                f"  test        {self.test or 'not looked at'}",
+                f"  validation  {self.validation or 'none'}",
                 f"  training    {self.train_images:,} images, {self.steps:,} steps of "
                 f"{recipe['batch_size']}, {self.minutes:.1f} minutes, "
-                f"{self.images_per_second:,.0f} images/s",
+                f"{self.images_per_second:,.0f} images/s{memory}",
                 f"  computed in {recipe['precision']} on {self.machine['accelerator']} with "
                 f"{self.versions['backend']} {self.versions['backend_version']}",
             )
@@ -89,7 +93,7 @@ def read_result(path: str | Path) -> RunResult | None:
 def make_result(
     *,
     configuration: dict,
-    test: Evaluation,
+    test: Evaluation | None,
     validation: Evaluation | None,
     train_images: int,
     seconds: float,
@@ -108,6 +112,7 @@ def make_result(
         versions=package_versions(),
         machine=describe_machine(),
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        peak_memory=peak_memory(),
     )
 
 
@@ -135,29 +140,63 @@ def describe_machine() -> dict:
     }
 
 
-def draw_learning_curves(runs: dict[str, str | Path], path: str | Path, title: str = "") -> None:
-    """Draws loss and accuracy over the steps of several runs as a PNG.
+def peak_memory() -> int | None:
+    """The most memory that this process had at a time, in bytes.
 
-    Args:
-        runs: Folder of each run by its label.
-        path: The PNG file to write.
-        title: Heading of the picture.
+    On a GPU it is what the backend allocated there, else what the process had resident in main
+    memory. It counts from the start of the process, so a second run in one process cannot show
+    less than the first.
 
-    Raises:
-        ImportError: If matplotlib is not installed; it comes with the extra `recipes`.
+    Returns:
+        The number of bytes; None where the system does not tell.
+
+    Example:
+
+    >>> peak_memory() > 2**20
+    True
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    if find_accelerator().kind == "cpu":
+        return _peak_resident_memory()
+    return {
+        "tensorflow": _tensorflow_peak_memory,
+        "jax": _jax_peak_memory,
+        "torch": _torch_peak_memory,
+    }[keras.backend.backend()]()
 
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, column in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for label, folder in runs.items():
-            rows = read_log(Path(folder) / "log.csv")
-            axes.plot([row["step"] for row in rows], [row[column] for row in rows], label=label)
-        axes.set(xlabel="step", ylabel=f"training {column}")
-        axes.legend()
-    figure.suptitle(title)
-    beside = Path(path).with_name(f".{Path(path).name}.partial")
-    figure.savefig(beside, format="png", dpi=120)
-    os.replace(beside, path)
+
+def _peak_resident_memory():
+    # Linux's ru_maxrss also counts the program that started this one; VmHWM does not.
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows has no such module.
+        return None
+    # In kilobytes, on macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _tensorflow_peak_memory():
+    import tensorflow as tf
+
+    try:
+        return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+    except (ValueError, KeyError):  # Only GPUs and TPUs of some kinds count.
+        return None
+
+
+def _jax_peak_memory():
+    import jax
+
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return statistics.get("peak_bytes_in_use")
+
+
+def _torch_peak_memory():
+    import torch
+
+    return int(torch.cuda.max_memory_allocated())

@@ -1,0 +1,443 @@
+"""The report of a run: what its numbers are, what its page shows, what it copes with."""
+
+import dataclasses
+import html
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+from chromium import chromium, open_page
+from PIL import Image
+
+from keras_vit import cli, finetune
+from keras_vit.data import ImageSet
+from keras_vit.finetune import Evaluation, Recipe, wilson_interval
+from keras_vit.finetune.html_report import write_report
+from keras_vit.finetune.log import COLUMNS
+from keras_vit.finetune.metrics import (
+    calibration,
+    class_accuracies,
+    confusion_matrix,
+    mcnemar_p_value,
+    most_confused,
+)
+from keras_vit.finetune.predictions import make_predictions, read_predictions, write_predictions
+from keras_vit.finetune.recipe import recipe_fields
+from keras_vit.finetune.repetition import repeat_command
+from keras_vit.finetune.report import make_result, peak_memory, read_result, write_result
+from keras_vit.models import VisionTransformerConfig, vision_transformer
+
+ARCHITECTURE = VisionTransformerConfig(
+    patch_size=4, hidden_size=16, depth=2, mlp_dim=32, num_heads=2, image_size=8
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def model():
+    return vision_transformer(ARCHITECTURE)
+
+
+def some_images(count, classes, size=(8, 8), seed=0):
+    generator = np.random.default_rng(seed)
+    images = generator.integers(0, 256, (count, *size, 3)).astype("uint8")
+    labels = (np.arange(count) % classes).astype("int32")
+    return ImageSet(images, labels, tuple(f"class {index}" for index in range(classes)))
+
+
+def some_outputs(image_set, seed=0, strength=3.0):
+    generator = np.random.default_rng(seed)
+    outputs = generator.normal(size=(len(image_set), len(image_set.class_names)))
+    outputs[np.arange(len(image_set)), image_set.labels] += strength
+    return outputs.astype("float32")
+
+
+def some_result(image_set, outputs, *, validation=True, recipe=None, test=True):
+    correct, count = int((outputs.argmax(1) == image_set.labels).sum()), len(image_set)
+    test_accuracy = Evaluation(count, correct / count, 0.99, wilson_interval(correct, count), 50.0)
+    validation_accuracy = Evaluation(40, 0.725, 1.0, wilson_interval(29, 40), 50.0)
+    configuration = {
+        "recipe": recipe_fields(recipe or Recipe(name="a run", precision="float32")),
+        "architecture": None,
+        "data": {
+            "name": "digits",
+            "version": "1",
+            "digest": "d1635f",
+            "classes": len(image_set.class_names),
+        },
+        "backend": "tensorflow",
+        "weights_sha256": None,
+        "weights_config_sha256": None,
+    }
+    return make_result(
+        configuration=json.loads(json.dumps(configuration)),
+        test=test_accuracy if test else None,
+        validation=validation_accuracy if validation else None,
+        train_images=1200,
+        seconds=90.0,
+        images_per_second=123.0,
+    )
+
+
+def write_log(folder, steps=120, validation=True):
+    lines = [",".join(COLUMNS)]
+    for step in range(1, steps + 1):
+        accuracy = f"{0.5 + step / 300}" if validation and step % 30 == 0 else ""
+        lines.append(f"{step},{2 / step},{1 - 1 / step},{1e-3 * step},{100 + step % 7},{accuracy}")
+    (folder / "log.csv").write_text("\n".join(lines) + "\n")
+
+
+def text_of(path):
+    """What a person reads on a page."""
+    page = path.read_text(encoding="utf-8")
+    page = re.sub(r"<(style|script|svg).*?</\1>", "", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
+
+
+def test_the_page_is_whole_in_a_browser(tmp_path, browser, model):
+    images = some_images(60, 5)
+    outputs = some_outputs(images, strength=1.0)
+    write_log(tmp_path)
+    path = write_report(
+        tmp_path,
+        model=model,
+        result=some_result(images, outputs),
+        image_set=images,
+        outputs=outputs,
+        train_set=some_images(1200, 5),
+        weights_table="block_0 … trained",
+    )
+    assert path == tmp_path / "report.html"
+    open_page(browser, path)
+    assert len(browser.find_elements("css selector", "#mistakes ~ .pictures img")) == 12 + 2 * 8
+    assert len(browser.find_elements("css selector", "svg")) == 6
+    figures = sorted(file.name for file in (tmp_path / "figures").iterdir())
+    assert figures == [
+        "accuracy.png",
+        "calibration.png",
+        "confusion_matrix.png",
+        "learning_rate.png",
+        "loss.png",
+        "throughput.png",
+    ]
+    for name in figures:
+        assert min(Image.open(tmp_path / "figures" / name).size) > 400
+
+
+def test_a_click_sorts_the_classes_and_colours_follow_the_system(tmp_path, browser):
+    images = some_images(60, 5)
+    outputs = some_outputs(images, strength=1.0)
+    result = some_result(images, outputs)
+    path = write_report(tmp_path, model=None, result=result, image_set=images, outputs=outputs)
+    open_page(browser, path)
+    cells = "return [...document.querySelectorAll('.sortable tbody tr')].map(r => r.cells[{}].%s)"
+    accuracy = (cells % "dataset.value").format(3)
+    unsorted = [float(value) for value in browser.execute_script(accuracy)]
+    assert unsorted == sorted(unsorted)
+    heads = browser.find_elements("css selector", ".sortable thead button")
+    heads[0].click()
+    names = (cells % "textContent").format(0)
+    assert browser.execute_script(names) == [f"class {index}" for index in range(5)]
+    heads[0].click()
+    assert browser.execute_script(names) == [f"class {index}" for index in (4, 3, 2, 1, 0)]
+    backgrounds = set()
+    for scheme in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        colour = "return getComputedStyle(document.body).backgroundColor"
+        backgrounds.add(browser.execute_script(colour))
+    assert len(backgrounds) == 2
+
+
+def test_names_cannot_become_code(tmp_path, browser):
+    names = (
+        "<script>window.taken=1</script>",
+        "<img src=x onerror=window.taken=1>",
+        '"><b>',
+        "$\\frac{$",
+        "猫\nand\tdog",
+        "bytes \udcff",
+        "-- --> ]]>",
+    )
+    images = some_images(70, len(names))
+    images = dataclasses.replace(images, class_names=names)
+    outputs = some_outputs(images, strength=1.0)
+    result = some_result(images, outputs)
+    result = dataclasses.replace(result, name="a <b>bold</b> run")
+    write_log(tmp_path)
+    table = "</pre><script>window.taken=1</script>"
+    path = write_report(
+        tmp_path,
+        model=None,
+        result=result,
+        image_set=images,
+        outputs=outputs,
+        weights_table=table,
+    )
+    open_page(browser, path)
+    assert browser.execute_script("return window.taken") is None
+    assert browser.find_element("css selector", "h1").text == "a <b>bold</b> run"
+    assert browser.find_element("css selector", "pre").text == table
+    shown = browser.execute_script(
+        "return [...document.querySelectorAll('.sortable tbody th')].map(h => h.textContent)"
+    )
+    assert {*names[:5], names[6]} <= set(shown)
+
+
+@pytest.mark.parametrize(
+    ("classes", "count", "strength"),
+    [(2, 30, 1.0), (1000, 60, 9.0), (31, 400, 2.0), (3, 1, 0.0), (4, 20, 100.0)],
+    ids=["two classes", "a thousand classes", "just too many", "one image", "no mistakes"],
+)
+def test_sizes(tmp_path, browser, classes, count, strength):
+    images = some_images(count, classes)
+    outputs = some_outputs(images, strength=strength)
+    result = some_result(images, outputs, validation=False)
+    path = write_report(tmp_path, model=None, result=result, image_set=images, outputs=outputs)
+    open_page(browser, path)
+    rows = browser.find_elements("css selector", ".sortable tbody tr")
+    assert len(rows) == classes
+    page = text_of(path)
+    assert "There are no rows in log.csv." in page
+    assert "no images held out" in page
+    if strength == 100.0:
+        assert "No image was taken for another class." in page
+        assert "There are none." in page
+
+
+def test_without_test_images_it_shows_the_validation_split(tmp_path):
+    images = some_images(30, 3)
+    outputs = some_outputs(images, strength=1.0)
+    result = some_result(images, outputs, test=False)
+    path = write_report(
+        tmp_path, model=None, result=result, image_set=images, outputs=outputs, split="validation"
+    )
+    share = (outputs.argmax(1) == images.labels).mean()
+    assert f"Validation accuracy {share:.2%}" in text_of(path)
+    assert "Test accuracy" not in text_of(path)
+    path = write_report(tmp_path, model=None, result=result)
+    assert "Validation accuracy 72.50%" in text_of(path)
+    assert "Confusion" not in text_of(path)
+
+
+def test_outputs_that_are_not_finite_are_counted_as_wrong(tmp_path, browser):
+    images = some_images(20, 4)
+    outputs = some_outputs(images, strength=20.0)
+    outputs[0] = np.nan
+    outputs[1, 2] = np.nan  # of the right class, 1, is a number
+    outputs[2, 2] = np.inf  # the right class
+    outputs[3, 0] = -np.inf
+    predictions = make_predictions(images, outputs)
+    assert predictions.predicted[:4].tolist() == [-1, -1, 2, 3]
+    assert predictions.correct.sum() == 18
+    assert predictions.confidence[2] == 1.0
+    assert np.isnan(predictions.confidence[:2]).all()
+    assert confusion_matrix(predictions).sum() == 18
+    assert class_accuracies(predictions)[0].accuracy == 0.8
+    result = some_result(images, outputs)
+    path = write_report(tmp_path, model=None, result=result, image_set=images, outputs=outputs)
+    open_page(browser, path)
+    assert "For 2 images an output was not a number" in text_of(path)
+    rows = read_predictions(tmp_path / "predictions.csv")
+    assert [row["predicted"] for row in rows[:3]] == ["", "", "class 2"]
+    outputs[:] = np.nan
+    path = write_report(tmp_path, model=None, result=result, image_set=images, outputs=outputs)
+    open_page(browser, path)
+
+
+def test_files_of_any_size(tmp_path, browser, model):
+    paths = []
+    for index, size in enumerate([(1, 300), (700, 20), (8, 8), (640, 480)]):
+        paths.append(tmp_path / f"picture {index}.png")
+        Image.effect_noise(size, 60).convert("RGB").save(paths[-1])
+    images = ImageSet(tuple(paths), np.array([0, 1, 0, 1], "int32"), ("cat", "dog"))
+    outputs = np.array([[0, 1], [1, 0], [0, 2], [0, 1]], "float32")
+    result = some_result(images, outputs)
+    path = write_report(tmp_path, model=model, result=result, image_set=images, outputs=outputs)
+    open_page(browser, path)
+    sizes = browser.execute_script(
+        "return [...document.images].map(i => [i.naturalWidth, i.naturalHeight])"
+    )
+    assert max(max(size) for size in sizes) <= 224
+    assert [224, 224] in sizes  # 8 x 8, each pixel 28 times
+    assert "cat → dog 88.1%" in text_of(path)
+    assert "picture 2.png" in text_of(path)
+    rows = read_predictions(tmp_path / "predictions.csv")
+    assert [row["image"] for row in rows] == [str(path) for path in paths]
+
+
+def test_rollout_is_left_out_where_it_means_nothing(tmp_path):
+    import keras
+
+    images = some_images(10, 2)
+    outputs = some_outputs(images)
+    inputs = keras.Input((8, 8, 3))
+    plain = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(inputs)))
+    path = write_report(
+        tmp_path,
+        model=plain,
+        result=some_result(images, outputs),
+        image_set=images,
+        outputs=outputs,
+    )
+    assert "Not drawn: " in text_of(path)
+
+
+def test_outputs_must_fit_the_images(tmp_path):
+    images = some_images(10, 2)
+    with pytest.raises(ValueError, match=r"\(10, 2\).*\(9, 2\)"):
+        write_report(
+            tmp_path,
+            model=None,
+            result=some_result(images, some_outputs(images)),
+            image_set=images,
+            outputs=some_outputs(images)[1:],
+        )
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_the_extra_is_named_and_the_answers_are_kept(tmp_path, monkeypatch, package):
+    images = some_images(10, 2)
+    outputs = some_outputs(images)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=r"keras-vit\[recipes\]"):
+        write_report(
+            tmp_path,
+            model=None,
+            result=some_result(images, outputs),
+            image_set=images,
+            outputs=outputs,
+        )
+    assert [file.name for file in tmp_path.iterdir()] == ["predictions.csv"]
+
+
+def test_the_configuration_shows_what_differs_first(tmp_path):
+    images = some_images(10, 2)
+    outputs = some_outputs(images)
+    recipe = Recipe(name="mine", learning_rate=0.007, batch_size=64, export=True)
+    result = some_result(images, outputs, recipe=recipe)
+    page = text_of(write_report(tmp_path, model=None, result=result))
+    changed, everything = page.split(f"All {len(recipe_fields(recipe))} options")
+    assert "learning_rate 0.007 0.03" in changed
+    assert "export yes no" in changed
+    assert "momentum" not in changed
+    assert "momentum 0.9" in everything
+    assert "d1635f" in page
+    command = "keras-vit finetune \\ --name mine \\ --batch-size 64 \\ --learning-rate 0.007"
+    assert command in page
+
+
+RECIPES = (
+    Recipe(),
+    Recipe(name="-x", data="a folder", weights="it's here.npz", seed=3, steps=60),
+    Recipe(train_images=100, horizontal_flip=False, export=True, optimizer="adamw", dropout=0.1),
+    Recipe(learning_rate=3e-05, clip_norm=0.0, resize_size=256, micro_batch_size=8, batch_size=64),
+)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_command_line_says_the_same_recipe(monkeypatch, recipe):
+    found = []
+    monkeypatch.setattr(finetune, "run", found.append)
+    words = repeat_command(json.loads(json.dumps(recipe_fields(recipe))))
+    assert words[0] == "keras-vit"
+    assert cli.main(words[1:]) == 0
+    assert found == [recipe]
+
+
+def test_calibration_is_that_of_guo_et_al():
+    images = some_images(500, 6)
+    outputs = some_outputs(images, strength=1.5)
+    logits = outputs.astype("float64")
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected, likelihood, brier = 0.0, 0.0, 0.0
+    for low in np.arange(15) / 15:
+        inside = [row for row in range(500) if low < probabilities[row].max() <= low + 1 / 15]
+        if inside:
+            right = np.mean([probabilities[r].argmax() == images.labels[r] for r in inside])
+            sure = np.mean([probabilities[r].max() for r in inside])
+            expected += len(inside) / 500 * abs(right - sure)
+    for row, label in enumerate(images.labels):
+        likelihood -= np.log(probabilities[row, label]) / 500
+        brier += sum((probabilities[row, c] - (c == label)) ** 2 for c in range(6)) / 500
+    found = calibration(make_predictions(images, outputs))
+    np.testing.assert_allclose(found.expected_error, expected, rtol=1e-9)
+    np.testing.assert_allclose(found.log_loss, likelihood, rtol=1e-9)
+    np.testing.assert_allclose(found.brier_score, brier, rtol=1e-9)
+    assert found.counts.sum() == 500
+
+
+def test_confusion_and_classes():
+    labels = np.array([0, 0, 0, 1, 1, 2, 2, 2], "int32")
+    answers = np.array([0, 1, 1, 1, 1, 0, 2, 1])
+    images = ImageSet(np.zeros((8, 4, 4, 3), "uint8"), labels, ("ant", "bee", "cow", "dog"))
+    predictions = make_predictions(images, np.eye(4)[answers] * 5)
+    assert confusion_matrix(predictions).tolist() == [
+        [1, 2, 0, 0],
+        [0, 2, 0, 0],
+        [1, 1, 1, 0],
+        [0, 0, 0, 0],
+    ]
+    assert confusion_matrix(predictions, groups=2).tolist() == [[5, 0], [2, 1]]
+    assert most_confused(predictions, 2) == [(0, 1, 2), (2, 0, 1)]
+    rows = class_accuracies(predictions)
+    assert [row.name for row in rows] == ["ant", "cow", "bee", "dog"]
+    assert (rows[0].correct, rows[0].count, rows[0].mistaken_for) == (1, 3, "bee")
+    assert rows[2].mistaken_for is None
+    assert rows[3].accuracy is None
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (3, 3), (1, 9), (40, 60), (900, 1000)])
+def test_mcnemar_is_the_binomial_test(counts):
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.binomtest(counts[0], sum(counts)).pvalue if sum(counts) else 1.0
+    np.testing.assert_allclose(mcnemar_p_value(*counts), expected, rtol=1e-9)
+    assert mcnemar_p_value(*counts[::-1]) == mcnemar_p_value(*counts)
+
+
+def test_predictions_survive_the_file(tmp_path):
+    images = ImageSet(("a,b\n.png", "bytes \udcff.png"), np.array([0, 1], "int32"), ('"x"', "y"))
+    path = tmp_path / "predictions.csv"
+    write_predictions(path, make_predictions(images, np.log([[3, 1], [3, 1]])))
+    first, second = read_predictions(path)
+    assert first == {
+        "image": "a,b\n.png",
+        "label": '"x"',
+        "predicted": '"x"',
+        "confidence": "0.75",
+        "label_probability": "0.75",
+    }
+    assert second["image"] == "bytes \udcff.png"
+    assert second["label_probability"] == "0.25"
+    path.write_text("image,label\n1,2\n")
+    with pytest.raises(ValueError, match=r"predictions\.csv is damaged"):
+        read_predictions(path)
+    assert read_predictions(tmp_path / "absent.csv") is None
+
+
+def test_results_of_before_and_of_sweeps_can_be_read(tmp_path):
+    images = some_images(10, 2)
+    result = some_result(images, some_outputs(images), test=False)
+    assert result.peak_memory > 2**20
+    write_result(tmp_path / "result.json", result)
+    assert read_result(tmp_path / "result.json") == result
+    assert "not looked at" in str(result)
+    fields = json.loads((tmp_path / "result.json").read_text())
+    del fields["peak_memory"]
+    (tmp_path / "result.json").write_text(json.dumps(fields))
+    assert read_result(tmp_path / "result.json").peak_memory is None
+
+
+def test_peak_memory_grows_with_what_is_held():
+    before = peak_memory()
+    held = np.ones(before // 8 + 2**24)  # as much as there was, and 128 MiB
+    assert peak_memory() - before >= 2**26
+    del held
+    assert peak_memory() >= before + 2**26
