@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from keras_vit.data import (
     ImageSet,
     decode_image,
     imagenet_class_names,
+    join,
     load_data,
     split_images,
     subset,
@@ -25,16 +27,18 @@ from keras_vit.data import (
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def write_image(path, value=0):
+def write_image(path):
+    """A picture of one colour, which its own name and its folder's name decide."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (5, 4), (value, value, value)).save(path)
+    colour = zlib.crc32(f"{path.parent.name}/{path.name}".encode()).to_bytes(4, "big")[:3]
+    Image.new("RGB", (5, 4), tuple(colour)).save(path)
     return path
 
 
 def write_classes(folder, counts):
     for name, count in counts.items():
         for index in range(count):
-            write_image(folder / name / f"{index}.png", index)
+            write_image(folder / name / f"{index}.png")
     return folder
 
 
@@ -128,6 +132,30 @@ def test_equal_remainders_do_not_favour_the_first_classes():
 def test_a_subset_larger_than_the_set_is_refused(count):
     with pytest.raises(ValueError, match=rf"1\.\.4.*Received: {count}"):
         subset(labelled([0, 1, 0, 1]), count, seed=0)
+
+
+def test_joined_sets_keep_images_and_labels_together(tmp_path):
+    whole = labelled([0, 1, 2, 1])
+    joined = join(whole.take([3, 0]), whole.take([2]))
+    assert identities(joined).tolist() == [3, 0, 2]
+    assert joined.labels.tolist() == [1, 0, 2] and joined.class_names == whole.class_names
+    folder = load_data(write_classes(tmp_path, {"dog": 5, "cat": 5}))
+    both = join(folder.train, folder.test)
+    assert both.images == (*folder.train.images, *folder.test.images)
+    assert class_counts(both).tolist() == [5, 5]
+
+
+def test_sets_of_different_kinds_cannot_be_joined(tmp_path):
+    arrays = labelled([0, 1])
+    files = ImageSet((tmp_path / "a.png",), np.array([0], "int32"), ("0", "1"))
+    larger = ImageSet(np.zeros((1, 4, 4, 3), "uint8"), np.array([0], "int32"), ("0", "1"))
+    for other, message in (
+        (files, r"\(2, 2\) and files"),
+        (larger, r"\(2, 2\) and \(4, 4\)"),
+        (labelled([0, 2]), "same classes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            join(arrays, other)
 
 
 # digits ------------------------------------------------------------------------------------------
@@ -383,6 +411,12 @@ def test_digits_as_names_are_names(tmp_path):
         (["file,label,split", "a.png,0"], "line 2: the split is None"),
         (["file,label,split", "a.png,0,train", "b.png,1,tset"], "line 3: the split is 'tset'"),
         (["file,label", 'a.png,"0'], "cannot be read as a CSV file"),
+        (["file,label", "a.png,0", "b.png,1", "./a.png,0"], r"line 4: \./a\.png is in line 2 al"),
+        (["file,label", "a.png,cat", "a.png,dog"], "line 3: a.png has the label 'dog', and 'cat'"),
+        (
+            ["file,label,split", "a.png,0,train", "b.png,1,train", "a.png,0,test"],
+            "line 4: a.png is in test, and in train in line 2. Expected a file in one of them",
+        ),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_named(tmp_path, lines, message):
@@ -390,6 +424,12 @@ def test_a_manifest_that_does_not_fit_is_named(tmp_path, lines, message):
     with pytest.raises(ValueError, match=message) as error:
         load_data(path)
     assert str(path) in str(error.value)
+
+
+def test_a_split_may_list_a_file_twice(tmp_path):
+    lines = ["file,label,split", "a.png,0,train", "a.png,0,train", "b.png,1,train", "c.png,0,test"]
+    source = load_data(write_manifest(tmp_path, lines))
+    assert source.train.labels.tolist() == [0, 0, 1]
 
 
 def test_a_manifest_in_another_encoding_is_named(tmp_path):

@@ -163,10 +163,12 @@ def read_manifest(path: Path, class_names: Sequence[str] | None = None) -> dict[
         The splits by name; one called `""` where there is no column `split`.
 
     Raises:
-        ValueError: For a file that is not such a manifest; the message names the line.
+        ValueError: For a file that is not such a manifest, or that lists an image with two labels
+            or in two splits; the message names the line.
         FileNotFoundError: If files it lists are missing.
     """
     rows = _rows(path)
+    _check_repetitions(path, rows)
     labels, names = _indices(path, [row["label"] for row in rows], class_names)
     files = tuple(path.parent / row["file"] for row in rows)
     missing = [file for file in files if not file.is_file()]
@@ -206,6 +208,31 @@ def _rows(path):
             )
         row["split"] = SPLIT_OF[row["split"].lower()] if "split" in columns else ""
     return rows
+
+
+def _check_repetitions(path, rows):
+    """A file has one label and is in one split; one split may list it twice, to weigh it more."""
+    first_rows: dict[str, dict] = {}
+    for row in rows:
+        first = first_rows.setdefault(os.path.normpath(row["file"]), row)
+        if first is row:
+            continue
+        place = f"{path}, line {row['line']}: {row['file']}"
+        if row["label"] != first["label"]:
+            raise ValueError(
+                f"{place} has the label {row['label']!r}, and {first['label']!r} in line "
+                f"{first['line']}. Expected one label for a file"
+            )
+        if row["split"] != first["split"]:
+            raise ValueError(
+                f"{place} is in {row['split']}, and in {first['split']} in line {first['line']}. "
+                "Expected a file in one of them only: a test must not see what was trained on"
+            )
+        if not row["split"]:
+            raise ValueError(
+                f"{place} is in line {first['line']} already. Expected each file once, or a column "
+                "split: a random division could put it into train and into test"
+            )
 
 
 def _indices(path, labels, class_names):

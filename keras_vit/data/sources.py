@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from keras_vit.data.array_files import SPLIT_NAMES, read_arrays
+from keras_vit.data.checks import warn_of_equal_pictures, warn_of_missing_classes
 from keras_vit.data.image_files import read_folder, read_manifest
 from keras_vit.data.image_set import DataSource, ImageSet, split_images
 from keras_vit.data.tensorflow_datasets import read_tfds
@@ -34,11 +34,17 @@ def load_data(
       `valid/`, `validation/`) that hold those;
     - a `.csv` file with the columns `file,label` and perhaps `split`;
     - a `.npz` file that this function cached;
-    - the name of any TFDS image classification set, as `"cifar10"` or `"cifar10:3.0.2"`.
+    - the name of any TFDS image classification set, as `"cifar10"` or `"cifar10:3.0.2"`;
+    - `"vtab/TASK"`, one of the 19 tasks of VTAB-1k (`keras_vit.data.vtab`): 800 images to train
+      on, 200 to choose by and the test set of the task.
 
     A TFDS set is read once: small images of one size become one .npz in the cache, others files.
     From then on neither TensorFlow nor TFDS is imported; delete the cached file to read anew.
     A set with validation but no test images hands out its validation images as `test`.
+
+    Warnings tell of classes without training or test images, of pictures that are in train and in
+    test, and of pictures in two classes; of the last two only in folders, .csv and .npz files,
+    not in published sets.
 
     Args:
         source: Name or path.
@@ -83,6 +89,8 @@ def load_data(
         splits, name, version = read_tfds(str(source), data_dir, root)
     splits = _divide(source, splits, test_fraction, seed)
     _check_splits(source, splits, class_names)
+    if path.exists():
+        warn_of_equal_pictures(source, splits, stacklevel=3)
     return DataSource(
         name,
         version,
@@ -137,12 +145,7 @@ def _check_splits(source, splits, class_names):
         split = next(name for name in ("train", "test", "validation") if name in splits)
         _check_classes(source, split, splits[split])
     if class_names is None and "train" in splits:
-        classes = len(splits["train"].class_names)
-        empty = classes - len(np.unique(splits["train"].labels))
-        if empty:
-            warnings.warn(
-                f"{source}: {empty} of {classes} classes have no image to train on", stacklevel=3
-            )
+        warn_of_missing_classes(source, splits, stacklevel=4)
 
 
 def _check_classes(source, split, image_set):

@@ -1,0 +1,212 @@
+"""What is said of data that can be read, but is hardly meant: classes, and equal pictures."""
+
+import shutil
+import time
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_vit.data import (
+    DataSource,
+    ImageSet,
+    check_class_names,
+    imagenet_class_names,
+    load_data,
+)
+from keras_vit.data.class_names import imagenet_wordnet_ids
+
+
+def write_images(folder, files):
+    """One noisy picture a file, each other."""
+    for number, file in enumerate(files):
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (6, 6, 3)).astype("uint8")
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+def write_flowers(folder):
+    names = [f"{split}/{name}" for split in ("train", "test") for name in ("rose", "tulip")]
+    return write_images(folder, [f"{name}/{index}.png" for name in names for index in range(3)])
+
+
+def messages(*args, **options):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_data(*args, **options)
+    assert all(warning.filename == __file__ for warning in caught)
+    return [str(warning.message) for warning in caught]
+
+
+def write_arrays(folder, train, test, test_labels=None):
+    """A .npz file of 2×2 images; each number is an image's content."""
+    arrays = {"name": "tiny", "version": "1", "class_names": np.array(["b", "a"])}
+    for split, numbers in (("train", train), ("test", test)):
+        arrays[f"{split}_images"] = np.tile(
+            np.array(numbers, "uint8")[:, None, None, None], (1, 2, 2, 3)
+        )
+        arrays[f"{split}_labels"] = np.arange(len(numbers), dtype="int32") % 2
+    if test_labels is not None:
+        arrays["test_labels"] = np.array(test_labels, "int32")
+    np.savez(folder / "tiny.npz", **arrays)
+    return folder / "tiny.npz"
+
+
+def test_nothing_is_said_of_good_data(tmp_path):
+    assert messages(write_flowers(tmp_path / "flowers")) == []
+    assert messages(write_arrays(tmp_path, [1, 2, 3, 4], [5, 6])) == []
+    assert messages("digits") == []
+
+
+# classes -----------------------------------------------------------------------------------------
+
+
+def test_classes_without_training_images_are_named_with_the_test_images_they_cost(tmp_path):
+    names = ["a.png", "b.png", "c.png", "d.png", "e.png"]
+    write_images(tmp_path, names)
+    labels = ["0,train", "0,train", "2,train", "1,test", "2,test"]
+    path = tmp_path / "labels.csv"
+    lines = [f"{name},{label}\n" for name, label in zip(names, labels, strict=True)]
+    path.write_text("file,label,split\n" + "".join(lines))
+    (message,) = messages(path)
+    assert "labels.csv: 1 of 3 classes have no image to train on: '1'" in message
+    assert "1 of 2 test images are of these classes and will count as wrong" in message
+    assert "1 of 3 classes have no test image, so their accuracy stays unknown: '0'" in message
+    assert "fewer" not in message
+
+
+def test_fewer_images_than_classes(tmp_path):
+    write_images(tmp_path, ["a.png", "b.png", "c.png"])
+    path = tmp_path / "labels.csv"
+    path.write_text("file,label,split\na.png,0,train\nb.png,41,train\nc.png,0,test\n")
+    (message,) = messages(path)
+    assert "40 of 42 classes have no image to train on: '1', '2', '3', '4', '5', … (40)" in message
+    assert "2 training images are fewer than the 42 classes" in message
+    assert "indices without gaps" in message
+
+
+def test_a_class_without_test_images(tmp_path):
+    folder = write_flowers(tmp_path / "flowers")
+    shutil.rmtree(folder / "test/tulip")
+    (message,) = messages(folder)
+    assert "flowers: 1 of 2 classes have no test image" in message and "'tulip'" in message
+
+
+def test_a_class_without_training_images_in_a_folder_is_an_error(tmp_path):
+    folder = write_flowers(tmp_path / "flowers")
+    (folder / "train/rose").rename(folder / "train/rosse")
+    with pytest.raises(ValueError, match=r"test has the class 'rose'.*Did you mean rosse"):
+        load_data(folder)
+
+
+def source_of(*names):
+    images = ImageSet(np.zeros((1, 2, 2, 3), "uint8"), np.zeros(1, "int32"), names)
+    return DataSource("flowers", "", "", images, None, None)
+
+
+def test_the_same_classes_are_those_of_the_model():
+    check_class_names(source_of("rose", "tulip"), ["rose", "tulip"], "class_names.txt")
+    check_class_names(source_of(*imagenet_wordnet_ids()), imagenet_class_names(), "the model")
+
+
+@pytest.mark.parametrize(
+    "found, known, message",
+    [
+        (
+            ["daisy", "rosse", "tulip"],
+            ["daisy", "rose", "tulip"],
+            r"flowers has other classes than runs/a/class_names\.txt: 'rosse' is new and 'rose' is "
+            r"gone\. Did you rename it\?",
+        ),
+        (["daisy", "x"], ["daisy", "tulip"], "'x' is new and 'tulip' is gone. Did you rename it"),
+        (
+            ["daisies", "roses", "lily"],
+            ["daisy", "rose"],
+            "'daisies' is new and 'daisy' is gone, 'roses' is new and 'rose' is gone, and 1 others",
+        ),
+        (["b", "a"], ["a", "b"], r"class 0 is 'b', and 'a' there\."),
+        (["a", "b", "c"], ["a", "b"], r"3 instead of 2; 'c' new\."),
+        (["a"], ["a", "b"], r"1 instead of 2; 'b' gone\."),
+        (["a", "b", "a"], ["a", "b"], "3 names with repetitions, and 2 there"),
+    ],
+)
+def test_other_classes_than_the_model_s(found, known, message):
+    with pytest.raises(ValueError, match=message) as error:
+        check_class_names(source_of(*found), known, "runs/a/class_names.txt")
+    assert "Expected the same names in the same order" in str(error.value)
+
+
+def test_wholly_other_classes_are_told_apart_in_no_time():
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match=r"1000 instead of 999; 'class-0', .* … \(1000\) new"):
+        check_class_names(
+            source_of(*(f"class-{number}" for number in range(1000))),
+            [f"klasse_{number}" for number in range(999)],
+            "there",
+        )
+    assert time.perf_counter() - began < 0.5
+
+
+# equal pictures ----------------------------------------------------------------------------------
+
+
+def test_training_images_among_the_test_images_of_a_folder(tmp_path):
+    folder = write_flowers(tmp_path / "flowers")
+    shutil.copy(folder / "train/rose/1.png", folder / "test/rose/copy.png")
+    shutil.copy(folder / "train/rose/1.png", folder / "test/rose/again.png")
+    shutil.copy(folder / "train/tulip/0.png", folder / "test/tulip/copy.png")
+    (message,) = messages(folder)
+    assert "flowers: test images that are training images too: 3 of 9, the first is" in message
+    assert f"{folder / 'test/rose/again.png'} (rose)" in message
+    assert f"{folder / 'train/rose/1.png'} (rose)" in message
+
+
+def test_the_division_of_a_folder_may_part_equal_pictures(tmp_path):
+    folder = tmp_path / "flowers"
+    write_images(folder, [f"{name}/{i}.png" for name in ("rose", "tulip") for i in range(5)])
+    for name in ("rose", "tulip"):
+        for index in range(1, 5):
+            shutil.copy(folder / name / "0.png", folder / name / f"{index}.png")
+    (message,) = messages(folder)
+    assert "training images too: 2 of 2" in message
+
+
+def test_a_picture_in_two_classes(tmp_path):
+    folder = write_flowers(tmp_path / "flowers")
+    (folder / "train/rose/link.png").symlink_to(folder / "train/tulip/2.png")
+    (message,) = messages(folder)
+    assert "flowers: pictures that are in two classes or more: 1, the first is" in message
+    assert "rose/link.png (rose)" in message and "tulip/2.png (tulip)" in message
+
+
+def test_files_of_one_size_whose_middle_agrees_are_read_whole(tmp_path):
+    folder = write_flowers(tmp_path / "flowers")
+    content = bytearray(100_000)
+    for split, last in (("train", 0), ("test", 1)):
+        content[-1] = last
+        # A BMP whose pixels differ in the last byte only.
+        (folder / split / "rose/large.bmp").write_bytes(bytes(content))
+    assert messages(folder) == []
+    content[-1] = 0
+    (folder / "test/rose/large.bmp").write_bytes(bytes(content))
+    assert "training images too: 1 of 7" in messages(folder)[0]
+
+
+def test_equal_pictures_of_arrays(tmp_path):
+    leak, twofold = messages(write_arrays(tmp_path, [1, 2, 3, 3], [4, 2, 5], test_labels=[0, 1, 0]))
+    assert "training images too: 1 of 3, the first is test image 1 (a) = train image 1 (a)" in leak
+    assert (
+        "in two classes or more: 1, the first is train image 2 (b) = train image 3 (a)" in twofold
+    )
+
+
+def test_equal_pictures_are_looked_for_where_a_model_gives_the_classes(tmp_path):
+    folder = tmp_path / "flowers"
+    write_images(folder, ["rose/0.png", "tulip/0.png"])
+    shutil.copy(folder / "rose/0.png", folder / "tulip/1.png")
+    names = ["daisy", "rose", "tulip"]
+    (message,) = messages(folder, class_names=names, test_fraction=1)
+    assert "in two classes or more: 1" in message
