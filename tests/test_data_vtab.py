@@ -1,5 +1,7 @@
 """The tasks of VTAB-1k and the other named sets, on generated images."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tfds_mocks import SPLIT_SIZES, mocked_data
@@ -9,8 +11,8 @@ from keras_vit.data.vtab import VTAB_TASKS, find_task
 
 pytest.importorskip("tensorflow_datasets")
 
-# Task: classes, test images, whether images are arrays. Classes and test images are those of the
-# paper's table of data sets (arXiv:1910.04867).
+# Task: classes, test images, whether images are arrays. The counts follow from the TFDS catalog
+# and the splits of google-research/task_adaptation.
 TASKS = {
     "caltech101": (102, 6_084, False),
     "cifar100": (100, 10_000, True),
@@ -151,6 +153,24 @@ def write_svhn(folder, train, test):
         data_dir=folder,
         disable_shuffling=True,
     )
+
+
+def test_the_page_of_data_sets_has_the_slices_of_every_task():
+    page = Path(__file__).resolve().parents[1] / "docs/datasets.md"
+    if not page.exists():
+        pytest.skip("docs/ is not here")
+    rows = [line.strip("| ").split(" | ") for line in page.read_text("utf-8").splitlines()]
+    rows = {row[0].strip("`"): row[1:] for row in rows if row[0].startswith("`vtab/")}
+    assert set(rows) == {"vtab/TASK", *(f"vtab/{name}" for name in VTAB_TASKS)}
+    for name, task in VTAB_TASKS.items():
+        classes, images, _ = TASKS[name]
+        expected = [f"`{task.tfds}`", str(classes), f"{images:,}"]
+        row = rows[f"vtab/{name}"]
+        assert [row[0], row[1], row[5]] == expected
+        for cell, part in ((row[3], task.validation), (row[4], task.test)):
+            size = SPLIT_SIZES[task.tfds][part.split]
+            whole = part.bounds(size) == (0, size)
+            assert cell == f"`{part.split if whole else part.instruction(size)}`"
 
 
 # labels ------------------------------------------------------------------------------------------
