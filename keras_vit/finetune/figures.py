@@ -142,8 +142,7 @@ def comparison_curves(
         rows: What `read_log` gives, by the label of the run.
     """
     figures = {}
-    columns = ("loss", "accuracy", "validation_accuracy")
-    for column in columns:
+    for column in ("loss", "validation_accuracy", "accuracy"):
         if not any(column in row for run in rows.values() for row in run):
             continue
         figures[column] = figure = _new_figure(6, 3.8)
@@ -151,8 +150,10 @@ def comparison_curves(
         _draw_runs(axes, rows, column)
         axes.set_title(axes.get_ylabel())
         axes.set_ylabel("")
-        if column == "accuracy" and "validation_accuracy" not in figures:
-            axes.set_ylim(top=1.0)
+        if len(rows) <= len(RUN_COLOURS):
+            axes.legend()
+        else:
+            figure.legend(loc="outside right upper")
     return figures
 
 

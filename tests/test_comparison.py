@@ -1,0 +1,179 @@
+"""Runs side by side: their order, the options that differ, and whether the best two differ."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from chromium import chromium, open_page
+from made_up_runs import some_images, some_outputs, some_result, write_log
+from PIL import Image
+
+from keras_vit.finetune import Recipe
+from keras_vit.finetune.comparison import compare_runs
+from keras_vit.finetune.predictions import make_predictions, write_predictions
+from keras_vit.finetune.report import write_result
+
+
+def make_run(folder, name, *, strength, finished=True, validation=None, answers=True, **changes):
+    """A run's folder; `strength` says how good its model is, `changes` are options."""
+    folder = folder / name
+    folder.mkdir()
+    images = some_images(400, 4)
+    outputs = some_outputs(images, strength=strength)
+    recipe = Recipe(name=name, precision="float32", **changes)
+    result = some_result(images, outputs, recipe=recipe, validation=validation is not None)
+    if validation is not None:
+        result = dataclasses.replace(
+            result, validation=dataclasses.replace(result.validation, accuracy=validation)
+        )
+    (folder / "recipe.json").write_text(json.dumps(result.configuration))
+    write_log(folder)
+    if finished:
+        write_result(folder / "result.json", result)
+    if finished and answers:
+        write_predictions(folder / "predictions.csv", make_predictions(images, outputs))
+    return folder
+
+
+def table_of(text):
+    """The lines of the table, each a dict by column; columns are two spaces apart."""
+    lines = text.split("\n\n")[0].splitlines()
+    cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
+    assert len({len(line) for line in lines}) == 1
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[1:]]
+
+
+def test_best_first_with_the_options_that_differ(tmp_path):
+    runs = [
+        make_run(tmp_path, "weak", strength=0.5, learning_rate=0.3),
+        make_run(tmp_path, "strong", strength=4.0, learning_rate=0.01, dropout=0.1),
+        make_run(tmp_path, "middling", strength=1.5, learning_rate=0.03),
+    ]
+    rows = table_of(compare_runs(runs))
+    assert [row["run"] for row in rows] == ["strong", "middling", "weak"]
+    assert [row["learning rate"] for row in rows] == ["0.01", "0.03", "0.3"]
+    assert [row["dropout"] for row in rows] == ["0.1", "0.0", "0.0"]
+    assert list(rows[0])[7:] == ["learning rate", "dropout"]
+    assert rows[0]["steps x batch"] == "500 x 512"
+    assert rows[0]["minutes"] == "1.5"
+    assert rows[0]["images/s"] == "123"
+    assert rows[0]["peak memory"].endswith("iB")
+    images = some_images(400, 4)
+    accuracy = (some_outputs(images, strength=4.0).argmax(1) == images.labels).mean()
+    assert rows[0]["test accuracy"].startswith(f"{accuracy:.2%} (")
+
+
+def test_validation_decides_where_all_runs_have_it(tmp_path):
+    runs = [
+        make_run(tmp_path, "a", strength=4.0, validation=0.5),
+        make_run(tmp_path, "b", strength=0.5, validation=0.9),
+        make_run(tmp_path, "c", strength=2.0, finished=False),
+    ]
+    # An unfinished run has what its log says last: 0.5 + 120 / 300.
+    rows = table_of(compare_runs(runs))
+    assert [(row["run"], row["validation"]) for row in rows] == [
+        ("b", "90.00%"),
+        ("c", "90.00%"),
+        ("a", "50.00%"),
+    ]
+    assert rows[1]["steps x batch"] == "120 of 500 x 512"
+    assert rows[1]["minutes"] == "unfinished"
+    runs.append(make_run(tmp_path, "d", strength=8.0))
+    assert table_of(compare_runs(runs))[0]["run"] == "d"
+
+
+def test_the_best_two_differ_where_mcnemar_says_so(tmp_path):
+    runs = [
+        make_run(tmp_path, "a", strength=4.0),
+        make_run(tmp_path, "b", strength=1.0, learning_rate=0.3),
+    ]
+    images = some_images(400, 4)
+    right = [
+        some_outputs(images, strength=strength).argmax(1) == images.labels
+        for strength in (4.0, 1.0)
+    ]
+    only_first, only_second = (right[0] & ~right[1]).sum(), (right[1] & ~right[0]).sum()
+    text = compare_runs(runs)
+    assert f"first alone got {only_first} right, the second alone {only_second}." in text
+    assert "they differ" in text
+    similar = make_run(tmp_path, "c", strength=3.9, learning_rate=0.1)
+    assert "no difference is shown" in compare_runs([runs[0], similar])
+
+
+def test_intervals_decide_without_answers_for_the_same_images(tmp_path):
+    first = make_run(tmp_path, "a", strength=4.0)
+    far = make_run(tmp_path, "b", strength=0.5, answers=False)
+    near = make_run(tmp_path, "c", strength=3.9, answers=False)
+    assert "95 % intervals do not overlap, they differ" in compare_runs([first, far])
+    assert "95 % intervals overlap, no difference is shown" in compare_runs([first, near])
+    # The same file, but it is about other images.
+    other = make_run(tmp_path, "d", strength=3.9)
+    lines = (other / "predictions.csv").read_text().splitlines()
+    (other / "predictions.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+    assert "intervals overlap" in compare_runs([first, other])
+
+
+def test_other_data_is_said_and_not_compared(tmp_path):
+    runs = [make_run(tmp_path, name, strength=2.0) for name in "ab"]
+    for file in ("recipe.json", "result.json"):
+        text = (runs[1] / file).read_text().replace("d1635f", "f1035e")
+        (runs[1] / file).write_text(text.replace('"name": "digits"', '"name": "letters"'))
+    text = compare_runs(runs)
+    assert "different data" in text
+    assert "McNemar" not in text
+    assert {row["data"] for row in table_of(text)} == {"digits", "letters"}
+
+
+def test_options_of_older_runs_have_their_defaults(tmp_path):
+    runs = [make_run(tmp_path, name, strength=2.0) for name in "ab"]
+    configuration = json.loads((runs[0] / "recipe.json").read_text())
+    del configuration["recipe"]["momentum"]
+    (runs[0] / "recipe.json").write_text(json.dumps(configuration))
+    assert "momentum" not in compare_runs(runs)
+
+
+def test_what_is_no_run_is_left_out_and_what_is_damaged_is_named(tmp_path, capsys):
+    run = make_run(tmp_path, "a", strength=2.0)
+    (tmp_path / "empty").mkdir()
+    text = compare_runs([tmp_path / "empty", tmp_path / "absent", run, run])
+    assert len(table_of(text)) == 1
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'empty'} is no run: it holds no recipe.json" in printed
+    assert f"{tmp_path / 'absent'} is no run: it is no folder" in printed
+    with pytest.raises(ValueError, match="no runs to compare"):
+        compare_runs([tmp_path / "empty"])
+    for name in ("result.json", "recipe.json"):
+        whole = (run / name).read_bytes()
+        (run / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match=f"{name} is damaged"):
+            compare_runs([run])
+        (run / name).write_bytes(whole)
+    (run / "log.csv").write_text("step,loss\n1,2\n")
+    with pytest.raises(ValueError, match=r"log\.csv is damaged"):
+        compare_runs([run])
+
+
+def test_the_page(tmp_path):
+    runs = [
+        make_run(tmp_path, f"run {index}", strength=1.0 + index, learning_rate=0.01 + index)
+        for index in range(10)
+    ]
+    runs.append(make_run(tmp_path, "stopped", strength=1.0, finished=False))
+    text = compare_runs(runs, tmp_path / "out")
+    path = tmp_path / "out" / "compare.html"
+    assert text.endswith(f"written to {path}")
+    figures = sorted((tmp_path / "out" / "figures").iterdir())
+    assert [file.name for file in figures] == [
+        "compare_accuracy.png",
+        "compare_loss.png",
+        "compare_validation_accuracy.png",
+    ]
+    assert all(np.asarray(Image.open(file)).std() > 5 for file in figures)
+    with chromium() as browser:
+        open_page(browser, path)
+        assert len(browser.find_elements("css selector", "svg")) == 3
+        heads = browser.find_elements("css selector", "thead button")
+        heads[1].click()
+        first = browser.find_element("css selector", "tbody th").text
+        assert first == "run 0"
