@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from keras_vit.finetune import SGD, Recipe, learning_rate
-from keras_vit.finetune.optimizer import drop_unfinished_accumulation, make_optimizer
+from keras_vit.finetune.optimizer import drop_unfinished_accumulation
+from keras_vit.finetune.optimizer import make_optimizer as make_planned_optimizer
+from keras_vit.finetune.rules import weight_plans
 
 
 def variable(value, name="kernel"):
@@ -35,6 +37,10 @@ def reference_steps(weight, gradients, rates, momentum=0.9, clip=None):
         velocity = momentum * velocity + gradient
         weight = weight - rate * velocity
     return weight
+
+
+def make_optimizer(recipe, variables):
+    return make_planned_optimizer(recipe, variables, weight_plans(variables, recipe))
 
 
 def test_follows_the_reference_rule_and_not_keras_under_a_schedule():

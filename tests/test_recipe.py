@@ -44,7 +44,7 @@ RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.py"))
         ("log_every", 0),
         ("seed", -1),
         ("steps", True),
-        ("optimizer", "adam"),
+        ("optimizer", "adamx"),
         ("precision", "float16"),
         ("interpolation", "lanczos"),
     ],

@@ -36,6 +36,7 @@ RECIPE = Recipe(
     evaluate_every=20,
     checkpoint_every=5,
     precision="float32",
+    report=False,
 )
 
 PROGRAM = """

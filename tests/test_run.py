@@ -40,6 +40,7 @@ RECIPE = Recipe(
     evaluate_every=30,
     checkpoint_every=30,
     precision="float32",
+    report=False,
 )
 
 
@@ -61,7 +62,7 @@ def weights_of(folder):
 def finished(tmp_path_factory, digits):
     """A finished run: its folder and its result."""
     output = tmp_path_factory.mktemp("runs")
-    result = run(recipe_in(output), source=digits, architecture=ARCHITECTURE)
+    result = run(recipe_in(output, report=True), source=digits, architecture=ARCHITECTURE)
     return output / "tiny", result
 
 
@@ -79,9 +80,12 @@ def test_leaves_everything_needed_to_repeat_it(finished, digits):
     assert names == {
         "checkpoints",
         "class_names.txt",
+        "figures",
         "log.csv",
         "model.keras",
+        "predictions.csv",
         "recipe.json",
+        "report.html",
         "result.json",
         "tensorboard",
     }
@@ -96,7 +100,8 @@ def test_leaves_everything_needed_to_repeat_it(finished, digits):
     assert written["versions"]["backend"] == keras.backend.backend()
     assert written["machine"]["processors"] == os.cpu_count()
     assert written["configuration"]["backend"] == keras.backend.backend()
-    assert Recipe(**written["configuration"]["recipe"]) == resolve_recipe(recipe_in(folder.parent))
+    recipe = resolve_recipe(recipe_in(folder.parent, report=True))
+    assert Recipe(**written["configuration"]["recipe"]) == recipe
 
 
 def test_log_has_a_row_every_ten_steps_and_validation_where_asked(finished):
@@ -150,8 +155,8 @@ def test_mixed_precision_learns_too(tmp_path, digits, precision):
 
 
 def test_mixed_float16_recovers_from_an_overflow(tmp_path, digits, monkeypatch):
-    def with_huge_scale(recipe, variables):
-        optimizers.append(make_optimizer(recipe, variables))
+    def with_huge_scale(recipe, variables, plans):
+        optimizers.append(make_optimizer(recipe, variables, plans))
         optimizers[0].dynamic_scale.assign(2.0**40)
         return optimizers[0]
 

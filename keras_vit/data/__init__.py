@@ -3,6 +3,7 @@
 from keras_vit.data.augment import Augment
 from keras_vit.data.augmentation import Augmentation
 from keras_vit.data.batches import EvaluationBatches, TrainingBatches, prefetch
+from keras_vit.data.cache import cache_folder
 from keras_vit.data.checks import check_class_names
 from keras_vit.data.class_names import imagenet_class_names
 from keras_vit.data.image_files import check_images
@@ -19,6 +20,7 @@ __all__ = [
     "ImageSet",
     "ResizeAndCrop",
     "TrainingBatches",
+    "cache_folder",
     "check_class_names",
     "check_images",
     "decode_image",

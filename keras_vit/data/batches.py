@@ -124,7 +124,7 @@ class TrainingBatches:
         """
         if step < 0:
             raise IndexError(f"Steps count from 0. Received: {step}")
-        indices = self._indices(step)
+        indices = self.indices(step)
         mixing, own = self._mixing(step)
         targets = self.image_set.labels[indices]
         if self._images_alone:
@@ -139,7 +139,8 @@ class TrainingBatches:
             targets = self._mixed(targets, mixing["partners"], own)
         return inputs, targets
 
-    def _indices(self, step):
+    def indices(self, step: int) -> np.ndarray:
+        """Which images make up the batch of a step."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, offsets = np.divmod(positions, len(self.image_set))
         repetitions = self.augmentation.repeated_augmentation

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_vit.data.array_files import SPLIT_NAMES, read_arrays
+from keras_vit.data.cache import cache_folder
 from keras_vit.data.checks import warn_of_equal_pictures, warn_of_missing_classes
 from keras_vit.data.image_files import read_folder, read_manifest
 from keras_vit.data.image_set import DataSource, ImageSet, split_images
@@ -75,7 +76,6 @@ def load_data(
     """
     if not 0 <= test_fraction <= 1:
         raise ValueError(f"`test_fraction` must be in 0..1. Received: {test_fraction}")
-    cache = Path(cache_dir or os.environ.get("KERAS_VIT_CACHE") or "~/.cache/keras_vit")
     path = Path(source).expanduser()
     root = path.parent if path.is_file() else path
     if source == "digits":
@@ -85,7 +85,7 @@ def load_data(
     elif path.suffix in (".csv", ".npz") or str(source).startswith((".", "~", os.sep)):
         splits, name, version = _read_file(path, class_names)
     else:
-        root = cache.expanduser()
+        root = cache_folder(cache_dir)
         splits, name, version = read_tfds(str(source), data_dir, root)
     splits = _divide(source, splits, test_fraction, seed)
     _check_splits(source, splits, class_names)

@@ -87,7 +87,57 @@ def evaluate(
         ValueError: If the model has another number of outputs than the set has classes.
     """
     check_outputs(model, len(image_set.class_names))
-    return evaluate_on_device(
+    pace = Pace()
+
+    def batch_done(done):
+        pace.add(done)
+        if progress:
+            progress(done, len(image_set))
+
+    (outputs,) = predict_outputs(model, image_set, batch_size=batch_size, progress=batch_done)
+    return judge_outputs(outputs, image_set.labels, images_per_second=pace.images_per_second)
+
+
+class Pace:
+    """Images a second; the first batch, which compiles, counts only where there is no other."""
+
+    def __init__(self):
+        self._began = time.perf_counter()
+        self._done: list[tuple[float, int]] = []
+
+    def add(self, done: int) -> None:
+        """Takes in that so many images are done now."""
+        self._done.append((time.perf_counter(), done))
+
+    @property
+    def images_per_second(self) -> float:
+        """The pace so far; 0 before the first batch."""
+        if not self._done:
+            return 0.0
+        began, before = self._done[0] if len(self._done) > 1 else (self._began, 0)
+        now, done = self._done[-1]
+        return (done - before) / max(now - began, 1e-9)
+
+
+def predict_outputs(
+    model: keras.Model,
+    image_set: ImageSet,
+    *,
+    batch_size: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[np.ndarray]:
+    """What a model answers for images, prepared as its `preprocessing` layer says.
+
+    Args:
+        model: A model from raw pixels to one array, or a list of them.
+        image_set: The images.
+        batch_size: Images a batch.
+        progress: Called with the number of images done after each batch.
+
+    Returns:
+        float32 arrays `(count, …)` in the set's order, one for each output of the model.
+    """
+    return predict_on_device(
         with_device_resizing(model, image_set),
         model.get_layer("preprocessing"),
         image_set,
@@ -97,48 +147,55 @@ def evaluate(
     )
 
 
-def evaluate_on_device(
+def predict_on_device(
     device_model, preprocessing, image_set, *, image_size, batch_size, progress=None
-) -> Evaluation:
-    """Like `evaluate`, for a model that `with_device_resizing` made."""
+) -> list[np.ndarray]:
+    """Like `predict_outputs`, for a model that `with_device_resizing` made."""
     batches = EvaluationBatches(
         image_set, batch_size=batch_size, preprocessing=preprocessing, image_size=image_size
     )
-    count, correct, among_five, timed = 0, 0, 0, 0
-    began = time.perf_counter()
+    parts: list[list[np.ndarray]] = []
+    done = 0
     for images, labels in prefetch(batches, 0, len(batches)):
-        ranks = _ranks(_predict(device_model, images, batch_size), labels)
-        correct += int((ranks == 0).sum())
-        among_five += int((ranks < 5).sum())
-        count += len(labels)
-        if count > len(labels):
-            timed += len(labels)
-        else:
-            first_done = time.perf_counter()
+        outputs = keras.tree.flatten(_predict(device_model, images, batch_size))
+        parts.append([np.asarray(output, "float32")[: len(labels)] for output in outputs])
+        done += len(labels)
         if progress:
-            progress(count, len(image_set))
-    now = time.perf_counter()
+            progress(done)
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+
+def judge_outputs(
+    outputs: np.ndarray, labels: np.ndarray, *, images_per_second: float
+) -> Evaluation:
+    """How well outputs `(count, classes)` agree with labels `(count,)`.
+
+    Example:
+
+    >>> outputs = np.array([[2.0, 1.0], [0.0, 1.0]])
+    >>> judge_outputs(outputs, np.array([0, 0]), images_per_second=10.0).accuracy
+    0.5
+    """
+    ranks = _ranks(outputs, labels)
+    correct = int((ranks == 0).sum())
     return Evaluation(
-        count=count,
-        accuracy=correct / count,
-        top5_accuracy=among_five / count,
-        interval=wilson_interval(correct, count),
-        images_per_second=timed / (now - first_done) if timed else count / (now - began),
+        count=len(labels),
+        accuracy=correct / len(labels),
+        top5_accuracy=int((ranks < 5).sum()) / len(labels),
+        interval=wilson_interval(correct, len(labels)),
+        images_per_second=images_per_second,
     )
 
 
-def with_device_resizing(
-    model: keras.Model, image_set: ImageSet, **training_options
-) -> keras.Model:
-    """A model that takes the images of a set as its batches hand them out.
+def with_device_resizing(model: keras.Model, image_set: ImageSet) -> keras.Model:
+    """A model that takes the images of a set as its evaluation batches hand them out.
 
-    Images in memory travel to the device as uint8 at their own size and are resized (and, in
-    training, cropped and mirrored) there; images on disk are prepared on the host.
+    Images in memory travel to the device as uint8 at their own size and are resized there; images
+    on disk are prepared on the host.
 
     Args:
-        model: A model from raw pixels to logits; the new model shares its weights.
+        model: A model from raw pixels; the new model shares its weights.
         image_set: The images.
-        **training_options: Options of `ResizeAndCrop`.
 
     Returns:
         A functional model.
@@ -151,12 +208,9 @@ def with_device_resizing(
     policy = model.get_layer("preprocessing")
     resize = ResizeAndCrop(
         (height, width),
-        **{
-            "interpolation": policy.interpolation,
-            "crop_fraction": policy.crop_fraction,
-            "crop_mode": policy.crop_mode,
-            **training_options,
-        },
+        interpolation=policy.interpolation,
+        crop_fraction=policy.crop_fraction,
+        crop_mode=policy.crop_mode,
         name="resize_and_crop",
     )
     return keras.Model(inputs, model(resize(inputs)), name="on_device")
@@ -175,7 +229,7 @@ def _predict(model, images, batch_size):
     # The last batch is filled up so that there is one shape to compile for.
     missing = batch_size - len(images)
     padded = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
-    return np.asarray(model.predict_on_batch(padded))[: len(images)]
+    return model.predict_on_batch(padded)
 
 
 def _ranks(outputs, labels):

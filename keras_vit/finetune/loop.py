@@ -1,8 +1,9 @@
 """The training loop: one generator that yields a result each optimizer step."""
 
 import math
+import operator
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -12,6 +13,7 @@ from keras_vit.data import prefetch
 from keras_vit.finetune.optimizer import drop_unfinished_accumulation, make_optimizer
 from keras_vit.finetune.precision import find_accelerator
 from keras_vit.finetune.recipe import Recipe
+from keras_vit.finetune.rules import WeightPlan
 from keras_vit.finetune.schedule import learning_rate
 
 # A loss scale this small means that gradients overflow whatever the scale is.
@@ -41,24 +43,39 @@ class StepResult:
     seconds: float
 
 
-def compile_for_training(model: keras.Model, recipe: Recipe) -> None:
+def compile_for_training(model: keras.Model, recipe: Recipe, plans: Sequence[WeightPlan]) -> None:
     """Gives a model the recipe's optimizer, loss and accuracy.
 
     Args:
-        model: A model from images to logits; labels are class indices.
+        model: A model to logits; its targets are class indices, or shares of the classes where
+            the recipe mixes images.
         recipe: The options; its `precision` must be resolved.
+        plans: What is done with each weight, from `prepare_for_training`.
     """
+    accuracy = keras.metrics.SparseCategoricalAccuracy
+    if mixes_images(recipe):
+        accuracy = keras.metrics.CategoricalAccuracy
     model.compile(
-        optimizer=make_optimizer(recipe, model.trainable_variables),
-        loss=_cross_entropy(recipe.label_smoothing),
-        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+        optimizer=make_optimizer(recipe, model.trainable_variables, plans),
+        loss=_loss(recipe),
+        metrics=[accuracy(name="accuracy")],
         jit_compile=_jit_compile(),
         auto_scale_loss=False,
     )
 
 
+def mixes_images(recipe: Recipe) -> bool:
+    """Whether a recipe's targets are shares of the classes instead of indices."""
+    return recipe.mixup > 0 or recipe.cutmix > 0
+
+
 def training_steps(
-    model: keras.Model, recipe: Recipe, batches, start: int = 0
+    model: keras.Model,
+    recipe: Recipe,
+    batches,
+    start: int = 0,
+    *,
+    steps_per_epoch: float | None = None,
 ) -> Iterator[StepResult]:
     """Trains a compiled model, a step each time the next result is asked for.
 
@@ -67,6 +84,7 @@ def training_steps(
         recipe: The options.
         batches: `batches[step]` gives the images and labels of a step.
         start: Number of steps already done.
+        steps_per_epoch: For schedules that change with the epoch.
 
     Yields:
         A `StepResult` for each step from `start + 1` to `recipe.steps`.
@@ -76,10 +94,10 @@ def training_steps(
     """
     ahead = prefetch(batches, start, recipe.steps)
     began = time.perf_counter()
-    for step, (images, labels) in enumerate(ahead, start):
-        rate = learning_rate(step, recipe)
+    for step, (inputs, targets) in enumerate(ahead, start):
+        rate = learning_rate(step, recipe, steps_per_epoch)
         model.optimizer.learning_rate = rate
-        loss, accuracy = _train_step(model, images, labels, recipe.accumulation_steps)
+        loss, accuracy = _train_step(model, inputs, targets, recipe.accumulation_steps)
         if not math.isfinite(loss):
             raise TrainingDiverged(f"The loss became {loss} at step {step + 1}.")
         if recipe.precision == "mixed_float16":
@@ -89,16 +107,14 @@ def training_steps(
         began = time.perf_counter()
 
 
-def _train_step(model, images, labels, accumulation_steps):
+def _train_step(model, inputs, targets, accumulation_steps):
     """Mean loss and accuracy over the micro-batches of one optimizer step."""
-    results = [
-        model.train_on_batch(part_of_images, part_of_labels, return_dict=True)
-        for part_of_images, part_of_labels in zip(
-            np.split(images, accumulation_steps),
-            np.split(labels, accumulation_steps),
-            strict=True,
-        )
-    ]
+    size = len(targets) // accumulation_steps
+    results = []
+    for begin in range(0, len(targets), size):
+        part = slice(begin, begin + size)
+        micro_batch = keras.tree.map_structure(operator.itemgetter(part), inputs)
+        results.append(model.train_on_batch(micro_batch, targets[part], return_dict=True))
     return tuple(
         float(np.mean([float(result[name]) for result in results])) for name in ("loss", "accuracy")
     )
@@ -121,14 +137,20 @@ def _jit_compile():
     return False if on_cpu else "auto"
 
 
-def _cross_entropy(label_smoothing):
-    if not label_smoothing:
+def _loss(recipe):
+    mixes, smoothing = mixes_images(recipe), recipe.label_smoothing
+    if recipe.loss == "cross_entropy" and not mixes and not smoothing:
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
-    def smoothed_cross_entropy(labels, logits):
-        targets = keras.ops.one_hot(keras.ops.reshape(labels, (-1,)), logits.shape[-1])
+    def loss(targets, logits):
+        if not mixes:
+            targets = keras.ops.one_hot(keras.ops.reshape(targets, (-1,)), logits.shape[-1])
+        if recipe.loss == "binary_cross_entropy":
+            # As in DeiT III: each class in a mixed image is there, whatever its share.
+            targets = keras.ops.cast(targets > 0, logits.dtype)
+            return keras.losses.binary_crossentropy(targets, logits, from_logits=True)
         return keras.losses.categorical_crossentropy(
-            targets, logits, from_logits=True, label_smoothing=label_smoothing
+            targets, logits, from_logits=True, label_smoothing=smoothing
         )
 
-    return smoothed_cross_entropy
+    return loss

@@ -1,9 +1,14 @@
 """The paper's SGD, and the optimizer of a recipe."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
+
 import keras
+import numpy as np
 from keras import ops
 
 from keras_vit.finetune.recipe import Recipe
+from keras_vit.finetune.rules import WeightPlan
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
@@ -56,40 +61,142 @@ class SGD(keras.optimizers.Optimizer):
         return {**super().get_config(), "momentum": self.momentum}
 
 
-def make_optimizer(recipe: Recipe, variables) -> keras.optimizers.Optimizer:
+class _WeightWise:
+    """What `make_optimizer` adds to an optimizer of Keras; its one `learning_rate` stays visible.
+
+    Each weight has its own factor of the learning rate and its own decoupled decay, and the
+    average of the weights moves once an optimizer step, where Keras' moves once a micro-batch.
+    """
+
+    def set_plans(self, plans: Sequence[WeightPlan], ema_decay: float) -> None:
+        """Takes over what is done with each variable that trains; to be called before `build`."""
+        self._plans = list(plans)
+        self.use_ema = ema_decay > 0
+        self.ema_momentum = ema_decay
+
+    def build(self, variables):
+        super().build(variables)
+        self._plan_of = {
+            self._var_key(variable): plan
+            for variable, plan in zip(variables, self._plans, strict=True)
+        }
+        if self.use_ema:
+            for average, variable in zip(
+                self._model_variables_moving_average, variables, strict=True
+            ):
+                average.assign(variable)
+
+    def update_step(self, gradient, variable, learning_rate):
+        plan = self._plan_of[self._var_key(variable)]
+        learning_rate = ops.cast(learning_rate * plan.learning_rate, variable.dtype)
+        if plan.weight_decay:
+            shrink = learning_rate * plan.weight_decay
+            self.assign_sub(variable, ops.convert_to_tensor(variable) * shrink)
+        super().update_step(gradient, variable, learning_rate)
+
+    def _apply_weight_decay(self, variables):
+        """Done in `update_step`."""
+
+    def _update_model_variables_moving_average(self, trainable_variables):
+        share = 1.0 - self.ema_momentum
+        steps = self.gradient_accumulation_steps or 1
+        # Zero for a micro-batch that completes no step.
+        completes = ops.cast(ops.equal((self._iterations + 1) % steps, 0), "float32")
+        for variable, average in zip(
+            trainable_variables, self._model_variables_moving_average, strict=True
+        ):
+            moved = ops.convert_to_tensor(variable) - ops.convert_to_tensor(average)
+            average.assign(average + ops.cast(share * completes, average.dtype) * moved)
+
+
+if keras.backend.backend() == "torch":
+    # Keras' own updates all weights at once there, with one learning rate.
+    def _update_one_by_one(self, gradients, variables, learning_rate):
+        for gradient, variable in zip(gradients, variables, strict=True):
+            self.update_step(gradient, variable, learning_rate)
+
+    _WeightWise._backend_update_step = _update_one_by_one  # type: ignore[attr-defined]
+
+
+def make_optimizer(
+    recipe: Recipe, variables: Sequence[keras.Variable], plans: Sequence[WeightPlan]
+) -> keras.optimizers.Optimizer:
     """Makes and builds the optimizer of a recipe.
 
-    Gradients are averaged over the micro-batches first and clipped then. Weight decay touches
-    kernels only: no biases, norms, positions or tokens. Under `mixed_float16` a
+    Gradients are averaged over the micro-batches first and clipped then. Under `mixed_float16` a
     `LossScaleOptimizer` stands around the rest.
 
     Args:
         recipe: The options; its `precision` must be resolved.
-        variables: The trainable variables.
+        variables: The trainable variables of the model.
+        plans: What is done with each weight of the model, from `weight_plans`.
 
     Returns:
         A built optimizer whose `learning_rate` can be set.
+
+    Raises:
+        ValueError: For `optimizer_options` that the optimizer does not take.
     """
-    options = {
-        "learning_rate": recipe.learning_rate,
-        "weight_decay": recipe.weight_decay or None,
-        "global_clipnorm": recipe.clip_norm or None,
-        "gradient_accumulation_steps": (
-            recipe.accumulation_steps if recipe.accumulation_steps > 1 else None
-        ),
-    }
-    if recipe.optimizer == "adamw":
-        options["weight_decay"] = recipe.weight_decay  # AdamW does not take None.
-        optimizer = keras.optimizers.AdamW(**options)
-    else:
-        optimizer = SGD(momentum=recipe.momentum, **options)
-    not_kernels = [variable for variable in variables if variable.name != "kernel"]
-    if not_kernels:
-        optimizer.exclude_from_weight_decay(var_list=not_kernels)
+    plan_of = {plan.path: plan for plan in plans}
+    options = dict(recipe.optimizer_options)
+    if recipe.optimizer in ("sgd", "keras_sgd"):
+        options["momentum"] = recipe.momentum
+    base = _optimizer_class(recipe.optimizer)
+    try:
+        optimizer = type(base.__name__, (_WeightWise, base), {})(
+            learning_rate=recipe.peak_learning_rate,
+            global_clipnorm=recipe.clip_norm or None,
+            gradient_accumulation_steps=(
+                recipe.accumulation_steps if recipe.accumulation_steps > 1 else None
+            ),
+            **options,
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"keras.optimizers.{base.__name__} cannot be made with optimizer_options="
+            f"{recipe.optimizer_options}: {error}"
+        ) from error
+    optimizer.set_plans([plan_of[variable.path] for variable in variables], recipe.ema_decay)
     if recipe.precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(variables)
     return optimizer
+
+
+def _optimizer_class(name):
+    if name == "sgd":
+        return SGD
+    classes = {key.lower(): value for key, value in vars(keras.optimizers).items()}
+    return classes[name.removeprefix("keras_")]
+
+
+@contextlib.contextmanager
+def averaged_weights(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Puts the running average in the place of the weights while the context lasts.
+
+    Does nothing where the optimizer keeps no average.
+
+    Args:
+        optimizer: A built optimizer of `make_optimizer`.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if not inner.use_ema:
+        yield
+        return
+    variables = inner._trainable_variables
+    kept = [np.array(ops.convert_to_numpy(variable)) for variable in variables]
+    try:
+        use_averaged_weights(optimizer)
+        yield
+    finally:
+        for variable, value in zip(variables, kept, strict=True):
+            variable.assign(value)
+
+
+def use_averaged_weights(optimizer: keras.optimizers.Optimizer) -> None:
+    """Sets the weights to their running average, for good, where the optimizer keeps one."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner.finalize_variable_values(inner._trainable_variables)
 
 
 def drop_unfinished_accumulation(optimizer: keras.optimizers.Optimizer) -> bool:

@@ -4,8 +4,12 @@ import dataclasses
 import math
 import os
 import typing
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import keras
+
+from keras_vit.layers.nearest import nearest_names
 
 # Options that say where files are or how often something is written: they do not change the
 # weights a run ends with, so a run may go on with other values.
@@ -17,7 +21,23 @@ FREE_FIELDS = (
     "checkpoint_every",
     "log_every",
     "export",
+    "report",
 )
+
+# `sgd` and `keras_sgd` differ under a schedule, see `keras_vit.finetune.SGD`.
+OPTIMIZERS = (
+    "sgd",
+    "keras_sgd",
+    *sorted(
+        name.lower()
+        for name, value in vars(keras.optimizers).items()
+        if isinstance(value, type)
+        and issubclass(value, keras.optimizers.Optimizer)
+        and name not in ("Optimizer", "LossScaleOptimizer", "MultiOptimizer", "SGD")
+    ),
+)
+
+Rules = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -60,19 +80,6 @@ class Recipe:
     data_dir: str | None = None
     """Folder of prepared TFDS data sets; None: the default of TFDS."""
 
-    image_size: int = 224
-    """Height and width of the images the network sees, in pixels."""
-
-    resize_size: int | None = None
-    """Size that training images are resized to before the random crop, in pixels; None: 8/7 of
-    the image size."""
-
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
-    """How images are resized."""
-
-    horizontal_flip: bool = True
-    """Whether half of the training images are mirrored."""
-
     train_images: int | None = None
     """Use a stratified, seeded subset of so many training images (the validation split is taken
     from it); None: all."""
@@ -81,39 +88,158 @@ class Recipe:
     """Test on a stratified, seeded subset of so many images; None: all."""
 
     validation_fraction: float = 0.02
-    """Share of the training images held out for validation; 0: none. Not used where the data
-    set has a validation split of its own."""
+    """Share of the training images held out for validation, where the data set has no validation
+    split of its own; 0: none, and a split of its own is trained on."""
+
+    adapt: Literal["full", "head", "lora"] = "full"
+    """What is fitted: all weights; the head alone, on features that are computed once, from images
+    prepared as for evaluation; or low-rank additions to the kernels of attention and MLP, and the
+    head (LoRA, arXiv 2106.09685)."""
+
+    trainable_blocks: int | None = None
+    """Train only the last so many blocks and what follows them; None: all."""
+
+    lora_rank: int = 8
+    """Rank of LoRA's additions."""
+
+    lora_alpha: float | None = None
+    """LoRA's additions are multiplied by this over the rank; None: the rank."""
+
+    layer_decay: float = 1.0
+    """Factor of the learning rate from a block to the one before it."""
+
+    trainable_rules: tuple[tuple[str, bool], ...] = ()
+    """Which weights train: pairs of a pattern and True or False. The first pattern (a regular
+    expression) that is the whole of a weight's path decides; empty: as the options above say."""
+
+    learning_rate_rules: Rules = ()
+    """Factor of the learning rate of each weight, likewise; empty: as `layer_decay` says."""
+
+    weight_decay_rules: Rules = ()
+    """Factor of the weight decay of each weight, likewise; empty: 1 for kernels, 0 for biases,
+    norms, positions and tokens."""
+
+    image_size: int = 224
+    """Height and width of the images the network sees, in pixels."""
+
+    crop: Literal["resize", "squash", "inception", "pad"] = "resize"
+    """How training images are cropped at random: resized to cover `resize_size`; resized to it,
+    whatever their aspect; a box of random area and aspect; or padded with black."""
+
+    resize_size: int | None = None
+    """Size that training images are resized to before the random crop, in pixels; None: 8/7 of
+    the image size."""
+
+    crop_min_area: float = 0.05
+    """Smallest share of the image in the crop `inception`."""
+
+    crop_padding: int = 4
+    """Pixels of padding on each side in the crop `pad`, before the image is resized."""
+
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    """How images are resized."""
+
+    horizontal_flip: bool = True
+    """Whether half of the training images are mirrored."""
+
+    augment: Literal["none", "randaugment", "augmix", "three"] = "none"
+    """RandAugment (arXiv 1909.13719), AugMix (arXiv 1912.02781), or one of greyscale, solarisation
+    and blur (arXiv 2204.07118)."""
+
+    augment_operations: int = 2
+    """Operations in a row, in RandAugment."""
+
+    augment_magnitude: float = 9.0
+    """Strength of the operations, 0 to 10."""
+
+    augment_magnitude_std: float = 0.5
+    """Standard deviation of that strength from operation to operation."""
+
+    color_jitter: float = 0.0
+    """Brightness, contrast and saturation change by a random factor in 1 ± this."""
+
+    random_erasing: float = 0.0
+    """Share of the images with a box of noise in them (arXiv 1708.04896)."""
+
+    mixup: float = 0.0
+    """Alpha of MixUp, which blends pairs of images and labels (arXiv 1710.09412); 0: none."""
+
+    cutmix: float = 0.0
+    """Alpha of CutMix, which pastes a box of one image into another (arXiv 1905.04899); 0: none.
+    With both, each batch takes one of them."""
+
+    mix_probability: float = 1.0
+    """Share of the batches that are mixed."""
+
+    repeated_augmentation: int = 1
+    """How often an image comes, each time augmented anew, in the epochs that see it
+    (arXiv 1901.09335)."""
 
     steps: int = 500
     """Number of optimizer steps."""
+
+    epochs: float | None = None
+    """Passes over the training images, instead of `steps`."""
 
     batch_size: int = 512
     """Images an optimizer step."""
 
     micro_batch_size: int | None = None
     """Images on the device at once; gradients are averaged over a batch made of several. None:
-    the whole batch; on a CPU what needs about the memory of 64 images of 224 px."""
+    the largest that fits an accelerator; on a CPU what needs about the memory of 64 images of
+    224 px."""
 
     evaluation_batch_size: int = 128
     """Images a batch of the evaluation."""
 
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """The paper's SGD with momentum, or AdamW."""
+    optimizer: str = "sgd"
+    """The paper's SGD with momentum; "keras_sgd", whose velocity holds the learning rate; or any
+    optimizer of Keras in lower case: "adamw", "lion", …"""
 
-    learning_rate: float = 0.03
-    """Highest learning rate, reached after the warm-up; it then falls to zero by a cosine."""
-
-    warmup_steps: int = 50
-    """Steps over which the learning rate rises linearly from zero."""
+    optimizer_options: dict[str, float] = field(default_factory=dict)
+    """Further options of the optimizer by name, such as beta_2 0.95."""
 
     momentum: float = 0.9
     """Momentum of SGD."""
 
+    learning_rate: float = 0.03
+    """Highest learning rate, reached after the warm-up."""
+
+    learning_rate_batch_size: int | None = None
+    """Batch size that the learning rate is meant for; it is scaled in proportion to
+    `batch_size`. None: the rate is meant as it is."""
+
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+
+    schedule_interval: Literal["step", "epoch"] = "step"
+    """How often the learning rate changes."""
+
+    cosine_from: Literal["warmup", "start"] = "warmup"
+    """Where the cosine begins: at the end of the warm-up, or at the start of the run, so that the
+    warm-up is cut out of it."""
+
+    warmup_steps: int = 50
+    """Steps over which the learning rate rises linearly."""
+
+    warmup_epochs: float | None = None
+    """Epochs of warm-up, instead of `warmup_steps`."""
+
+    warmup_learning_rate: float = 0.0
+    """Learning rate at the start of the warm-up."""
+
+    final_learning_rate: float = 0.0
+    """Learning rate at the end."""
+
     weight_decay: float = 0.0
-    """Decoupled weight decay of kernels, multiplied by the learning rate."""
+    """Decoupled weight decay, multiplied by the learning rate."""
 
     clip_norm: float = 1.0
     """Largest global norm of the gradient; 0: no clipping."""
+
+    loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
+    """Softmax cross-entropy, or a sigmoid for each class whose target is 1 for every class in a
+    mixed image (arXiv 2204.07118)."""
 
     label_smoothing: float = 0.0
     """Share of the target probability that is spread over all classes."""
@@ -126,6 +252,10 @@ class Recipe:
 
     drop_path: float = 0.0
     """Stochastic depth: rate of the last block, rising linearly from the first."""
+
+    ema_decay: float = 0.0
+    """Share of the running average of the weights that a step keeps; the average is what is
+    evaluated and saved. 0: none."""
 
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
     """Dtype policy; auto: mixed_bfloat16 where the accelerator has it, mixed_float16 with loss
@@ -150,53 +280,56 @@ class Recipe:
     """Whether to write saved_models/NAME for TensorFlow Serving at the end (needs the
     TensorFlow backend)."""
 
+    report: bool = True
+    """Whether to write report.html at the end (needs matplotlib and Jinja)."""
+
     def __post_init__(self) -> None:
-        for field in ("weights", "data", "data_dir", "output"):
-            if getattr(self, field) is not None:
-                object.__setattr__(self, field, os.fspath(getattr(self, field)))
+        for name in ("weights", "data", "data_dir", "output"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, os.fspath(getattr(self, name)))
+        for name in ("trainable_rules", "learning_rate_rules", "weight_decay_rules"):
+            object.__setattr__(self, name, tuple(map(tuple, getattr(self, name))))
         _check_name(self.name)
-        _check_range("image_size", self.image_size, 1)
+        for name, bounds in _BOUNDS.items():
+            _check_range(name, getattr(self, name), *bounds)
+        for name in _SHARES:
+            _check_range(name, getattr(self, name), 0.0, below=1.0)
         _check_range("resize_size", self.resize_size, self.image_size)
-        _check_range("train_images", self.train_images, 2)
-        _check_range("test_images", self.test_images, 1)
-        _check_range("steps", self.steps, 1)
-        _check_range("batch_size", self.batch_size, 1)
         _check_range("micro_batch_size", self.micro_batch_size, 1, self.batch_size)
-        _check_range("evaluation_batch_size", self.evaluation_batch_size, 1)
-        _check_range("warmup_steps", self.warmup_steps, 0, self.steps)
-        _check_range("log_every", self.log_every, 1)
-        _check_range("evaluate_every", self.evaluate_every, 0)
-        _check_range("checkpoint_every", self.checkpoint_every, 0)
-        _check_range("seed", self.seed, 0, 2**32 - 1)
-        _check_range("learning_rate", self.learning_rate, 0.0)
-        _check_range("weight_decay", self.weight_decay, 0.0)
-        _check_range("clip_norm", self.clip_norm, 0.0)
-        for field in (
-            "validation_fraction",
-            "momentum",
-            "label_smoothing",
-            "dropout",
-            "attention_dropout",
-            "drop_path",
-        ):
-            _check_range(field, getattr(self, field), 0.0, below=1.0)
-        for field in ("preprocessing", "interpolation", "optimizer", "precision"):
-            choices = _choices(Recipe.__annotations__[field])
-            if getattr(self, field) not in choices:
+        if self.epochs is None and self.warmup_epochs is None:
+            _check_range("warmup_steps", self.warmup_steps, 0, self.steps)
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
                 raise ValueError(
-                    f"`{field}` must be one of {', '.join(map(str, choices))}. "
-                    f"Received: {field}={getattr(self, field)!r}"
+                    f"`{name}` must be one of {', '.join(map(str, choices))}. "
+                    f"Received: {name}={getattr(self, name)!r}"
                 )
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"`optimizer` must be one of {', '.join(OPTIMIZERS)}. "
+                f"Received: optimizer={self.optimizer!r}. "
+                f"{nearest_names(str(self.optimizer), OPTIMIZERS)}"
+            )
         if self.batch_size % (self.micro_batch_size or self.batch_size):
             raise ValueError(
                 "`batch_size` must be a multiple of `micro_batch_size`. Received: "
                 f"batch_size={self.batch_size}, micro_batch_size={self.micro_batch_size}"
             )
+        _check_all_are_read(self)
 
     @property
     def accumulation_steps(self) -> int:
         """Number of micro-batches whose gradients are averaged for one optimizer step."""
         return self.batch_size // (self.micro_batch_size or self.batch_size)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The highest learning rate, scaled to the batch size where the recipe says so."""
+        return (
+            self.learning_rate
+            * self.batch_size
+            / (self.learning_rate_batch_size or self.batch_size)
+        )
 
 
 def differing_fields(recipe: dict, other: dict) -> list[str]:
@@ -232,11 +365,160 @@ def recipe_fields(recipe: Recipe) -> dict:
 
 
 def _choices(annotation):
-    """The values that a `Literal`, or one in a union with None, allows."""
+    """The values that a `Literal`, or one in a union with None, allows; () for other types."""
     parts = typing.get_args(annotation)
-    return [value for part in parts for value in (typing.get_args(part) or (part,))] + (
-        [None] if type(None) in parts else []
-    )
+    if annotation in (str, bool) or not any(
+        typing.get_origin(part) is Literal for part in (annotation, *parts)
+    ):
+        return ()
+    values = [value for part in parts for value in (typing.get_args(part) or (part,))]
+    return tuple(None if value is type(None) else value for value in values)
+
+
+_CHOICES = {
+    field.name: _choices(field.type) for field in dataclasses.fields(Recipe) if _choices(field.type)
+}
+
+# The smallest value allowed, and the largest where there is one; integers where the smallest is.
+_BOUNDS: dict[str, tuple[Any, ...]] = {
+    "image_size": (1,),
+    "train_images": (2,),
+    "test_images": (1,),
+    "trainable_blocks": (0,),
+    "lora_rank": (1,),
+    "lora_alpha": (0.0,),
+    "layer_decay": (0.0, 1.0),
+    "crop_min_area": (0.0, 1.0),
+    "crop_padding": (0,),
+    "augment_operations": (1,),
+    "augment_magnitude": (0.0, 10.0),
+    "augment_magnitude_std": (0.0,),
+    "color_jitter": (0.0, 1.0),
+    "random_erasing": (0.0, 1.0),
+    "mixup": (0.0,),
+    "cutmix": (0.0,),
+    "mix_probability": (0.0, 1.0),
+    "repeated_augmentation": (1,),
+    "steps": (1,),
+    "epochs": (0.0,),
+    "batch_size": (1,),
+    "evaluation_batch_size": (1,),
+    "learning_rate": (0.0,),
+    "learning_rate_batch_size": (1,),
+    "warmup_steps": (0,),
+    "warmup_epochs": (0.0,),
+    "warmup_learning_rate": (0.0,),
+    "final_learning_rate": (0.0,),
+    "weight_decay": (0.0,),
+    "clip_norm": (0.0,),
+    "seed": (0, 2**32 - 1),
+    "log_every": (1,),
+    "evaluate_every": (0,),
+    "checkpoint_every": (0,),
+}
+_SHARES = (
+    "validation_fraction",
+    "momentum",
+    "label_smoothing",
+    "dropout",
+    "attention_dropout",
+    "drop_path",
+    "ema_decay",
+)
+
+# Options that are read only where others have certain values: who sets one in vain is told.
+_READ_WHERE: tuple[tuple[tuple[str, ...], str, Any], ...] = (
+    (
+        (
+            *("crop", "resize_size", "crop_min_area", "crop_padding", "augment", "color_jitter"),
+            *("random_erasing", "mixup", "cutmix", "repeated_augmentation", "horizontal_flip"),
+            *("dropout", "attention_dropout", "drop_path", "layer_decay", "trainable_blocks"),
+            *("trainable_rules",),
+        ),
+        "adapt is full or lora (the head is fitted to features that are computed once)",
+        lambda recipe: recipe.adapt != "head",
+    ),
+    (
+        ("trainable_blocks", "layer_decay"),
+        "adapt is full (LoRA keeps the blocks as they are)",
+        lambda recipe: recipe.adapt == "full",
+    ),
+    (("lora_rank", "lora_alpha"), "adapt is lora", lambda recipe: recipe.adapt == "lora"),
+    (
+        ("trainable_blocks",),
+        "there are no trainable_rules",
+        lambda recipe: not recipe.trainable_rules,
+    ),
+    (
+        ("layer_decay",),
+        "there are no learning_rate_rules",
+        lambda recipe: not recipe.learning_rate_rules,
+    ),
+    (
+        ("weight_decay_rules",),
+        "weight_decay is above 0",
+        lambda recipe: recipe.weight_decay > 0,
+    ),
+    (
+        ("resize_size",),
+        "crop is resize or squash",
+        lambda recipe: recipe.crop in ("resize", "squash"),
+    ),
+    (("crop_min_area",), "crop is inception", lambda recipe: recipe.crop == "inception"),
+    (("crop_padding",), "crop is pad", lambda recipe: recipe.crop == "pad"),
+    (
+        ("augment_operations", "augment_magnitude_std"),
+        "augment is randaugment",
+        lambda recipe: recipe.augment == "randaugment",
+    ),
+    (
+        ("augment_magnitude",),
+        "augment is randaugment or augmix",
+        lambda recipe: recipe.augment in ("randaugment", "augmix"),
+    ),
+    (
+        ("mix_probability",),
+        "mixup or cutmix is above 0",
+        lambda recipe: recipe.mixup > 0 or recipe.cutmix > 0,
+    ),
+    (("steps",), "epochs is not set", lambda recipe: recipe.epochs is None),
+    (("warmup_steps",), "warmup_epochs is not set", lambda recipe: recipe.warmup_epochs is None),
+    (
+        ("momentum",),
+        "optimizer is sgd or keras_sgd",
+        lambda recipe: recipe.optimizer in ("sgd", "keras_sgd"),
+    ),
+    (("cosine_from",), "schedule is cosine", lambda recipe: recipe.schedule == "cosine"),
+    (
+        ("final_learning_rate",),
+        "schedule is cosine or linear",
+        lambda recipe: recipe.schedule != "constant",
+    ),
+    (
+        ("label_smoothing",),
+        "loss is cross_entropy",
+        lambda recipe: recipe.loss == "cross_entropy",
+    ),
+)
+
+
+def _check_all_are_read(recipe):
+    """Raises a ValueError that names every option set to something that nothing reads."""
+    defaults = {field.name: field.default for field in dataclasses.fields(recipe)}
+    unread = {
+        name: condition
+        for names, condition, is_read in _READ_WHERE
+        if not is_read(recipe)
+        for name in names
+        if getattr(recipe, name) != defaults[name]
+    }
+    if unread:
+        lines = [
+            f"{name}={getattr(recipe, name)!r}: read only where {condition}; leave it at "
+            f"{defaults[name]!r}"
+            for name, condition in unread.items()
+        ]
+        raise ValueError("Nothing would read these options:\n  " + "\n  ".join(lines))
 
 
 def _check_name(name):

@@ -3,30 +3,49 @@
 import dataclasses
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_vit.checkpoints import load_checkpoint, open_checkpoint
 from keras_vit.data import (
+    Augment,
+    Augmentation,
     DataSource,
     ImageSet,
     TrainingBatches,
+    cache_folder,
+    check_class_names,
     check_images,
+    join,
     load_data,
     split_images,
     subset,
 )
+from keras_vit.data.batches import Batches
+from keras_vit.finetune.adaptation import prepare_for_training, split_at_head
+from keras_vit.finetune.batch_size import largest_fitting
 from keras_vit.finetune.evaluation import (
     Evaluation,
-    evaluate_on_device,
+    judge_outputs,
+    predict_on_device,
     with_device_resizing,
 )
-from keras_vit.finetune.folder import check_folder, deciding_options, describe_run
+from keras_vit.finetune.features import FeatureBatches, cached_features
+from keras_vit.finetune.folder import (
+    check_folder,
+    deciding_options,
+    describe_run,
+    read_configuration,
+)
+from keras_vit.finetune.html_report import write_report
 from keras_vit.finetune.log import Meter, ProgressLine, RunLog
 from keras_vit.finetune.loop import TrainingDiverged, compile_for_training, training_steps
+from keras_vit.finetune.optimizer import averaged_weights, use_averaged_weights
 from keras_vit.finetune.precision import find_accelerator, resolve_precision
 from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.report import (
@@ -36,6 +55,7 @@ from keras_vit.finetune.report import (
     write_result,
 )
 from keras_vit.finetune.reproducibility import fix_order_of_operations
+from keras_vit.finetune.rules import WeightPlan, format_plans
 from keras_vit.finetune.state import (
     Progress,
     identity_digest,
@@ -73,18 +93,22 @@ def run(
     *,
     source: DataSource | None = None,
     architecture: VisionTransformerConfig | None = None,
+    test: bool = True,
 ) -> RunResult:
     """Fine-tunes a model as a recipe says; goes on where an interrupted run of it stopped.
 
     The folder OUTPUT/NAME then holds `recipe.json`, `log.csv`, `tensorboard/`, `checkpoints/`
-    (the last two), `model.keras`, `class_names.txt` and `result.json`. A run that is finished
-    already is not repeated: its result is handed back.
+    (the last two), `model.keras`, `class_names.txt`, `result.json`, and `report.html` with
+    `figures/` and `predictions.csv`. A run that is finished already is not repeated: its result
+    is handed back.
 
     Args:
         recipe: All options.
         source: The images, instead of what `recipe.data` names.
         architecture: The architecture, instead of what `recipe.model` names; class count, image
             size and dropout come from the recipe.
+        test: Whether the test images are looked at, at the end. A choice among runs is made
+            without.
 
     Returns:
         The result, which `result.json` holds too.
@@ -97,39 +121,56 @@ def run(
     _check_backend(recipe)
     if not fix_order_of_operations():
         print("TensorFlow was in use before this run: a repetition may differ in the last bits.")
-    recipe = resolve_recipe(recipe)
+    folder = Path(recipe.output) / recipe.name
+    recipe = resolve_recipe(recipe, folder)
     # Whatever can be known without the images is checked before they are read or fetched.
     model_config(recipe, architecture)
     keras.utils.set_random_seed(recipe.seed)
     source = source or load_data(recipe.data, data_dir=recipe.data_dir, seed=recipe.seed)
+    if (folder / "class_names.txt").exists():
+        names = (folder / "class_names.txt").read_text("utf-8").splitlines()
+        check_class_names(source, names, folder / "class_names.txt")
     splits = split_source(source, recipe)
-    folder = Path(recipe.output) / recipe.name
+    recipe = resolve_epochs(recipe, len(splits.train))
     configuration = describe_run(recipe, source, architecture)
     check_folder(folder, configuration)
     result = read_result(folder / "result.json")
-    if result:
+    if result and (result.test or not test):
         print(f"{folder} is finished; nothing more to train.")
     else:
         model = build_model(recipe, model_config(recipe, architecture, len(source.class_names)))
         _check_files(folder, splits)
+        training, recipe = set_up_training(model, recipe, splits)
+        configuration = describe_run(recipe, source, architecture)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "recipe.json", configuration)
         names = "\n".join(source.class_names) + "\n"
         replace_file(folder / "class_names.txt", names.encode())
         # A folder with a result counts as finished.
-        result = _train_and_test(model, recipe, splits, folder, configuration)
+        result = _train_and_test(training, recipe, splits, folder, configuration, test)
         write_result(folder / "result.json", result)
     print(f"{result}\n  files in    {folder}", flush=True)
     if recipe.export:
-        _export(recipe, folder, splits.test.class_names)
+        _export(recipe, folder, source.class_names)
     return result
 
 
-def resolve_recipe(recipe: Recipe) -> Recipe:
-    """The recipe with what its options leave to the machine: precision and micro-batch."""
+def resolve_recipe(recipe: Recipe, folder: Path | None = None) -> Recipe:
+    """The recipe with what its options leave to the machine: precision and micro-batch.
+
+    On an accelerator the micro-batch stays open until the model is there to be tried, but for a
+    run that goes on: then it is what its folder says.
+    """
     accelerator = find_accelerator()
     precision: Any = resolve_precision(recipe.precision, accelerator)
     micro_batch_size = recipe.micro_batch_size
+    if micro_batch_size is None and folder and (folder / "recipe.json").exists():
+        there = read_configuration(folder)["recipe"]
+        if there.get("batch_size") == recipe.batch_size:
+            micro_batch_size = there.get("micro_batch_size")
+    if micro_batch_size is None and recipe.adapt == "head":
+        # Features are small.
+        micro_batch_size = recipe.batch_size
     if micro_batch_size is None and accelerator.kind == "cpu":
         fitting = max(1, PIXELS_AT_ONCE_ON_CPU // recipe.image_size**2)
         micro_batch_size = max(
@@ -143,6 +184,25 @@ def resolve_recipe(recipe: Recipe) -> Recipe:
                 f"largest part of it under {fitting + 1}. A round batch size would be faster."
             )
     return dataclasses.replace(recipe, precision=precision, micro_batch_size=micro_batch_size)
+
+
+def resolve_epochs(recipe: Recipe, train_images: int) -> Recipe:
+    """The recipe in steps, where it speaks of epochs.
+
+    >>> recipe = Recipe(epochs=10, warmup_epochs=1, batch_size=100)
+    >>> resolve_epochs(recipe, 1000).steps, resolve_epochs(recipe, 1000).warmup_steps
+    (100, 10)
+    """
+    changes: dict[str, Any] = {}
+    for name in ("steps", "warmup_steps"):
+        epochs = getattr(recipe, name.replace("steps", "epochs") if "_" in name else "epochs")
+        if epochs is not None:
+            steps = round(epochs * train_images / recipe.batch_size)
+            changes[name] = max(1, steps) if name == "steps" else steps
+    changes["warmup_steps"] = min(
+        changes.get("warmup_steps", recipe.warmup_steps), changes.get("steps", recipe.steps)
+    )
+    return dataclasses.replace(recipe, epochs=None, warmup_epochs=None, **changes)
 
 
 def split_source(source: DataSource, recipe: Recipe) -> Splits:
@@ -159,6 +219,8 @@ def split_source(source: DataSource, recipe: Recipe) -> Splits:
         )
     if recipe.train_images is not None and recipe.train_images < len(train):
         train = subset(train, recipe.train_images, seed=recipe.seed)
+    if validation is not None and not recipe.validation_fraction:
+        train, validation = join(train, validation), None
     if validation is None and recipe.validation_fraction:
         # Of a small set at least as many images as there are classes.
         fraction = max(recipe.validation_fraction, len(train.class_names) / len(train))
@@ -274,67 +336,208 @@ def _check_backend(recipe):
         )
 
 
-def _augmentation(recipe):
-    return {
-        "resize_size": recipe.resize_size,
-        "interpolation": recipe.interpolation,
-        "horizontal_flip": recipe.horizontal_flip,
-        "seed": recipe.seed,
+@dataclass(frozen=True)
+class Training:
+    """What the training loop works on.
+
+    Attributes:
+        model: The whole model, from raw pixels to logits, with the weights that are trained.
+        compiled: What is trained: the model behind its augmentation, or its head on features.
+        batches: The inputs and targets of each step.
+        predict: Gives the logits for the images of a set.
+        plans: What is done with each weight.
+        steps_per_epoch: Steps that see as many images as there are.
+    """
+
+    model: keras.Model
+    compiled: keras.Model
+    batches: Batches
+    predict: Callable[[ImageSet], np.ndarray]
+    plans: list[WeightPlan]
+    steps_per_epoch: float
+
+
+def set_up_training(model: keras.Model, recipe: Recipe, splits: Splits) -> tuple[Training, Recipe]:
+    """Makes a model ready to be trained as a recipe says.
+
+    Args:
+        model: The model with the weights that it starts from.
+        recipe: The options, resolved; where the micro-batch is open, it is found by trying.
+        splits: The images.
+
+    Returns:
+        The training, compiled, and the recipe with its micro-batch.
+    """
+    plans = prepare_for_training(model, recipe)
+    print(format_plans(plans), flush=True)
+    steps_per_epoch = len(splits.train) / recipe.batch_size
+
+    def compile_training(recipe):
+        make = _head_training if recipe.adapt == "head" else _image_training
+        compiled, batches, predict = make(model, recipe, splits)
+        compile_for_training(compiled, recipe, plans)
+        return Training(model, compiled, batches, predict, plans, steps_per_epoch)
+
+    if recipe.micro_batch_size is not None:
+        return compile_training(recipe), recipe
+    attempts = {}
+
+    def attempt(size):
+        parts = dataclasses.replace(recipe, micro_batch_size=size)
+        attempts[size] = compile_training(parts), parts
+        _try_step(attempts[size][0], size)
+
+    return attempts[largest_fitting(recipe.batch_size, attempt)]
+
+
+def _try_step(training, size):
+    """Runs one micro-batch and undoes it."""
+    model = training.compiled
+    variables = [*model.variables, *model.optimizer.variables]
+    before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
+    inputs, targets = training.batches[0]
+    try:
+        model.train_on_batch(
+            keras.tree.map_structure(lambda array: array[:size], inputs), targets[:size]
+        )
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+
+
+def _image_training(model, recipe, splits):
+    names = [field.name for field in dataclasses.fields(Augmentation)]
+    batches = TrainingBatches(
+        splits.train,
+        batch_size=recipe.batch_size,
+        micro_batch_size=recipe.micro_batch_size,
+        seed=recipe.seed,
+        augmentation=Augmentation(**{name: getattr(recipe, name) for name in names}),
+    )
+    inputs = {
+        name: keras.Input(shape, dtype=dtype, name=name)
+        for name, (shape, dtype) in batches.input_spec.items()
     }
+    augment = Augment(batches.augmentation, name="augment")
+    compiled = keras.Model(inputs, model(augment(inputs)), name="training")
+    # One graph for all sets whose images have the same size.
+    graphs: dict = {}
+
+    def predict(image_set):
+        key = image_set.image_size
+        graphs[key] = graphs.get(key) or with_device_resizing(model, image_set)
+        (outputs,) = predict_on_device(
+            graphs[key],
+            model.get_layer("preprocessing"),
+            image_set,
+            image_size=model.input_shape[1:3],
+            batch_size=min(recipe.evaluation_batch_size, len(image_set)),
+        )
+        return outputs
+
+    return compiled, batches, predict
 
 
-def _train_and_test(model, recipe, splits, folder, configuration):
-    device_model = with_device_resizing(model, splits.train, **_augmentation(recipe))
-    compile_for_training(device_model, recipe)
+def _head_training(model, recipe, splits):
+    backbone, classifier = split_at_head(model)
+
+    def features(image_set):
+        return cached_features(
+            backbone,
+            image_set,
+            batch_size=min(recipe.evaluation_batch_size, len(image_set)),
+            folder=cache_folder() / "features",
+        )
+
+    batches = FeatureBatches(
+        features(splits.train), splits.train, batch_size=recipe.batch_size, seed=recipe.seed
+    )
+
+    def predict(image_set):
+        return np.asarray(classifier.predict(features(image_set), verbose=0), "float32")
+
+    return classifier, batches, predict
+
+
+def _train_and_test(training, recipe, splits, folder, configuration, test):
     identity = identity_digest(deciding_options(configuration))
     began = time.perf_counter()
-    done = restore_training_state(folder / "checkpoints", device_model, identity)
+    done = restore_training_state(folder / "checkpoints", training.compiled, identity)
     meter = Meter(recipe.batch_size, recipe.steps)
     try:
-        _train(device_model, model, recipe, splits, folder, identity, done, meter)
+        _train(training, recipe, splits, folder, identity, done, meter)
     except (TrainingDiverged, FloatingPointError) as error:
-        restore_training_state(folder / "checkpoints", device_model, identity)
-        _save_model(model, folder / "last_good.keras")
+        restore_training_state(folder / "checkpoints", training.compiled, identity)
+        _save_model(training.model, folder / "last_good.keras")
         raise TrainingDiverged(_advice(error, recipe, folder)) from error
     seconds = done.seconds + time.perf_counter() - began
-    _save_model(model, folder / "model.keras")
-    validation = None
-    if splits.validation is not None:
-        validation = _evaluate(device_model, model, splits.validation, recipe)
-    test = _evaluate(device_model, model, splits.test, recipe)
-    return make_result(
+    use_averaged_weights(training.compiled.optimizer)
+    _save_model(training.model, folder / "model.keras")
+    judged = {}
+    for name in ("validation", "test"):
+        image_set = getattr(splits, name)
+        if image_set is not None and (test or name != "test"):
+            outputs, evaluation = _judge(training, image_set)
+            judged[name] = image_set, outputs, evaluation
+    result = make_result(
         configuration=configuration,
-        test=test,
-        validation=validation,
+        test=judged["test"][2] if "test" in judged else None,
+        validation=judged["validation"][2] if "validation" in judged else None,
         train_images=len(splits.train),
         seconds=seconds,
         images_per_second=meter.images_per_second,
     )
+    if recipe.report:
+        split = "test" if test else "validation"
+        image_set, outputs, _ = judged.get(split, (None, None, None))
+        _write_report(folder, training, result, splits.train, split, image_set, outputs)
+    return result
 
 
-def _train(device_model, model, recipe, splits, folder, identity, done, meter):
+def _write_report(folder, training, result, train_set, split, image_set, outputs):
+    try:
+        path = write_report(
+            folder,
+            model=training.model,
+            result=result,
+            image_set=image_set,
+            outputs=outputs,
+            split=split,
+            train_set=train_set,
+            weights_table=format_plans(training.plans),
+        )
+    except ImportError as error:
+        print(f"No report is written: {error}")
+    else:
+        print(f"  report      {path}", flush=True)
+
+
+def _train(training, recipe, splits, folder, identity, done, meter):
     """Trains to the last step, with its log, evaluations and checkpoints."""
     if done.step:
         print(f"Going on after step {done.step} of {recipe.steps}.")
     began = time.perf_counter()
-    batches = TrainingBatches(
-        splits.train,
-        batch_size=recipe.batch_size,
-        image_size=recipe.image_size,
-        **_augmentation(recipe),
-    )
+    compiled = training.compiled
     if not done.step:
         # So that there is a good state from the first step on.
-        save_training_state(folder / "checkpoints", device_model, done, identity)
+        save_training_state(folder / "checkpoints", compiled, done, identity)
     log, line = RunLog(folder, done.step), ProgressLine(recipe.steps)
+    results = training_steps(
+        compiled,
+        recipe,
+        training.batches,
+        done.step,
+        steps_per_epoch=training.steps_per_epoch,
+    )
     try:
-        for result in training_steps(device_model, recipe, batches, done.step):
+        for result in results:
             step = result.step
             saves = _is_due(step, recipe.checkpoint_every, recipe.steps)
             meter.add(result)
             row = None
             if _is_due(step, recipe.evaluate_every, recipe.steps) and splits.validation:
-                evaluation = _evaluate(device_model, model, splits.validation, recipe)
+                with averaged_weights(compiled.optimizer):
+                    _, evaluation = _judge(training, splits.validation)
                 row = {**meter.row(), "validation_accuracy": evaluation.accuracy}
             elif _is_due(step, recipe.log_every, recipe.steps) or saves:
                 # At a checkpoint too, so that a run that goes on from there logs the same rows.
@@ -344,24 +547,22 @@ def _train(device_model, model, recipe, splits, folder, identity, done, meter):
             line.show(step, meter.text(row), seconds_left=meter.seconds_left, keep=bool(row))
             if saves:
                 progress = Progress(step, done.seconds + time.perf_counter() - began)
-                save_training_state(folder / "checkpoints", device_model, progress, identity)
+                save_training_state(folder / "checkpoints", compiled, progress, identity)
     finally:
         line.end()
         log.close()
 
 
+def _judge(training, image_set) -> tuple[np.ndarray, Evaluation]:
+    """The logits for a set, and how good they are."""
+    began = time.perf_counter()
+    outputs = training.predict(image_set)
+    pace = len(image_set) / (time.perf_counter() - began)
+    return outputs, judge_outputs(outputs, image_set.labels, images_per_second=pace)
+
+
 def _is_due(step, every, last):
     return step == last or (every > 0 and step % every == 0)
-
-
-def _evaluate(device_model, model, image_set, recipe) -> Evaluation:
-    return evaluate_on_device(
-        device_model,
-        model.get_layer("preprocessing"),
-        image_set,
-        image_size=model.input_shape[1:3],
-        batch_size=min(recipe.evaluation_batch_size, len(image_set)),
-    )
 
 
 def _save_model(model, path):
