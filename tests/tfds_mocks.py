@@ -88,16 +88,17 @@ def _generated(info, split, features, num_examples):
     labelled = not (info.name == "imagenet2012" and split == "test")
     count = count if labelled else 8
 
-    def examples():
-        for number in range(count):
-            example = {key: _value(key, part, first, number) for key, part in features.items()}
-            yield example if labelled else {**example, "label": -1}
-
-    signature = tf.nest.map_structure(
-        lambda spec: tf.TensorSpec(spec.shape, spec.dtype),
-        {key: _signature(part) for key, part in features.items()},
-    )
-    return tf.data.Dataset.from_generator(examples, output_signature=signature)
+    examples = [
+        {key: _value(key, part, first, number) for key, part in features.items()}
+        | ({} if labelled else {"label": -1})
+        for number in range(count)
+    ]
+    if "objects" not in features:
+        columns = {key: [example[key] for example in examples] for key in features}
+        return tf.data.Dataset.from_tensor_slices(columns)
+    # Of another number in each example.
+    signature = {key: _signature(part) for key, part in features.items()}
+    return tf.data.Dataset.from_generator(lambda: examples, output_signature=signature)
 
 
 def _class_count(features):
