@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from keras_vit.data import (
+    Augmentation,
     EvaluationBatches,
     ImageSet,
     TrainingBatches,
@@ -131,6 +132,14 @@ def test_the_crop_is_taken_from_eight_sevenths_unless_said_otherwise(files):
 def test_arguments_outside_their_range(options, message):
     with pytest.raises(ValueError, match=message):
         TrainingBatches(numbered(3), **{"batch_size": 2, "seed": 0, "image_size": 16, **options})
+
+
+def test_images_on_disk_follow_the_policy(files):
+    policy = Augmentation((16, 12), crop="inception", augment="randaugment", mixup=0.2)
+    inputs, targets = TrainingBatches(files, batch_size=6, seed=0, augmentation=policy)[2]
+    assert inputs["images"].shape == (6, 16, 12, 3) and inputs["images"].dtype == np.uint8
+    assert "boxes" not in inputs and inputs["operations"].shape == (6, 2)
+    assert targets.shape == (6, 2)
 
 
 def test_no_images_make_no_batches():

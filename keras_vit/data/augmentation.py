@@ -34,7 +34,6 @@ OPERATIONS = (
     "translate_y",
 )
 GEOMETRIC_OPERATIONS = OPERATIONS[OPERATIONS.index("rotate") :]
-FIRST_GEOMETRIC = OPERATIONS.index("rotate")
 
 # Of timm 1.0's "increasing" set, and of the paper's code for AugMix, which leaves out what the
 # corruptions that it is tested on resemble.
@@ -295,18 +294,19 @@ def draw_operations(
     """The operations of a batch.
 
     Returns:
-        Nothing without a policy and jitter. Otherwise `operations`, int32, the places in
-        `OPERATIONS` of the operations on colour in their order, and `operation_values`, float32,
-        their arguments; where the policy has geometric operations, `matrices`, float32, the first
-        six numbers, row by row, of the matrices from places in the changed image to places in the
-        image before; for AugMix, `chain_weights`, float32. For AugMix the first three have a
-        second axis of chains, and jitter has names of its own that begin with `jitter_`.
+        Nothing without a policy and jitter. Otherwise `operations`, int32 `(count, operations)`:
+        places in `OPERATIONS`, in their order, and `operation_values`, float32, their arguments.
+        Where the policy has geometric operations, `matrices`, float32 `(count, 6)`: what all of
+        an image's come to, as two rows of a matrix from a place (x, y, 1) in the changed image to
+        its place in the image before. For AugMix these have a second axis of chains, and there
+        are `chain_weights`, float32 `(count, chains + 1)`, the last that of the image itself;
+        jitter has arrays of its own then, whose names begin with `jitter_`.
     """
     random = generator(seed, step, "operations")
     drawn = {}
     if augmentation.augment == "randaugment":
         kinds, values = _draw_randaugment(augmentation, random, count)
-        drawn = _split_geometric(kinds, values, augmentation.size)
+        drawn = _with_matrices(kinds, values, augmentation.size)
     elif augmentation.augment == "augmix":
         drawn = _draw_augmix(augmentation, random, count)
     elif augmentation.augment == "three":
@@ -379,8 +379,7 @@ def _draw_augmix(augmentation, random, count):
     kinds = np.where(np.arange(AUGMIX_DEPTH) < depth, kinds, 0)
     mixed = random.beta(1.0, 1.0, size=(count, 1))
     weights = mixed * random.dirichlet([1.0] * AUGMIX_CHAINS, size=count)
-    drawn = _split_geometric(kinds, values, augmentation.size)
-    # The last weight is that of the image itself.
+    drawn = _with_matrices(kinds, values, augmentation.size)
     return drawn | {"chain_weights": np.concatenate([weights, 1 - mixed], 1).astype(np.float32)}
 
 
@@ -408,14 +407,13 @@ def _arrays(kinds, values):
     }
 
 
-def _split_geometric(kinds, values, image_size):
-    """Operations on colour in their order, and one matrix for all geometric ones."""
+def _with_matrices(kinds, values, image_size):
+    """Operations in their order, and one matrix for all geometric ones."""
     matrices = np.broadcast_to(np.eye(3), (*kinds.shape[:-1], 3, 3))
     for slot in range(kinds.shape[-1]):
         matrices = matrices @ _matrices(kinds[..., slot], values[..., slot], image_size)
-    on_colour = np.where(kinds < FIRST_GEOMETRIC, kinds, 0)
     rows = matrices[..., :2, :].reshape(*kinds.shape[:-1], 6)
-    return _arrays(on_colour, values) | {"matrices": rows.astype(np.float32)}
+    return _arrays(kinds, values) | {"matrices": rows.astype(np.float32)}
 
 
 def _matrices(kinds, values, image_size):
@@ -511,7 +509,7 @@ def draw_mixing(
     own = np.where(by_box, 1 - area / (height * width), ratios)
     # Batches come in random order, so that the reversed one is as good a partner as any.
     partners = np.tile(np.arange(micro_batch_size, dtype=np.int32)[::-1], groups)
-    arrays = {"partners": partners}
+    arrays: dict[str, np.ndarray] = {"partners": partners}
     if augmentation.mixup:
         arrays["mix_ratios"] = ratios.astype(np.float32).repeat(micro_batch_size)
     if augmentation.cutmix:

@@ -97,8 +97,8 @@ def resampling_rows(first, last, source_size, target_size, interpolation, paddin
         float32 `(batch, target_size, source_size)`.
     """
     first, last = first[:, None, None], last[:, None, None]
-    index = np.arange(target_size, dtype="float32")[:, None] + 0.5
-    pixels = np.arange(-padding, source_size + padding, dtype="float32")
+    index = ops.arange(target_size, dtype="float32")[:, None] + 0.5
+    pixels = ops.arange(-padding, source_size + padding, dtype="float32")
     step = (last - first) / target_size
     centre = first + index * step
     if interpolation == "nearest":
@@ -131,8 +131,8 @@ def transform(images, matrices):
     """
     _, height, width, channels = images.shape
     a, b, c, d, e, f = (matrices[:, place, None, None] for place in range(6))
-    x = np.arange(width, dtype="float32")[None, None, :] + 0.5
-    y = np.arange(height, dtype="float32")[None, :, None] + 0.5
+    x = ops.arange(width, dtype="float32")[None, None, :] + 0.5
+    y = ops.arange(height, dtype="float32")[None, :, None] + 0.5
     x, y = a * x + b * y + c, d * x + e * y + f
     inside = (x >= 0.0) & (x < width) & (y >= 0.0) & (y < height)
     x, y = x - 0.5, y - 0.5
@@ -161,27 +161,29 @@ def transform(images, matrices):
 
 def histograms(images):
     """How often each value occurs in each channel, as float32 `(batch, channels, 256)`."""
-    channels = images.shape[3]
     places = ops.reshape(_places_in_tables(images), (-1,))
-    sums = ops.segment_sum(
-        ops.ones_like(places, dtype="float32"), places, num_segments=CHUNK_SIZE * channels * 256
+    counts = ops.segment_sum(
+        ops.ones_like(places, dtype="float32"),
+        places,
+        num_segments=CHUNK_SIZE * images.shape[3] * 256,
     )
-    return ops.reshape(sums, (-1, channels, 256))
+    return ops.reshape(counts, (-1, images.shape[3], 256))
 
 
 def _places_in_tables(images):
-    """Of each value of uint8 images, its place in tables `(batch, channels, 256)` laid flat."""
-    channels = images.shape[3]
-    image = ops.arange(ops.shape(images)[0], dtype="int32")[:, None, None, None]
-    channel = np.arange(channels, dtype="int32")
-    return ops.cast(images, "int32") + (image * channels + channel) * 256
+    """Of each value, its place in tables `(batch, channels, 256)` laid flat; `(batch, values)`."""
+    _, height, width, channels = images.shape
+    # Flat, as TensorFlow is slow where it repeats something along an axis of three.
+    channel = ops.tile(ops.arange(channels, dtype="int32") * 256, (height * width,))
+    image = ops.arange(ops.shape(images)[0], dtype="int32")[:, None] * (channels * 256)
+    return ops.cast(ops.reshape(images, (-1, height * width * channels)), "int32") + image + channel
 
 
 def change_values(images, kinds, values):
     """Operations that map each value of a channel to another, by a table for each image.
 
     Args:
-        images: uint8 images.
+        images: uint8 images, `CHUNK_SIZE` of them.
         kinds: int32 `(batch,)`, places in `OPERATIONS`.
         values: float32 `(batch,)`, their arguments.
 
@@ -190,7 +192,8 @@ def change_values(images, kinds, values):
     """
     tables = value_tables(histograms(images), kinds, values)
     tables = ops.reshape(ops.cast(tables, "uint8"), (-1,))
-    return ops.take(tables, _places_in_tables(images), axis=0)
+    changed = ops.take(tables, _places_in_tables(images), axis=0)
+    return ops.reshape(changed, (-1, *images.shape[1:]))
 
 
 TABLE_OPERATIONS = OPERATIONS[OPERATIONS.index("autocontrast") : OPERATIONS.index("color")]
@@ -204,7 +207,7 @@ def value_tables(counts, kinds, values):
         kinds: int32 `(batch,)`, places in `OPERATIONS`.
         values: float32 `(batch,)`, their arguments.
     """
-    level = np.arange(256, dtype="float32")
+    level = ops.arange(256, dtype="float32")
     value = values[:, None, None]
     coarse = ops.power(2.0, 8.0 - value)
     grey = _grey_mean(counts)
@@ -226,15 +229,16 @@ def value_tables(counts, kinds, values):
 
 
 def _whole(values):
-    """Pillow cuts fractions off; what float32 leaves short of a whole number is still one."""
-    return ops.clip(ops.floor(values + 1e-3), 0.0, 255.0)
+    """Pillow cuts fractions off."""
+    return ops.clip(ops.floor(values), 0.0, 255.0)
 
 
 def _autocontrast(counts, level):
     lowest = ops.min(ops.where(counts > 0.0, level, 255.0), axis=-1, keepdims=True)
     highest = ops.max(ops.where(counts > 0.0, level, 0.0), axis=-1, keepdims=True)
     spread = highest - lowest
-    stretched = (level - lowest) * (255.0 / ops.maximum(spread, 1.0))
+    # Pillow computes in 64 bits: what 32 leave short of a whole number is still one.
+    stretched = (level - lowest) * (255.0 / ops.maximum(spread, 1.0)) + 1e-3
     return ops.where(spread > 0.0, stretched, level)
 
 
@@ -249,9 +253,9 @@ def _equalize(counts, level):
 
 
 def _grey_mean(counts):
-    level = np.arange(256, dtype="float32")
+    level = ops.arange(256, dtype="float32")
     means = ops.sum(counts * level, axis=-1) / ops.sum(counts, axis=-1)
-    weights = np.array(GREY_WEIGHTS, "float32") / 65536.0
+    weights = ops.convert_to_tensor(GREY_WEIGHTS, "float32") / 65536.0
     return ops.floor(ops.sum(means * weights, axis=-1) + 0.5)[:, None, None]
 
 
@@ -315,14 +319,17 @@ def blur(images, sigmas):
 
 def _blurring_rows(size, sigmas):
     reach = math.ceil(4 * LARGEST_BLUR_SIGMA)
-    pixels = np.arange(-reach, size + reach, dtype="float32")
-    distance = pixels - np.arange(size, dtype="float32")[:, None]
+    pixels = ops.arange(-reach, size + reach, dtype="float32")
+    distance = pixels - ops.arange(size, dtype="float32")[:, None]
     weights = ops.exp(-0.5 * (distance / sigmas[:, None, None]) ** 2)
     weights = weights / ops.sum(weights, axis=-1, keepdims=True)
     before = ops.sum(weights[..., :reach], axis=-1, keepdims=True)
     after = ops.sum(weights[..., -reach:], axis=-1, keepdims=True)
-    ends = np.eye(size, dtype="float32")[0], np.eye(size, dtype="float32")[-1]
-    return weights[..., reach:-reach] + before * ends[0] + after * ends[1]
+    weights = weights[..., reach:-reach]
+    if size == 1:
+        return weights + before + after
+    ends = [before + weights[..., :1], weights[..., 1:-1], weights[..., -1:] + after]
+    return ops.concatenate(ends, axis=-1)
 
 
 # erasing and mixing ------------------------------------------------------------------------------
@@ -350,13 +357,13 @@ def noise(images, seeds):
     """
     _, height, width, _ = images.shape
     place = np.arange(height * width, dtype="uint32") * np.uint32(0x9E3779B1)
-    bits = ops.bitwise_xor(seeds[:, None], place.view("int32")[None])
+    bits = ops.bitwise_xor(seeds[:, None], ops.convert_to_tensor(place.view("int32"))[None])
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, None)):
         # The sign must not be shifted in.
         shifted = ops.bitwise_and(ops.right_shift(bits, shift), 2 ** (32 - shift) - 1)
         bits = ops.bitwise_xor(bits, shifted)
         if factor:
-            bits = bits * np.array(factor, "uint32").view("int32")
+            bits = bits * int(np.uint32(factor).view("int32"))
     channels = [ops.bitwise_and(ops.right_shift(bits, shift), 255) for shift in (0, 8, 16)]
     pixels = ops.cast(ops.stack(channels, axis=-1), "float32")
     return ops.reshape(pixels, (-1, height, width, 3))
@@ -385,6 +392,6 @@ def _inside(images, boxes):
     """Which pixels lie in the box of their image, as bool `(batch, height, width, 1)`."""
     _, height, width, _ = images.shape
     top, left, bottom, right = (boxes[:, place, None, None, None] for place in range(4))
-    y = np.arange(height, dtype="int32")[:, None, None]
-    x = np.arange(width, dtype="int32")[:, None]
+    y = ops.arange(height, dtype="int32")[:, None, None]
+    x = ops.arange(width, dtype="int32")[:, None]
     return (y >= top) & (y < bottom) & (x >= left) & (x < right)
