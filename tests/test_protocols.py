@@ -22,7 +22,8 @@ from keras_vit.finetune.protocols import (
 )
 from keras_vit.models import VARIANTS, VisionTransformerConfig, count_parameters
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.py"))
+REPOSITORY = Path(__file__).parent.parent
+RECIPES = sorted((REPOSITORY / "recipes").glob("*.py"))
 TINY = VisionTransformerConfig(
     patch_size=8, hidden_size=16, depth=2, mlp_dim=32, num_heads=2, image_size=16
 )
@@ -206,6 +207,18 @@ def test_every_benchmark_is_shipped():
         head = path.read_text(encoding="utf-8").split('"""')[1]
         for part in ("Command:", "Hardware:", "Published:", "Measured"):
             assert part in head, (path, part)
+
+
+def test_the_page_of_the_recipes_is_up_to_date():
+    script = REPOSITORY / "docs" / "make_recipes.py"
+    specification = importlib.util.spec_from_file_location("make_recipes", script)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    page = (REPOSITORY / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert page == module.page(), "docs/recipes.md is out of date: run docs/make_recipes.py"
+    for protocol in PROTOCOLS.values():
+        assert f"`{protocol.name}`" in page
+        assert all(entry.source in page for entry in protocol.published)
 
 
 def test_the_vit_from_scratch_has_at_most_10_million_parameters():
