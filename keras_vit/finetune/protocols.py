@@ -39,7 +39,7 @@ TRANSFER = Protocol(
     # ViT's values until measurements say better.
     source="ViT's general values (arXiv 2010.11929) with 500 steps on any data",
     recipe=VIT.recipe,
-    changes=(Change(steps(100, 10), f"quick: {AUGREG_NOTEBOOK}", budget=("quick",)),),
+    changes=(Change(steps(100, 10), AUGREG_NOTEBOOK, budget=("quick",)),),
 )
 
 PROTOCOLS: dict[str, Protocol] = {
