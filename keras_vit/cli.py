@@ -1,5 +1,7 @@
 """The command line `keras-vit`: each subcommand is one function that calls the package."""
 
+import argparse
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -55,16 +57,42 @@ def inspect_file(file: Positional[str]) -> None:
     print(checkpoints.inspect_checkpoint(zoo.weights_path(file)))
 
 
-def run_recipe(recipe: Annotated[finetune.Recipe, arg(name="")]) -> None:
+def run_recipe(*words: str) -> None:
     """Fine-tunes a model, or goes on with a run that was interrupted.
 
-    The defaults are the paper's protocol. OUTPUT/NAME then holds model.keras, class_names.txt,
-    log.csv, tensorboard, checkpoints, and result.json with the test accuracy.
+    OUTPUT/NAME then holds report.html, model.keras, class_names.txt, log.csv, tensorboard,
+    checkpoints, predictions.csv, and result.json with the test accuracy.
+    """
+    finetune.run(
+        finetune.parse_recipe(words, program="keras-vit finetune", description=run_recipe.__doc__)
+    )
+
+
+def sweep(*words: str) -> None:
+    """Chooses the learning rate on held-out training images, trains on all of them, tests once.
+
+    Takes the options of `keras-vit finetune`, and --learning-rates RATE RATE …; without these the
+    grid is the protocol's. OUTPUT/NAME holds a folder for each run, sweep.json, and the chosen run
+    as `final`. Interrupted, the same command goes on.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--learning-rates", "--learning_rates", type=float, nargs="+")
+    given, rest = parser.parse_known_args(words)
+    recipe = finetune.parse_recipe(
+        rest, program="keras-vit sweep", description=inspect.cleandoc(str(sweep.__doc__))
+    )
+    rates = given.learning_rates or finetune.recipe_learning_rates(rest, recipe)
+    print(finetune.sweep(recipe, rates))
+
+
+def compare(folders: Positional[tuple[str, ...]], output: str | None = None) -> None:
+    """Compares runs: what they reached, in what time, and the options by which they differ.
 
     Args:
-        recipe: All options of the run.
+        folders: Folders of runs, finished or not.
+        output: A folder for compare.html with the learning curves.
     """
-    finetune.run(recipe)
+    print(finetune.compare_runs(folders, output))
 
 
 def evaluate(
@@ -255,12 +283,18 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "list": list_models,
     "inspect": inspect_file,
     "finetune": run_recipe,
+    "sweep": sweep,
+    "compare": compare,
     "evaluate": evaluate,
     "predict": predict,
     "explain": explain,
     "export": export_model,
     "convert": convert,
 }
+
+
+# Their options depend on the protocol, so that they read the words themselves.
+RECIPE_COMMANDS = ("finetune", "sweep")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -275,12 +309,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: After `--help`, and for a command line that cannot be read.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if words and words[0] in RECIPE_COMMANDS:
+            COMMANDS[words[0]](*words[1:])
+            return 0
         subcommand_cli_from_dict(
             COMMANDS,
             prog="keras-vit",
             description="Vision Transformers: published weights in, fine-tuned, SavedModel out.",
-            args=arguments,
+            args=words,
             config=(PositionalMetavarFromFieldName,),
         )
     except USER_ERRORS as error:
@@ -374,12 +412,8 @@ def _load_split(source, data_dir, split, class_names, model):
     if images is None:
         present = [name for name in ("train", "validation", "test") if getattr(loaded, name)]
         raise ValueError(f"{source} has no {split} images. Expected --split {' or '.join(present)}")
-    # TFDS calls the classes of ImageNet by their WordNet ids, in the same order.
-    if class_names not in (None, images.class_names, data.imagenet_class_names()):
-        raise ValueError(
-            f"{source} has other classes than the model, or another order. Expected "
-            f"{', '.join(class_names[:5])}…, found {', '.join(images.class_names[:5])}…"
-        )
+    if class_names is not None and isinstance(loaded, data.DataSource):
+        data.check_class_names(loaded, class_names, model)
     return images
 
 

@@ -1,24 +1,57 @@
 """Recipes as command lines."""
 
+import argparse
 import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import tyro
 
-from keras_vit.finetune.recipe import Recipe
+from keras_vit.checkpoints import open_checkpoint
+from keras_vit.finetune.precision import find_accelerator
+from keras_vit.finetune.protocols import (
+    BUDGETS,
+    PROTOCOLS,
+    find_protocol,
+    protocol_learning_rates,
+    protocol_recipe,
+)
+from keras_vit.finetune.recipe import Recipe, recipe_fields, unread_options
 from keras_vit.finetune.report import RunResult
 from keras_vit.finetune.run import run
+from keras_vit.zoo import weights_path
 
 # What the package raises when a file, an argument or the machine is not as it must be.
-USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
+USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
+
+DEFAULT_PROTOCOL = "transfer"
+# The protocol of those who say everything themselves.
+NO_PROTOCOL = "none"
+
+
+@dataclass(frozen=True)
+class _Options(Recipe):
+    protocol: str = DEFAULT_PROTOCOL
+    """Where the options that are not given come from: "transfer", which suits any data; "vit",
+    "augreg", "deit", "deit3", "deit3-in21k", "mae" or "big_vision", as published; or "none", the
+    general values of ViT."""
+
+    budget: Literal["quick", "standard", "full"] | None = None
+    """How long: "full" is the published schedule. None: "quick" on a CPU, else "standard"."""
+
+    def __post_init__(self):
+        """Nothing is checked until the protocol's options that do not apply are put away."""
 
 
 def run_command_line(recipe: Recipe, arguments: Sequence[str] | None = None) -> RunResult:
     """Runs a recipe whose options can be changed on the command line.
 
-    `--help` shows every option with the recipe's value as its default.
+    `--help` shows every option with the recipe's value as its default; with `--protocol` and
+    `--budget` another protocol, or more or less of it, takes the place of the recipe.
 
     Args:
         recipe: The defaults.
@@ -31,7 +64,152 @@ def run_command_line(recipe: Recipe, arguments: Sequence[str] | None = None) -> 
         SystemExit: With status 2 after a message on stderr, for what a user can put right.
     """
     with user_errors():
-        return run(tyro.cli(Recipe, default=recipe, args=arguments))
+        return run(parse_recipe(arguments, recipe))
+
+
+def parse_recipe(
+    arguments: Sequence[str] | None = None,
+    recipe: Recipe | None = None,
+    *,
+    program: str | None = None,
+    description: str | None = None,
+) -> Recipe:
+    """The recipe that a command line describes.
+
+    Args:
+        arguments: The words after the program's name; None: the process's.
+        recipe: What is run where neither `--protocol` nor `--budget` is given; None: the protocol
+            "transfer".
+        program: What `--help` calls the program.
+        description: What `--help` says of it.
+
+    Returns:
+        The recipe: what is given, the protocol's values, and the defaults where these would not be
+        read, such as an augmentation when only the head is trained.
+
+    Raises:
+        ValueError: For an unknown protocol, or options that are out of range or not read.
+        SystemExit: After `--help`, and for a command line that cannot be read.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    base, protocol, budget = _base_recipe(_peek(words), recipe)
+    fields = recipe_fields(base)
+    options = tyro.cli(
+        _Options,
+        default=_Options(**fields, protocol=protocol, budget=budget),
+        args=words,
+        prog=program,
+        description=description or Recipe.__doc__,
+    )
+    values = {name: getattr(options, name) for name in fields}
+    given = {name for name in fields if values[name] != fields[name]}
+    if options.protocol == NO_PROTOCOL and recipe is None:
+        return Recipe(**values)
+    return Recipe(**_settled(values, given, base))
+
+
+def recipe_learning_rates(words: Sequence[str], recipe: Recipe) -> tuple[float, ...]:
+    """The grid of learning rates that the protocol of a command line tries.
+
+    Args:
+        words: The command line, as for `parse_recipe`.
+        recipe: The recipe that it describes.
+
+    Returns:
+        The protocol's grid; where it has one value, that and its half and double.
+    """
+    protocol = _peek(words).protocol or DEFAULT_PROTOCOL
+    rates: tuple[float, ...] = ()
+    if protocol != NO_PROTOCOL:
+        rates = protocol_learning_rates(protocol, recipe.data, model=recipe.model)
+    rate = recipe.learning_rate
+    return rates or (rate / 2, rate, rate * 2)
+
+
+def _peek(words):
+    """The options that decide which values the others have when they are not given."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("protocol", "budget", "data", "model", "weights"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--image-size", "--image_size", type=int)
+    # Positional words and other options are tyro's.
+    try:
+        return parser.parse_known_args(words)[0]
+    except SystemExit:
+        raise ValueError("`--image-size` must be an integer") from None
+
+
+def _base_recipe(seen, recipe):
+    """The recipe that the command line changes, the name of its protocol, and its budget."""
+    protocol = seen.protocol
+    if protocol is None and (recipe is None or seen.budget):
+        # The recipe of a file knows its protocol by its values only.
+        protocol = DEFAULT_PROTOCOL if recipe is None else _protocol_of(recipe)
+    if protocol is None:
+        return recipe, NO_PROTOCOL, None
+    if protocol == NO_PROTOCOL:
+        return Recipe(), NO_PROTOCOL, None
+    find_protocol(protocol)
+    budget = seen.budget or ("quick" if find_accelerator().kind == "cpu" else "standard")
+    data = seen.data or (recipe.data if recipe else Recipe.data)
+    base = protocol_recipe(
+        protocol, data, budget=budget, model=seen.model, image_size=seen.image_size
+    )
+    if recipe:
+        base = dataclasses.replace(base, name=recipe.name)
+    if seen.image_size is None and seen.weights:
+        base = _with_whole_patches(base, seen.weights)
+    return base, protocol, budget
+
+
+def _protocol_of(recipe):
+    for name, budget in ((name, budget) for name in PROTOCOLS for budget in (None, *BUDGETS)):
+        found = protocol_recipe(name, recipe.data, budget=budget, model=recipe.model)
+        if dataclasses.replace(found, name=recipe.name) == recipe:
+            return name
+    raise ValueError("`--budget` needs `--protocol`: this recipe is none of a protocol")
+
+
+def _with_whole_patches(recipe, weights):
+    """The protocol's image size, rounded to what the checkpoint's patches make up."""
+    with open_checkpoint(weights_path(weights)) as checkpoint:
+        patch_size = checkpoint.facts.get("patch_size")
+    if not patch_size:
+        return recipe
+    patch = patch_size if isinstance(patch_size, int) else max(patch_size)
+    image_size = max(1, round(recipe.image_size / patch)) * patch
+    if image_size == recipe.image_size:
+        return recipe
+    resize_size = recipe.resize_size and round(recipe.resize_size * image_size / recipe.image_size)
+    return dataclasses.replace(recipe, image_size=image_size, resize_size=resize_size)
+
+
+def _settled(values, given, base):
+    """Values in which what is given counts over what the protocol says and does not fit it."""
+    values, defaults = dict(values), recipe_fields(Recipe())
+    for steps, epochs in (("steps", "epochs"), ("warmup_steps", "warmup_epochs")):
+        if steps in given and epochs not in given:
+            values[epochs] = None
+    # The warm-up keeps its share of the run.
+    if "steps" in given and not given & {"warmup_steps", "warmup_epochs"}:
+        if base.epochs:
+            share = (base.warmup_epochs or 0) / base.epochs
+        else:
+            share = base.warmup_steps / base.steps
+        values["warmup_epochs"] = None
+        values["warmup_steps"] = round(share * values["steps"])
+    if "epochs" in given and values["epochs"] and not given & {"warmup_steps", "warmup_epochs"}:
+        share = (
+            base.warmup_epochs / base.epochs
+            if base.epochs and base.warmup_epochs
+            else base.warmup_steps / base.steps
+        )
+        values["warmup_epochs"] = share * values["epochs"]
+    for name in unread_options(values):
+        if name not in given:
+            print(f"{name}: {values[name]!r} of the protocol does not apply", flush=True)
+            values[name] = defaults[name]
+    return values
 
 
 @contextlib.contextmanager

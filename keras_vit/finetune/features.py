@@ -5,6 +5,7 @@ import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -47,7 +48,8 @@ def cached_features(
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with beside.open("wb") as file:
-        np.savez(file, **{f"features_{i}": array for i, array in enumerate(outputs)})
+        arrays: dict[str, Any] = {f"features_{i}": array for i, array in enumerate(outputs)}
+        np.savez(file, **arrays)
     beside.replace(path)
     return outputs
 

@@ -4,7 +4,9 @@ import dataclasses
 import math
 import os
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import keras
@@ -88,8 +90,12 @@ class Recipe:
     """Test on a stratified, seeded subset of so many images; None: all."""
 
     validation_fraction: float = 0.02
-    """Share of the training images held out for validation, where the data set has no validation
-    split of its own; 0: none, and a split of its own is trained on."""
+    """Share of the training images held out for validation; 0: none. Not used where the data
+    set's own validation images are."""
+
+    own_validation: Literal["hold_out", "train", "ignore"] = "hold_out"
+    """What becomes of validation images that the data set sets apart: choices are made by them,
+    they are trained on, or they are left out."""
 
     adapt: Literal["full", "head", "lora"] = "full"
     """What is fitted: all weights; the head alone, on features that are computed once, from images
@@ -502,20 +508,38 @@ _READ_WHERE: tuple[tuple[tuple[str, ...], str, Any], ...] = (
 )
 
 
-def _check_all_are_read(recipe):
-    """Raises a ValueError that names every option set to something that nothing reads."""
-    defaults = {field.name: field.default for field in dataclasses.fields(recipe)}
-    unread = {
+def unread_options(options: Mapping[str, Any]) -> dict[str, str]:
+    """The options that nothing reads under the others and that are not at their default.
+
+    Args:
+        options: All options of a recipe by name.
+
+    Returns:
+        For each of them, where it would be read.
+
+    Example:
+
+    >>> unread_options(recipe_fields(Recipe()) | {"lora_rank": 4})
+    {'lora_rank': 'adapt is lora'}
+    """
+    recipe = SimpleNamespace(**options)
+    defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    return {
         name: condition
         for names, condition, is_read in _READ_WHERE
         if not is_read(recipe)
         for name in names
-        if getattr(recipe, name) != defaults[name]
+        if options[name] != defaults[name]
     }
+
+
+def _check_all_are_read(recipe):
+    """Raises a ValueError that names every option set to something that nothing reads."""
+    unread = unread_options(vars(recipe))
     if unread:
         lines = [
             f"{name}={getattr(recipe, name)!r}: read only where {condition}; leave it at "
-            f"{defaults[name]!r}"
+            f"{getattr(Recipe, name)!r}"
             for name, condition in unread.items()
         ]
         raise ValueError("Nothing would read these options:\n  " + "\n  ".join(lines))

@@ -26,10 +26,10 @@ def repeat_command(
     Example:
 
     >>> " ".join(repeat_command(recipe_fields(Recipe(steps=7, warmup_steps=1, export=True))))
-    'keras-vit finetune --steps 7 --warmup-steps 1 --export'
+    'keras-vit finetune --protocol none --steps 7 --warmup-steps 1 --export'
     """
     defaults = recipe_fields(Recipe()) if defaults is None else defaults
-    words = ["keras-vit", "finetune"]
+    words = ["keras-vit", "finetune", "--protocol", "none"]
     for name, value in plain_options(options).items():
         if name in defaults and value == plain_options(defaults)[name]:
             continue

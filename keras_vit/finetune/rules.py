@@ -184,36 +184,40 @@ def format_plans(plans: Sequence[WeightPlan]) -> str:
     block_0                          8  no
     block_1 … block_2               16  yes             1       0
     """
-    rows = []
-    for part, group in groupby(plans, key=lambda plan: plan.path.split("/")[0]):
-        kinds: dict[tuple, list[WeightPlan]] = {}
-        for plan in group:
-            kinds.setdefault((plan.trains, plan.learning_rate, plan.weight_decay), []).append(plan)
-        rows.append((part, kinds))
     lines = [f"{'weights':22}  {'parameters':>10}  trains  {'rate x':>9} {'decay':>7}"]
-    # Blocks that are alike share a row.
-    for _, group in groupby(rows, key=lambda row: (row[0].split("_")[0] == "block", _shape(row))):
-        parts = list(group)
-        if parts[0][0].split("_")[0] != "block":
-            for part in parts:
-                lines += _lines(part[0], part[1].items())
-            continue
-        first, last = parts[0][0], parts[-1][0]
-        name = first if first == last else f"{first} … {last}"
-        merged = [
-            (kind, [plan for _, kinds in parts for plan in kinds[kind]]) for kind in parts[0][1]
-        ]
+    parts = [(part, _alike(group)) for part, group in groupby(plans, key=_part)]
+    # Neighbouring blocks that are treated alike share the rows.
+    for _, run in groupby(parts, key=_likeness):
+        names, treatments = zip(*run, strict=True)
+        name = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
+        merged = {
+            kind: [plan for treatment in treatments for plan in treatment[kind]]
+            for kind in treatments[0]
+        }
         lines += _lines(name, merged)
     return "\n".join(lines)
 
 
-def _shape(row):
-    return tuple((kind, len(plans)) for kind, plans in row[1].items())
+def _part(plan):
+    return plan.path.split("/")[0]
+
+
+def _alike(plans):
+    """Plans by how they are treated."""
+    kinds: dict[tuple, list[WeightPlan]] = {}
+    for plan in plans:
+        kinds.setdefault((plan.trains, plan.learning_rate, plan.weight_decay), []).append(plan)
+    return kinds
+
+
+def _likeness(part):
+    name, kinds = part
+    is_block = name.startswith("block_")
+    return "block" if is_block else name, tuple((kind, len(kinds[kind])) for kind in kinds)
 
 
 def _lines(name, kinds):
-    kinds = list(kinds)
-    for (trains, rate, decay), plans in kinds:
+    for (trains, rate, decay), plans in kinds.items():
         size = sum(plan.size for plan in plans)
         label = name
         if len(kinds) > 1 and all(plan.path.split("/")[-1] == "kernel" for plan in plans):

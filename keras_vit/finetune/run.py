@@ -128,8 +128,8 @@ def run(
     keras.utils.set_random_seed(recipe.seed)
     source = source or load_data(recipe.data, data_dir=recipe.data_dir, seed=recipe.seed)
     if (folder / "class_names.txt").exists():
-        names = (folder / "class_names.txt").read_text("utf-8").splitlines()
-        check_class_names(source, names, folder / "class_names.txt")
+        known = (folder / "class_names.txt").read_text("utf-8").splitlines()
+        check_class_names(source, known, folder / "class_names.txt")
     splits = split_source(source, recipe)
     recipe = resolve_epochs(recipe, len(splits.train))
     configuration = describe_run(recipe, source, architecture)
@@ -219,8 +219,10 @@ def split_source(source: DataSource, recipe: Recipe) -> Splits:
         )
     if recipe.train_images is not None and recipe.train_images < len(train):
         train = subset(train, recipe.train_images, seed=recipe.seed)
-    if validation is not None and not recipe.validation_fraction:
-        train, validation = join(train, validation), None
+    if validation is not None and recipe.own_validation != "hold_out":
+        if recipe.own_validation == "train":
+            train = join(train, validation)
+        validation = None
     if validation is None and recipe.validation_fraction:
         # Of a small set at least as many images as there are classes.
         fraction = max(recipe.validation_fraction, len(train.class_names) / len(train))

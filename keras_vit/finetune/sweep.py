@@ -1,0 +1,153 @@
+"""Choosing a learning rate on held-out training images, then one run on all of them."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from keras_vit.data import DataSource, load_data
+from keras_vit.finetune.evaluation import Evaluation
+from keras_vit.finetune.loop import TrainingDiverged
+from keras_vit.finetune.recipe import Recipe
+from keras_vit.finetune.report import RunResult
+from keras_vit.finetune.run import run, split_source
+from keras_vit.finetune.state import write_json
+from keras_vit.models import VisionTransformerConfig
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep found.
+
+    Attributes:
+        validation: The accuracy on the held-out images by learning rate; None where the training
+            diverged.
+        learning_rate: The one that was chosen.
+        final: The result of the run on all training images, tested once.
+    """
+
+    validation: dict[float, Evaluation | None]
+    learning_rate: float
+    final: RunResult
+
+    def __str__(self) -> str:
+        return f"{format_sweep(self.validation)}\n{self.final}"
+
+
+def format_sweep(validation: dict[float, Evaluation | None]) -> str:
+    """The held-out accuracy of each learning rate as a table, the best marked.
+
+    Example:
+
+    >>> judged = Evaluation(100, 0.9, 1.0, (0.83, 0.94), 10.0)
+    >>> print(format_sweep({0.01: judged, 0.3: None}))
+    learning rate  held-out images
+    0.01           90.00% of 100 images (95 % interval 83.00% to 94.00%)  ← chosen
+    0.3            diverged
+    """
+    best = choose(validation)
+    lines = ["learning rate  held-out images"]
+    for rate, evaluation in validation.items():
+        text = "diverged" if evaluation is None else f"{evaluation}"
+        lines.append(f"{rate:<13g}  {text}{'  ← chosen' if rate == best else ''}")
+    return "\n".join(lines)
+
+
+def choose(validation: dict[float, Evaluation | None]) -> float:
+    """The learning rate of the highest held-out accuracy; of equal ones the lowest.
+
+    Raises:
+        TrainingDiverged: If no run came to its end.
+    """
+    finished = {rate: judged.accuracy for rate, judged in validation.items() if judged}
+    if not finished:
+        raise TrainingDiverged(
+            f"The training diverged with every learning rate: {', '.join(map(str, validation))}. "
+            "Try lower ones"
+        )
+    return min(finished, key=lambda rate: (-finished[rate], rate))
+
+
+def sweep(
+    recipe: Recipe,
+    learning_rates: Sequence[float],
+    *,
+    source: DataSource | None = None,
+    architecture: VisionTransformerConfig | None = None,
+) -> SweepResult:
+    """Trains with each learning rate, chooses on held-out images, trains on all, and tests once.
+
+    The runs are folders in OUTPUT/NAME: `lr-0.01`, …, and `final`. Interrupted, the same call
+    goes on where it was: runs that are finished are not repeated. `sweep.json` holds the table.
+
+    Args:
+        recipe: All options; `learning_rate` is replaced.
+        learning_rates: The grid, such as `protocol_learning_rates` gives it.
+        source: The images, instead of what `recipe.data` names.
+        architecture: See `run`.
+
+    Returns:
+        A `SweepResult`.
+
+    Raises:
+        ValueError: If there are no rates, a rate comes twice, or nothing is held out.
+        TrainingDiverged: If the training diverges with every rate.
+    """
+    rates = [float(rate) for rate in learning_rates]
+    if not rates or len(set(rates)) < len(rates):
+        raise ValueError(
+            f"`learning_rates` must be different numbers, one or more. Received: {rates}"
+        )
+    source = source or load_data(recipe.data, data_dir=recipe.data_dir, seed=recipe.seed)
+    choosing = recipe
+    if source.validation is not None and recipe.own_validation == "train":
+        choosing = dataclasses.replace(recipe, own_validation="hold_out")
+    if split_source(source, choosing).validation is None:
+        raise ValueError(
+            "A sweep chooses on images held out from train: `validation_fraction` must be above 0. "
+            f"Received: validation_fraction={recipe.validation_fraction}"
+        )
+    folder = Path(recipe.output) / recipe.name
+    validation: dict[float, Evaluation | None] = {}
+    for rate in rates:
+        print(f"\n== learning rate {rate:g}", flush=True)
+        try:
+            result = run(
+                dataclasses.replace(
+                    choosing,
+                    name=f"lr-{rate:g}",
+                    output=str(folder),
+                    learning_rate=rate,
+                    export=False,
+                ),
+                source=source,
+                architecture=architecture,
+                test=False,
+            )
+            validation[rate] = result.validation
+        except TrainingDiverged as error:
+            print(error, flush=True)
+            validation[rate] = None
+        _write(folder, validation)
+    best = choose(validation)
+    print(f"\n{format_sweep(validation)}\n\n== on all training images", flush=True)
+    everything: dict[str, Any] = {"validation_fraction": 0.0}
+    if recipe.own_validation == "hold_out":
+        everything["own_validation"] = "train"
+    final = run(
+        dataclasses.replace(
+            recipe, name="final", output=str(folder), learning_rate=best, **everything
+        ),
+        source=source,
+        architecture=architecture,
+    )
+    return SweepResult(validation, best, final)
+
+
+def _write(folder, validation):
+    rows = [
+        {"learning_rate": rate, "validation": judged and dataclasses.asdict(judged)}
+        for rate, judged in validation.items()
+    ]
+    write_json(folder / "sweep.json", {"runs": rows})
