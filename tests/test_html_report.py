@@ -224,6 +224,22 @@ def test_files_of_any_size(tmp_path, browser, model):
     assert [row["image"] for row in rows] == [str(path) for path in paths]
 
 
+def test_the_surest_mistakes_come_first(tmp_path):
+    images = some_images(90, 3)
+    outputs = some_outputs(images, strength=0.0)
+    result = some_result(images, outputs)
+    path = write_report(tmp_path, model=None, result=result, image_set=images, outputs=outputs)
+    rows = read_predictions(tmp_path / "predictions.csv")
+    wrong = [row for row in rows if row["label"] != row["predicted"]]
+    wrong.sort(key=lambda row: -float(row["confidence"]))
+    section = text_of(path).split("Most confident mistakes")[1].split("Where it looks")[0]
+    shown = re.findall(r"(class \d) → (class \d) ([\d.]+%) image (\d+)", section)
+    assert shown == [
+        (row["label"], row["predicted"], f"{float(row['confidence']):.1%}", row["image"])
+        for row in wrong[:12]
+    ]
+
+
 def test_rollout_is_left_out_where_it_means_nothing(tmp_path):
     import keras
 
@@ -313,7 +329,7 @@ def test_the_command_line_says_the_same_recipe(monkeypatch, recipe):
 
 def test_calibration_is_that_of_guo_et_al():
     images = some_images(500, 6)
-    outputs = some_outputs(images, strength=1.5)
+    outputs = 1.5 * some_outputs(images, strength=1.5)
     logits = outputs.astype("float64")
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     expected, likelihood, brier = 0.0, 0.0, 0.0
@@ -330,7 +346,10 @@ def test_calibration_is_that_of_guo_et_al():
     np.testing.assert_allclose(found.expected_error, expected, rtol=1e-9)
     np.testing.assert_allclose(found.log_loss, likelihood, rtol=1e-9)
     np.testing.assert_allclose(found.brier_score, brier, rtol=1e-9)
-    assert found.counts.sum() == 500
+    confidence = probabilities.max(1)
+    expected_counts, _ = np.histogram(confidence, np.arange(16) / 15)
+    assert found.counts.tolist() == expected_counts.tolist()
+    assert found.counts[-1] > 0
 
 
 def test_confusion_and_classes():

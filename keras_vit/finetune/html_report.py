@@ -163,7 +163,7 @@ def _run_facts(result, split, predictions, command):
 def _is_own_data(configuration):
     """Whether the data set was handed to `run`, as far as its name tells."""
     given, name = configuration["recipe"]["data"], configuration["data"]["name"]
-    return not (name in given or Path(given).expanduser().resolve().stem == name)
+    return name not in given and not Path(given).expanduser().exists()
 
 
 def _headline(result, split, predictions):
