@@ -58,6 +58,8 @@ SHOWN_PAIRS = 12
 GROUPS = 50
 # Longest side of a picture in the report, in pixels; small images are enlarged to about that.
 PICTURE_SIZE = 224
+# Parts of an architecture that a run takes from the recipe and the data instead.
+_FROM_RECIPE = ("num_classes", "image_size", "dropout", "attention_dropout", "drop_path")
 
 
 def write_report(
@@ -254,7 +256,9 @@ def _fact_lists(result, predictions, split):
     }
     if configuration.get("architecture"):
         lists["Architecture"] = {
-            name: option_text(value) for name, value in configuration["architecture"].items()
+            name: option_text(value)
+            for name, value in configuration["architecture"].items()
+            if name not in _FROM_RECIPE
         }
     return lists
 
