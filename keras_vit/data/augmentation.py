@@ -411,13 +411,25 @@ def _with_matrices(kinds, values, image_size):
     """Operations in their order, and one matrix for all geometric ones."""
     matrices = np.broadcast_to(np.eye(3), (*kinds.shape[:-1], 3, 3))
     for slot in range(kinds.shape[-1]):
-        matrices = matrices @ _matrices(kinds[..., slot], values[..., slot], image_size)
+        matrices = matrices @ operation_matrices(kinds[..., slot], values[..., slot], image_size)
     rows = matrices[..., :2, :].reshape(*kinds.shape[:-1], 6)
     return _arrays(kinds, values) | {"matrices": rows.astype(np.float32)}
 
 
-def _matrices(kinds, values, image_size):
-    """From places (x, y, 1) in the changed image to places in the one before, as Pillow has it."""
+def operation_matrices(
+    kinds: np.ndarray, values: np.ndarray, image_size: tuple[int, int]
+) -> np.ndarray:
+    """What geometric operations do to places, as Pillow has it; others leave them.
+
+    Args:
+        kinds: Places in `OPERATIONS`, of any shape.
+        values: Their arguments: degrees, counter-clockwise, or shares of a side.
+        image_size: `(height, width)` of the images, in pixels.
+
+    Returns:
+        float64 matrices `(*shape, 3, 3)` from a place (x, y, 1) in the changed image to its place
+        in the image before.
+    """
     height, width = image_size
     matrices = np.zeros((*kinds.shape, 3, 3)) + np.eye(3)
 

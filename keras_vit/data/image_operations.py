@@ -6,13 +6,14 @@ Each follows the arithmetic of Pillow, whose results are whole numbers, rounded 
 
 import math
 
+import keras
 import numpy as np
 from keras import ops
 
 from keras_vit.data.augmentation import OPERATIONS
 
 # Images at a time. More make better use of a large device, fewer leave less undone on a small one.
-CHUNK_SIZE = 8
+CHUNK_SIZE = 4
 
 # Weights of red, green and blue in Pillow's conversion to grey, in units of 2 ** -16.
 GREY_WEIGHTS = (19595.0, 38470.0, 7471.0)
@@ -122,14 +123,14 @@ def transform(images, matrices):
     """Resamples images at places that a matrix gives, bilinearly; outside there is grey.
 
     Args:
-        images: float32 images.
+        images: float32 images of whole values.
         matrices: `(batch, 6)`: two rows of a matrix from the centre (x, y, 1) of each pixel to its
             place in the image.
 
     Returns:
         float32 images, not rounded.
     """
-    _, height, width, channels = images.shape
+    _, height, width, _ = images.shape
     a, b, c, d, e, f = (matrices[:, place, None, None] for place in range(6))
     x = ops.arange(width, dtype="float32")[None, None, :] + 0.5
     y = ops.arange(height, dtype="float32")[None, :, None] + 0.5
@@ -137,23 +138,46 @@ def transform(images, matrices):
     inside = (x >= 0.0) & (x < width) & (y >= 0.0) & (y < height)
     x, y = x - 0.5, y - 0.5
     left, top = ops.floor(x), ops.floor(y)
-    along_x, along_y = (x - left)[..., None], (y - top)[..., None]
+    along_x, along_y = x - left, y - top
     # A pixel is repeated at its border.
     lefts, rights = (
         ops.cast(ops.clip(column, 0.0, width - 1.0), "int32") for column in (left, left + 1.0)
     )
-    tops, bottoms = (
-        ops.cast(ops.clip(row, 0.0, height - 1.0), "int32") * width for row in (top, top + 1.0)
-    )
     image = ops.arange(ops.shape(images)[0], dtype="int32")[:, None, None] * (height * width)
-    pixels = ops.reshape(images, (-1, channels))
+    tops, bottoms = (
+        ops.cast(ops.clip(row, 0.0, height - 1.0), "int32") * width + image
+        for row in (top, top + 1.0)
+    )
+    # One number a pixel, exact in 24 bits, as fetching a pixel costs more than taking it apart.
+    red, green, blue = (images[..., channel] for channel in range(3))
+    pixels = ops.reshape(red + 256.0 * green + 65536.0 * blue, (-1,))
+    corners = [
+        _channels(_gather(pixels, row + column))
+        for row in (tops, bottoms)
+        for column in (lefts, rights)
+    ]
+    moved = []
+    for upper_left, upper_right, lower_left, lower_right in zip(*corners, strict=True):
+        upper = upper_left + along_x * (upper_right - upper_left)
+        lower = lower_left + along_x * (lower_right - lower_left)
+        moved.append(ops.where(inside, upper + along_y * (lower - upper), FILL))
+    return ops.stack(moved, axis=-1)
 
-    def along_row(row):
-        one, other = (ops.take(pixels, image + row + column, axis=0) for column in (lefts, rights))
-        return one + along_x * (other - one)
 
-    upper, lower = along_row(tops), along_row(bottoms)
-    return ops.where(inside[..., None], upper + along_y * (lower - upper), FILL)
+def _channels(pixels):
+    blue = ops.floor(pixels * (1.0 / 65536.0))
+    pixels = pixels - 65536.0 * blue
+    green = ops.floor(pixels * (1.0 / 256.0))
+    return pixels - 256.0 * green, green, blue
+
+
+def _gather(array, places):
+    """Rows of an array; none of the places is negative, which `ops.take` would look for."""
+    if keras.backend.backend() != "tensorflow":
+        return ops.take(array, places, axis=0)
+    import tensorflow as tf
+
+    return tf.gather(array, places)
 
 
 # colour ------------------------------------------------------------------------------------------
@@ -162,11 +186,17 @@ def transform(images, matrices):
 def histograms(images):
     """How often each value occurs in each channel, as float32 `(batch, channels, 256)`."""
     places = ops.reshape(_places_in_tables(images), (-1,))
-    counts = ops.segment_sum(
-        ops.ones_like(places, dtype="float32"),
-        places,
-        num_segments=CHUNK_SIZE * images.shape[3] * 256,
-    )
+    size = CHUNK_SIZE * images.shape[3] * 256
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        # Four times as fast on a CPU as a sum over segments.
+        counts = tf.raw_ops.DenseBincount(
+            input=places, size=size, weights=tf.zeros((0,)), binary_output=False
+        )
+    else:
+        ones = ops.ones_like(places, dtype="float32")
+        counts = ops.segment_sum(ones, places, num_segments=size)
     return ops.reshape(counts, (-1, images.shape[3], 256))
 
 
@@ -192,7 +222,7 @@ def change_values(images, kinds, values):
     """
     tables = value_tables(histograms(images), kinds, values)
     tables = ops.reshape(ops.cast(tables, "uint8"), (-1,))
-    changed = ops.take(tables, _places_in_tables(images), axis=0)
+    changed = _gather(tables, _places_in_tables(images))
     return ops.reshape(changed, (-1, *images.shape[1:]))
 
 
@@ -389,9 +419,10 @@ def mix(images, partners, ratios=None, boxes=None):
 
 
 def _inside(images, boxes):
-    """Which pixels lie in the box of their image, as bool `(batch, height, width, 1)`."""
-    _, height, width, _ = images.shape
-    top, left, bottom, right = (boxes[:, place, None, None, None] for place in range(4))
-    y = ops.arange(height, dtype="int32")[:, None, None]
-    x = ops.arange(width, dtype="int32")[:, None]
-    return (y >= top) & (y < bottom) & (x >= left) & (x < right)
+    """Which values lie in the box of their image, as bool `(batch, height, width, channels)`."""
+    _, height, width, channels = images.shape
+    top, left, bottom, right = (boxes[:, place, None, None] for place in range(4))
+    y = ops.arange(height, dtype="int32")[:, None]
+    x = ops.repeat(ops.arange(width, dtype="int32"), channels)
+    inside = ((y >= top) & (y < bottom)) & ((x >= left) & (x < right))
+    return ops.reshape(inside, (-1, height, width, channels))
