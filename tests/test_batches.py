@@ -40,12 +40,19 @@ def files(tmp_path):
     return ImageSet(tuple(paths), np.array([0, 1, 0, 1, 0], "int32"), ("cat", "dog"))
 
 
+def training(image_set, *, batch_size, seed, **policy):
+    """Batches by a policy, as pairs of images and labels."""
+    return TrainingBatches(
+        image_set, batch_size=batch_size, seed=seed, augmentation=Augmentation(**policy)
+    )
+
+
 # training ----------------------------------------------------------------------------------------
 
 
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 2**32), st.integers(1, 3))
 def test_the_stream_is_whole_epochs_one_after_the_other(count, batch_size, seed, epochs):
-    batches = TrainingBatches(numbered(count), batch_size=batch_size, seed=seed, image_size=2)
+    batches = training(numbered(count), batch_size=batch_size, seed=seed, image_size=2)
     steps = -(-count * epochs // batch_size)
     labels = np.concatenate([batches[step][1] for step in range(steps)])
     assert len(labels) == steps * batch_size
@@ -56,29 +63,33 @@ def test_the_stream_is_whole_epochs_one_after_the_other(count, batch_size, seed,
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 10**6))
 def test_a_batch_is_a_pure_function_of_seed_and_step(count, batch_size, step):
     options = {"batch_size": batch_size, "seed": 5, "image_size": 2}
-    here, there = (TrainingBatches(numbered(count), **options) for _ in range(2))
+    here, there = (training(numbered(count), **options) for _ in range(2))
     there[0], there[step + 1]
-    for ours, theirs in zip(here[step], there[step], strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    (ours, labels), (theirs, their_labels) = here[step], there[step]
+    np.testing.assert_array_equal(ours["images"], theirs["images"])
+    np.testing.assert_array_equal(ours["boxes"], theirs["boxes"])
+    np.testing.assert_array_equal(labels, their_labels)
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
     def order(seed, epoch):
-        batches = TrainingBatches(numbered(50), batch_size=50, seed=seed, image_size=2)
+        batches = training(numbered(50), batch_size=50, seed=seed, image_size=2)
         return tuple(batches[epoch][1])
 
     assert len({order(0, 0), order(0, 1), order(1, 0), order(1, 1)}) == 4
 
 
 def test_images_in_memory_are_handed_out_as_they_are():
-    images, labels = TrainingBatches(numbered(9, size=5), batch_size=4, seed=0, image_size=64)[1]
+    inputs, labels = training(numbered(9, size=5), batch_size=4, seed=0, image_size=64)[1]
+    images = inputs["images"]
     assert images.shape == (4, 5, 5, 3) and images.dtype == np.uint8 and labels.dtype == np.int32
     np.testing.assert_array_equal(images[:, 0, 0, 0], labels)
 
 
 def test_images_on_disk_are_cropped_and_mirrored(files):
-    batches = TrainingBatches(files, batch_size=200, seed=0, image_size=(16, 12), resize_size=24)
-    images, labels = batches[0]
+    batches = training(files, batch_size=200, seed=0, image_size=(16, 12), resize_size=24)
+    inputs, labels = batches[0]
+    images = inputs["images"]
     assert images.shape == (200, 16, 12, 3) and images.dtype == np.uint8
     index = np.rint(images[..., 2].mean(axis=(1, 2)) / 40).astype(int)
     np.testing.assert_array_equal(files.labels[index], labels)
@@ -89,35 +100,33 @@ def test_images_on_disk_are_cropped_and_mirrored(files):
     # The height of the resized image is 24, so that there are 9 places for 16 rows.
     first = index == 0
     assert len(np.unique(images[first][:, 0, 0, 0])) == 9
-    without = TrainingBatches(
-        files, batch_size=50, seed=0, image_size=(16, 12), horizontal_flip=False
-    )
-    images = without[0][0]
+    without = training(files, batch_size=50, seed=0, image_size=(16, 12), horizontal_flip=False)
+    images = without[0][0]["images"]
     assert (images[:, 0, -1, 1] > images[:, 0, 0, 1]).all()
 
 
 def test_the_whole_of_a_resized_image_can_be_the_crop(files):
     """With no margin to choose from, an image of the right size is handed out as it is."""
-    batches = TrainingBatches(
+    batches = training(
         files.take([0]), batch_size=1, seed=0, image_size=(30, 50), resize_size=(30, 50)
     )
-    image = batches[0][0][0]
+    image = batches[0][0]["images"][0]
     expected = decode_image(files.images[0])
     assert any(np.array_equal(image, side) for side in (expected, expected[:, ::-1]))
 
 
 def test_augmentation_is_a_pure_function_of_seed_step_and_index(files):
     options = {"batch_size": 6, "image_size": 16, "resize_size": 28}
-    one, same = (TrainingBatches(files, seed=1, **options)[3][0] for _ in range(2))
+    one, same = (training(files, seed=1, **options)[3][0]["images"] for _ in range(2))
     np.testing.assert_array_equal(one, same)
-    assert (one != TrainingBatches(files, seed=2, **options)[3][0]).any()
+    assert (one != training(files, seed=2, **options)[3][0]["images"]).any()
 
 
 def test_the_crop_is_taken_from_eight_sevenths_unless_said_otherwise(files):
     options = {"batch_size": 5, "seed": 0, "image_size": 14}
     np.testing.assert_array_equal(
-        TrainingBatches(files, **options)[0][0],
-        TrainingBatches(files, resize_size=16, **options)[0][0],
+        training(files, **options)[0][0]["images"],
+        training(files, resize_size=16, **options)[0][0]["images"],
     )
 
 
@@ -131,7 +140,7 @@ def test_the_crop_is_taken_from_eight_sevenths_unless_said_otherwise(files):
 )
 def test_arguments_outside_their_range(options, message):
     with pytest.raises(ValueError, match=message):
-        TrainingBatches(numbered(3), **{"batch_size": 2, "seed": 0, "image_size": 16, **options})
+        training(numbered(3), **{"batch_size": 2, "seed": 0, "image_size": 16, **options})
 
 
 def test_images_on_disk_follow_the_policy(files):
@@ -144,12 +153,12 @@ def test_images_on_disk_follow_the_policy(files):
 
 def test_no_images_make_no_batches():
     with pytest.raises(ValueError, match="no images"):
-        TrainingBatches(numbered(3).take([]), batch_size=2, seed=0, image_size=16)
+        training(numbered(3).take([]), batch_size=2, seed=0, image_size=16)
 
 
 def test_steps_do_not_count_backwards():
     with pytest.raises(IndexError, match="-1"):
-        TrainingBatches(numbered(3), batch_size=2, seed=0, image_size=16)[-1]
+        training(numbered(3), batch_size=2, seed=0, image_size=16)[-1]
 
 
 # evaluation --------------------------------------------------------------------------------------

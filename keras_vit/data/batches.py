@@ -48,13 +48,8 @@ class TrainingBatches:
         image_set: The images.
         batch_size: Images a batch.
         seed: Seed of order and augmentation.
-        augmentation: The policy; None: `image_size` and what follows it, and batches of images
-            alone, as `ResizeAndCrop` takes them.
+        augmentation: The policy.
         micro_batch_size: Images that are mixed with each other, with one ratio; None: a batch.
-        image_size: See `Augmentation`, like those that follow.
-        resize_size: See `Augmentation`.
-        interpolation: See `Augmentation`.
-        horizontal_flip: See `Augmentation`.
 
     Raises:
         ValueError: If there are no images, or `batch_size` is no multiple of `micro_batch_size`.
@@ -78,12 +73,8 @@ class TrainingBatches:
         *,
         batch_size: int,
         seed: int,
-        augmentation: Augmentation | None = None,
+        augmentation: Augmentation,
         micro_batch_size: int | None = None,
-        image_size: int | tuple[int, int] = 224,
-        resize_size: int | tuple[int, int] | None = None,
-        interpolation: str = "bilinear",
-        horizontal_flip: bool = True,
     ):
         _check_batches(image_set, batch_size)
         self.micro_batch_size = micro_batch_size or batch_size
@@ -95,13 +86,7 @@ class TrainingBatches:
         self.image_set = image_set
         self.batch_size = batch_size
         self.seed = seed
-        self._images_alone = augmentation is None
-        self.augmentation = augmentation or Augmentation(
-            image_size=image_size,
-            resize_size=resize_size,
-            interpolation=interpolation,
-            horizontal_flip=horizontal_flip,
-        )
+        self.augmentation = augmentation
 
     @property
     def input_spec(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -127,13 +112,6 @@ class TrainingBatches:
         indices = self.indices(step)
         mixing, own = self._mixing(step)
         targets = self.image_set.labels[indices]
-        if self._images_alone:
-            images = self.image_set.images
-            return (
-                images[indices]
-                if self.image_set.in_memory
-                else self._cropped(indices, step)["images"]
-            ), targets
         inputs = self._cropped(indices, step) | self._drawn(step) | mixing
         if mixing:
             targets = self._mixed(targets, mixing["partners"], own)
