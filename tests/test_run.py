@@ -129,6 +129,16 @@ def test_a_finished_run_is_not_repeated(finished, digits, capsys):
     assert "nothing more to train" in capsys.readouterr().out
 
 
+def test_a_missing_report_is_made_up_for(finished, digits):
+    folder, _ = finished
+    before = (folder / "predictions.csv").read_text()
+    for name in ("report.html", "predictions.csv"):
+        (folder / name).unlink()
+    run(recipe_in(folder.parent, report=True), source=digits, architecture=ARCHITECTURE)
+    assert (folder / "report.html").exists()
+    assert (folder / "predictions.csv").read_text() == before
+
+
 def test_a_folder_with_another_run_is_refused(finished, digits):
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}

@@ -129,14 +129,10 @@ def recipe_learning_rates(words: Sequence[str], recipe: Recipe) -> tuple[float, 
 def _peek(words):
     """The options that decide which values the others have when they are not given."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("protocol", "budget", "data", "model", "weights"):
+    for name in ("protocol", "budget", "data", "model", "adapt", "weights"):
         parser.add_argument(f"--{name}")
-    parser.add_argument("--image-size", "--image_size", type=int)
-    # Positional words and other options are tyro's.
-    try:
-        return parser.parse_known_args(words)[0]
-    except SystemExit:
-        raise ValueError("`--image-size` must be an integer") from None
+    parser.add_argument("--image-size", "--image_size")
+    return parser.parse_known_args(words)[0]
 
 
 def _base_recipe(seen, recipe):
@@ -153,7 +149,7 @@ def _base_recipe(seen, recipe):
     budget = seen.budget or ("quick" if find_accelerator().kind == "cpu" else "standard")
     data = seen.data or (recipe.data if recipe else Recipe.data)
     base = protocol_recipe(
-        protocol, data, budget=budget, model=seen.model, image_size=seen.image_size
+        protocol, data, budget=budget, model=seen.model, adapt=seen.adapt or "full"
     )
     if recipe:
         base = dataclasses.replace(base, name=recipe.name)
@@ -205,6 +201,8 @@ def _settled(values, given, base):
             else base.warmup_steps / base.steps
         )
         values["warmup_epochs"] = share * values["epochs"]
+    if "image_size" in given and "resize_size" not in given and base.resize_size:
+        values["resize_size"] = round(base.resize_size * values["image_size"] / base.image_size)
     for name in unread_options(values):
         if name not in given:
             print(f"{name}: {values[name]!r} of the protocol does not apply", flush=True)

@@ -48,8 +48,8 @@ def cached_features(
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with beside.open("wb") as file:
-        arrays: dict[str, Any] = {f"features_{i}": array for i, array in enumerate(outputs)}
-        np.savez(file, **arrays)
+        named: dict[str, Any] = {f"features_{i}": array for i, array in enumerate(outputs)}
+        np.savez(file, **named)
     beside.replace(path)
     return outputs
 

@@ -84,7 +84,8 @@ class _WeightWise:
             for average, variable in zip(
                 self._model_variables_moving_average, variables, strict=True
             ):
-                average.assign(variable)
+                # A copy: JAX gives buffers away, and would give a shared one twice.
+                average.assign(ops.copy(ops.convert_to_tensor(variable)))
 
     def update_step(self, gradient, variable, learning_rate):
         plan = self._plan_of[self._var_key(variable)]

@@ -59,12 +59,20 @@ class Change:
     budget: tuple[str, ...] = ("*",)
     """The budgets it is for."""
 
+    adapt: tuple[str, ...] = ("*",)
+    """The ways to adapt that it is for."""
+
     learning_rates: tuple[float, ...] | None = None
     """The grid that the paper tries; None: the protocol's."""
 
-    def applies(self, data: str, *, model: str | None, budget: str) -> bool:
-        """Whether the change is for this data set, model (None: an unnamed one) and budget."""
-        pairs = ((self.data, data), (self.model, model or ""), (self.budget, budget))
+    def applies(self, data: str, *, model: str | None, budget: str, adapt: str = "full") -> bool:
+        """Whether it is for this data set, model (None: an unnamed one), budget and adaptation."""
+        pairs = (
+            (self.data, data),
+            (self.model, model or ""),
+            (self.budget, budget),
+            (self.adapt, adapt),
+        )
         return all(
             any(fnmatchcase(name, pattern) for pattern in patterns) for patterns, name in pairs
         )
@@ -131,12 +139,17 @@ def schedules(data, **budgets):
 
 
 def vtab_geometry(image_size):
-    """VTAB's tasks whose labels a flip or a crop would change (arXiv 1912.11370, supplement F)."""
+    """VTAB's splits, and its tasks whose labels a flip or a crop would change."""
     source = "arXiv 1912.11370 (BiT), supplement F"
     no_flip = ("dsprites_location", "dsprites_orientation", "smallnorb_azimuth")
     no_crop = ("clevr_*", "dmlab", "kitti_distance", "dsprites_location")
     whole_image = {"crop": "squash", "resize_size": image_size, "crop_min_area": 0.05}
     return (
+        Change(
+            {"own_validation": "train"},
+            "arXiv 1910.04867: choices are made on 200 of the 1,000, the final run sees them all",
+            data=VTAB,
+        ),
         Change({"horizontal_flip": False}, source, data=tuple(f"vtab/{task}" for task in no_flip)),
         Change(whole_image, source, data=tuple(f"vtab/{task}" for task in no_crop)),
     )

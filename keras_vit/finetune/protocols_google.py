@@ -58,7 +58,11 @@ VIT = Protocol(
         Change(steps(100, 10), AUGREG_NOTEBOOK, budget=("quick",)),
         # Held out to choose the learning rate; the paper's final runs train on all of train.
         Change({"validation_fraction": 0.02}, "appendix B.1.1", data=CIFAR),
-        Change({"validation_fraction": 0.1}, "appendix B.1.1", data=PETS_AND_FLOWERS),
+        Change(
+            {"validation_fraction": 0.1, "own_validation": "ignore"},
+            "appendix B.1.1",
+            data=PETS_AND_FLOWERS,
+        ),
         Change(
             {"validation_fraction": 0.01},
             "appendix B.1.1; the rate 0.06 is for hybrids",
@@ -172,7 +176,11 @@ AUGREG = Protocol(
     changes=(
         Change(steps(100, 10), AUGREG_NOTEBOOK, budget=("quick",)),
         Change({"validation_fraction": 0.02}, "section 3.1", data=CIFAR),
-        Change({"validation_fraction": 0.1}, "section 3.1", data=PETS_AND_FLOWERS),
+        Change(
+            {"validation_fraction": 0.1, "own_validation": "ignore"},
+            "section 3.1",
+            data=PETS_AND_FLOWERS,
+        ),
         Change(
             {"validation_fraction": 0.01, "learning_rate": 0.03},
             "section 3.1, table 4",
@@ -260,7 +268,11 @@ BIG_VISION = Protocol(
         Change(steps(100, 10), AUGREG_NOTEBOOK, budget=("quick",)),
         Change({"validation_fraction": 0.02}, "transfer.py, _set_dataset", data=CIFAR),
         Change({"validation_fraction": 0.01}, "transfer.py, _set_dataset", data=IMAGENET),
-        Change({"validation_fraction": 0.1}, "transfer.py, _set_dataset", data=PETS_AND_FLOWERS),
+        Change(
+            {"validation_fraction": 0.1, "own_validation": "ignore"},
+            "transfer.py, _set_dataset",
+            data=PETS_AND_FLOWERS,
+        ),
         # The head of transfer.py: the best for ViT-B/32 on held-out images.
         Change({"learning_rate": 0.003}, "head of transfer.py, ViT-B/32", data=("cifar10",)),
         Change({"learning_rate": 0.01}, "head of transfer.py, ViT-B/32", data=("cifar100",)),

@@ -33,6 +33,7 @@ from keras_vit.finetune.evaluation import (
     Evaluation,
     judge_outputs,
     predict_on_device,
+    predict_outputs,
     with_device_resizing,
 )
 from keras_vit.finetune.features import FeatureBatches, cached_features
@@ -137,6 +138,8 @@ def run(
     result = read_result(folder / "result.json")
     if result and (result.test or not test):
         print(f"{folder} is finished; nothing more to train.")
+        if recipe.report and not (folder / "report.html").exists():
+            _write_missing_report(folder, recipe, result, splits)
     else:
         model = build_model(recipe, model_config(recipe, architecture, len(source.class_names)))
         _check_files(folder, splits)
@@ -146,9 +149,7 @@ def run(
         write_json(folder / "recipe.json", configuration)
         names = "\n".join(source.class_names) + "\n"
         replace_file(folder / "class_names.txt", names.encode())
-        # A folder with a result counts as finished.
         result = _train_and_test(training, recipe, splits, folder, configuration, test)
-        write_result(folder / "result.json", result)
     print(f"{result}\n  files in    {folder}", flush=True)
     if recipe.export:
         _export(recipe, folder, source.class_names)
@@ -489,29 +490,46 @@ def _train_and_test(training, recipe, splits, folder, configuration, test):
         seconds=seconds,
         images_per_second=meter.images_per_second,
     )
+    # A folder with a result counts as finished.
+    write_result(folder / "result.json", result)
     if recipe.report:
         split = "test" if test else "validation"
         image_set, outputs, _ = judged.get(split, (None, None, None))
-        _write_report(folder, training, result, splits.train, split, image_set, outputs)
+        table = format_plans(training.plans)
+        _write_report(
+            folder, training.model, result, splits.train, split, image_set, outputs, table
+        )
     return result
 
 
-def _write_report(folder, training, result, train_set, split, image_set, outputs):
+def _write_report(folder, model, result, train_set, split, image_set, outputs, table=None):
     try:
         path = write_report(
             folder,
-            model=training.model,
+            model=model,
             result=result,
             image_set=image_set,
             outputs=outputs,
             split=split,
             train_set=train_set,
-            weights_table=format_plans(training.plans),
+            weights_table=table,
         )
     except ImportError as error:
         print(f"No report is written: {error}")
     else:
         print(f"  report      {path}", flush=True)
+
+
+def _write_missing_report(folder, recipe, result, splits):
+    """The report of a run that was killed after its result, or that was told to write none."""
+    split = "test" if result.test else "validation"
+    image_set = getattr(splits, split)
+    model = keras.saving.load_model(folder / "model.keras", compile=False)
+    outputs = None
+    if image_set is not None:
+        batch_size = min(recipe.evaluation_batch_size, len(image_set))
+        (outputs,) = predict_outputs(model, image_set, batch_size=batch_size)
+    _write_report(folder, model, result, splits.train, split, image_set, outputs)
 
 
 def _train(training, recipe, splits, folder, identity, done, meter):

@@ -1,0 +1,294 @@
+"""What a command line makes of a protocol, a budget and options; the sweep; the batch that fits."""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import keras_vit
+from keras_vit.cli import main
+from keras_vit.data import DataSource, ImageSet, load_data
+from keras_vit.finetune import (
+    Recipe,
+    TrainingDiverged,
+    parse_recipe,
+    protocol_learning_rates,
+    protocol_recipe,
+    recipe_learning_rates,
+    run,
+    sweep,
+)
+from keras_vit.finetune import run as run_module
+from keras_vit.finetune.batch_size import largest_fitting
+from keras_vit.finetune.run import Splits, build_model, model_config, set_up_training
+from keras_vit.models import VisionTransformerConfig
+
+ARCHITECTURE = VisionTransformerConfig(
+    patch_size=4, hidden_size=16, depth=1, mlp_dim=32, num_heads=2, image_size=8
+)
+RECIPE = Recipe(
+    name="choice",
+    image_size=8,
+    resize_size=8,
+    horizontal_flip=False,
+    optimizer="adamw",
+    steps=30,
+    batch_size=64,
+    warmup_steps=3,
+    validation_fraction=0.1,
+    evaluate_every=0,
+    checkpoint_every=0,
+    precision="float32",
+    report=False,
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits")
+
+
+def parsed(*words):
+    return parse_recipe(words)
+
+
+# the command line --------------------------------------------------------------------------------
+
+
+def test_without_options_it_is_the_default_protocol_in_a_size_for_this_machine():
+    assert parsed() == protocol_recipe("transfer", Recipe.data, budget="quick")
+
+
+def test_a_protocol_and_a_budget_are_taken_as_published():
+    recipe = parsed("--protocol", "vit", "--data", "cifar10", "--budget", "standard")
+    assert (recipe.steps, recipe.warmup_steps, recipe.batch_size) == (1000, 100, 512)
+    assert (recipe.image_size, recipe.resize_size, recipe.crop) == (384, 448, "squash")
+    mae = parsed("--protocol=mae", "--data=imagenet2012", "--budget=full", "--model=vit_l16")
+    assert (mae.layer_decay, mae.drop_path, mae.epochs) == (0.75, 0.2, 50)
+
+
+def test_none_is_the_plain_recipe():
+    assert parsed("--protocol", "none") == Recipe()
+
+
+def test_steps_take_the_place_of_epochs_and_the_warm_up_keeps_its_share():
+    base = protocol_recipe("mae", "imagenet2012", budget="quick")
+    recipe = parsed("--protocol", "mae", "--data", "imagenet2012", "--steps", "1000")
+    assert (recipe.steps, recipe.epochs) == (1000, None)
+    assert recipe.warmup_steps == round(1000 * base.warmup_epochs / base.epochs)
+    vit = parsed("--protocol", "vit", "--data", "cifar10", "--budget", "full", "--steps", "100")
+    assert (vit.steps, vit.warmup_steps) == (100, 5)
+    both = parsed("--protocol", "mae", "--data", "x", "--epochs", "7", "--warmup-epochs", "1")
+    assert (both.epochs, both.warmup_epochs) == (7, 1)
+
+
+def test_the_size_before_the_crop_follows_the_image_size():
+    recipe = parsed("--protocol", "vit", "--data", "cifar10", "--image-size", "192")
+    assert (recipe.image_size, recipe.resize_size) == (192, 224)
+
+
+def test_what_does_not_apply_of_a_protocol_is_put_away_and_said(capsys):
+    recipe = parsed("--protocol", "mae", "--data", "cifar10", "--adapt", "head")
+    assert (recipe.mixup, recipe.drop_path, recipe.layer_decay) == (0.0, 0.0, 1.0)
+    assert "mixup: 0.8 of the protocol does not apply" in capsys.readouterr().out
+
+
+def test_what_is_given_and_not_read_is_an_error():
+    with pytest.raises(ValueError, match="mixup=0.3: read only where adapt is"):
+        parsed("--adapt", "head", "--mixup", "0.3")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--protocol", "mea"), "`protocol` must be one of.*mae"),
+        (("--budget", "quik"), "`budget` must be one of quick, standard, full"),
+        (("--protocol", "vit", "--data", "vtab/dmlb"), "VTAB has no task.*dmlab"),
+    ],
+)
+def test_unknown_names_are_named(words, message):
+    with pytest.raises(ValueError, match=message):
+        parsed(*words)
+
+
+def test_the_image_size_fits_the_patches_of_the_checkpoint(tmp_path):
+    model = keras_vit.models.vision_transformer(
+        dataclasses.replace(ARCHITECTURE, patch_size=14, image_size=28)
+    )
+    model.save(tmp_path / "patch14.keras")
+    recipe = parsed("--weights", str(tmp_path / "patch14.keras"))
+    assert recipe.image_size == 154
+
+
+def test_a_recipe_of_a_file_takes_another_budget():
+    shipped = dataclasses.replace(protocol_recipe("vit", "cifar10", budget="standard"), name="mine")
+    assert parse_recipe([], shipped) == shipped
+    quick = parse_recipe(["--budget", "quick"], shipped)
+    assert (quick.steps, quick.name) == (500, "mine")
+    with pytest.raises(ValueError, match="needs `--protocol`"):
+        parse_recipe(["--budget", "quick"], dataclasses.replace(shipped, seed=4))
+
+
+def test_the_grid_is_the_protocols_or_around_its_one_value():
+    grid = recipe_learning_rates(["--protocol", "vit"], protocol_recipe("vit", "cifar10"))
+    assert grid == protocol_learning_rates("vit", "cifar10")
+    assert recipe_learning_rates(["--protocol", "none"], Recipe()) == (0.015, 0.03, 0.06)
+
+
+# the sweep ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The names of the runs that train, and whether each saw the test images."""
+    seen = []
+    real = run_module.__globals__["_train_and_test"]
+
+    def spy(training, recipe, splits, folder, configuration, test):
+        seen.append((folder.name, test, len(splits.train)))
+        return real(training, recipe, splits, folder, configuration, test)
+
+    monkeypatch.setitem(run_module.__globals__, "_train_and_test", spy)
+    return seen
+
+
+def test_a_sweep_chooses_on_held_out_images_and_tests_once(tmp_path, digits, runs):
+    recipe = dataclasses.replace(RECIPE, output=str(tmp_path))
+    rates = [1e-5, 1e-2]
+    result = sweep(recipe, rates, source=digits, architecture=ARCHITECTURE)
+    assert result.learning_rate == 1e-2
+    assert list(result.validation) == rates
+    held_out = len(digits.train) - 1294
+    assert runs == [("lr-1e-05", False, 1294), ("lr-0.01", False, 1294), ("final", True, 1438)]
+    assert {judged.count for judged in result.validation.values()} == {held_out}
+    assert result.final.test.count == len(digits.test) and result.final.validation is None
+    for name in ("lr-1e-05", "lr-0.01"):
+        assert json.loads((tmp_path / "choice" / name / "result.json").read_text())["test"] is None
+    table = json.loads((tmp_path / "choice" / "sweep.json").read_text())["runs"]
+    assert [row["learning_rate"] for row in table] == rates
+    assert "← chosen" in str(result).splitlines()[2]
+    # Once more: everything is finished.
+    runs.clear()
+    again = sweep(recipe, rates, source=digits, architecture=ARCHITECTURE)
+    assert (runs, again) == ([], result)
+
+
+def test_a_sweep_goes_on_past_a_rate_that_diverges(tmp_path, digits):
+    recipe = dataclasses.replace(
+        RECIPE, output=str(tmp_path), optimizer="sgd", clip_norm=0.0, checkpoint_every=1
+    )
+    result = sweep(recipe, [0.1, 1e30], source=digits, architecture=ARCHITECTURE)
+    assert (result.learning_rate, result.validation[1e30]) == (0.1, None)
+    lost = dataclasses.replace(recipe, name="lost")
+    with pytest.raises(TrainingDiverged, match=r"every learning rate: 1e\+30"):
+        sweep(lost, [1e30], source=digits, architecture=ARCHITECTURE)
+
+
+def test_a_sweep_needs_rates_and_held_out_images(digits):
+    with pytest.raises(ValueError, match="different numbers"):
+        sweep(RECIPE, [0.1, 0.1], source=digits)
+    nothing_held_out = dataclasses.replace(RECIPE, validation_fraction=0.0)
+    with pytest.raises(ValueError, match="`validation_fraction` must be above 0"):
+        sweep(nothing_held_out, [0.1], source=digits)
+
+
+def test_a_sweep_over_a_set_with_validation_images_trains_on_them_in_the_end(
+    tmp_path, digits, runs
+):
+    train, validation = digits.train.take(range(1000)), digits.train.take(range(1000, 1438))
+    source = DataSource("divided", "", "0", train, validation, digits.test)
+    recipe = dataclasses.replace(RECIPE, output=str(tmp_path), steps=3, warmup_steps=1)
+    sweep(recipe, [0.01], source=source, architecture=ARCHITECTURE)
+    assert [images for _, _, images in runs] == [1000, 1438]
+    runs.clear()
+    ignored = dataclasses.replace(recipe, name="ignored", own_validation="ignore")
+    sweep(ignored, [0.01], source=source, architecture=ARCHITECTURE)
+    assert [images for _, _, images in runs] == [900, 1000]
+
+
+def test_sweep_and_compare_on_the_command_line(tmp_path, capsys):
+    words = (
+        "sweep --protocol none --name tiny --image-size 16 --steps 2 --warmup-steps 1 "
+        "--batch-size 8 --train-images 40 --test-images 20 --validation-fraction 0.25 --no-report "
+        "--learning-rates 0.01 0.1 --output"
+    )
+    assert main([*words.split(), str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "← chosen" in printed and "20 images" in printed
+    folders = [str(tmp_path / "tiny" / name) for name in ("lr-0.01", "lr-0.1")]
+    assert main(["compare", *folders]) == 0
+    assert "learning rate" in capsys.readouterr().out
+
+
+# the batch that fits -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(512, 512), (511, 256), (100, 64), (1, 1)])
+def test_the_largest_batch_that_fits_is_found(limit, expected):
+    def attempt(images):
+        if images > limit:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
+
+    assert largest_fitting(512, attempt) == expected
+
+
+def test_divisors_only_and_other_errors_pass():
+    tried = []
+
+    def attempt(images):
+        tried.append(images)
+        if images > 5:
+            raise MemoryError
+
+    assert largest_fitting(90, attempt) == 3
+    assert tried == [90, 45, 18, 9, 3]
+    with pytest.raises(ValueError, match="broken"):
+        largest_fitting(4, lambda images: (_ for _ in ()).throw(ValueError("broken")))
+
+    def never(images):
+        raise MemoryError
+
+    with pytest.raises(MemoryError, match="Not even one image"):
+        largest_fitting(4, never)
+
+
+def test_an_open_micro_batch_is_found_by_trying_and_leaves_no_trace(digits, monkeypatch):
+    recipe = dataclasses.replace(RECIPE, batch_size=16, train_images=200)
+    splits = Splits(digits.train, None, digits.test)
+    model = build_model(recipe, model_config(recipe, ARCHITECTURE, 10))
+    before = [np.array(weight) for weight in model.get_weights()]
+    real = keras.Model.train_on_batch
+
+    def small_device(self, inputs, targets, **options):
+        if len(targets) > 4:
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return real(self, inputs, targets, **options)
+
+    monkeypatch.setattr(keras.Model, "train_on_batch", small_device)
+    training, found = set_up_training(model, recipe, splits)
+    assert found.micro_batch_size == 4
+    assert training.compiled.optimizer.gradient_accumulation_steps == 4
+    for weight, value in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+    assert not any(np.any(np.array(v)) for v in training.compiled.optimizer._accumulated_gradients)
+
+
+# data that does not fit --------------------------------------------------------------------------
+
+
+def test_a_renamed_class_is_named_when_a_run_goes_on(tmp_path, digits):
+    recipe = dataclasses.replace(RECIPE, output=str(tmp_path), steps=2, warmup_steps=1)
+    run(recipe, source=digits, architecture=ARCHITECTURE)
+    names = ("zero", *digits.class_names[1:])
+    renamed = DataSource(
+        digits.name,
+        digits.version,
+        digits.digest,
+        ImageSet(digits.train.images, digits.train.labels, names),
+        None,
+        ImageSet(digits.test.images, digits.test.labels, names),
+    )
+    with pytest.raises(ValueError, match="'zero' is new.*'0' is gone"):
+        run(recipe, source=renamed, architecture=ARCHITECTURE)
