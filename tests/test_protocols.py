@@ -4,13 +4,15 @@ import csv
 import dataclasses
 import importlib.util
 import sys
+import warnings
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tfds_mocks import mocked_data
 
-from keras_vit.data import DataSource, ImageSet
+from keras_vit.data import DataSource, ImageSet, load_data
 from keras_vit.finetune import Recipe, run
 from keras_vit.finetune.protocols import (
     BUDGETS,
@@ -295,3 +297,27 @@ def test_a_protocol_trains_for_two_steps(name, data, tmp_path):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_recipe_trains_for_two_steps(name, tmp_path):
     check_two_steps(SHIPPED[name][1], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", DATA_SETS)
+def test_every_named_data_set_trains_for_two_steps(data, tmp_path):
+    recipe = protocol_recipe("vit", data)
+    recipe = dataclasses.replace(
+        two_steps(recipe, tmp_path),
+        # The size that the recipe trains at, of images as the data set has them.
+        image_size=recipe.image_size,
+        resize_size=recipe.resize_size,
+        validation_fraction=0.0,
+        batch_size=8,
+        micro_batch_size=8,
+        test_images=8,
+    )
+    with mocked_data(num_examples=64), warnings.catch_warnings():
+        # So few images do not show every class.
+        warnings.simplefilter("ignore", UserWarning)
+        source = load_data(data, cache_dir=tmp_path / "cache")
+    coarse = dataclasses.replace(TINY, patch_size=32, image_size=recipe.image_size)
+    result = run(recipe, source=source, architecture=coarse)
+    assert (result.steps, result.test.count) == (2, 8)
+    assert result.configuration["data"]["classes"] == len(source.class_names)
