@@ -16,7 +16,7 @@ from tyro.extras import subcommand_cli_from_dict
 from keras_vit import checkpoints, data, export, finetune, inspection, models, zoo
 from keras_vit.finetune.command_line import USER_ERRORS
 from keras_vit.finetune.log import ProgressLine
-from keras_vit.finetune.run import split_source
+from keras_vit.finetune.splits import split_source
 from keras_vit.layers.nearest import nearest_names
 from keras_vit.zoo import catalog
 

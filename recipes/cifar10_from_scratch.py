@@ -16,9 +16,7 @@ epochs as in the paper above. Ours are a mean over the tokens, a running average
 clipping, and the number of epochs, which fills the time.
 """
 
-import tyro
-
-from keras_vit.finetune import Recipe, run, user_errors
+from keras_vit.finetune import Recipe, parse_recipe, run, user_errors
 from keras_vit.models import VisionTransformerConfig
 
 ARCHITECTURE = VisionTransformerConfig(
@@ -65,7 +63,7 @@ RECIPE = Recipe(
 
 def main() -> None:
     with user_errors():
-        run(tyro.cli(Recipe, default=RECIPE, description=__doc__), architecture=ARCHITECTURE)
+        run(parse_recipe(recipe=RECIPE, description=__doc__), architecture=ARCHITECTURE)
 
 
 if __name__ == "__main__":

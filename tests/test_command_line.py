@@ -22,7 +22,9 @@ from keras_vit.finetune import (
 )
 from keras_vit.finetune import run as run_module
 from keras_vit.finetune.batch_size import largest_fitting
-from keras_vit.finetune.run import Splits, build_model, model_config, set_up_training
+from keras_vit.finetune.splits import Splits
+from keras_vit.finetune.starting_model import build_model, model_config
+from keras_vit.finetune.training import set_up_training
 from keras_vit.models import VisionTransformerConfig
 
 ARCHITECTURE = VisionTransformerConfig(

@@ -20,7 +20,9 @@ from keras_vit.data import load_data
 from keras_vit.finetune import Recipe, TrainingDiverged, evaluate, run, wilson_interval
 from keras_vit.finetune.log import read_log
 from keras_vit.finetune.optimizer import make_optimizer
-from keras_vit.finetune.run import build_model, model_config, resolve_recipe, split_source
+from keras_vit.finetune.run import resolve_recipe
+from keras_vit.finetune.splits import split_source
+from keras_vit.finetune.starting_model import build_model, model_config
 from keras_vit.models import VisionTransformerConfig, vision_transformer
 
 ARCHITECTURE = VisionTransformerConfig(

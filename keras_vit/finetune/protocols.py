@@ -48,9 +48,12 @@ TRANSFER = Protocol(
     changes=(
         Change({"image_size": 160, "batch_size": 64, **steps(400, 40)}, _CHOSEN, budget=("quick",)),
         Change(steps(2500, 250), "AugReg's longer schedule (arXiv 2106.10270)", budget=("full",)),
-        Change({"learning_rate": 0.1}, _CHOSEN, adapt=("lora",)),
+        Change({"optimizer": "adamw", "learning_rate": 0.002}, _CHOSEN, adapt=("lora",)),
+        # Steps on features cost next to nothing.
         Change(
-            {"learning_rate": 0.1, "batch_size": 512, **steps(1000, 100)}, _CHOSEN, adapt=("head",)
+            {"learning_rate": 0.003, "batch_size": 64, **steps(3000, 300)},
+            _CHOSEN,
+            adapt=("head",),
         ),
     ),
     learning_rates=(0.003, 0.01, 0.03, 0.1),

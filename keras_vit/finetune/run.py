@@ -3,40 +3,14 @@
 import dataclasses
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_vit.checkpoints import load_checkpoint, open_checkpoint
-from keras_vit.data import (
-    Augment,
-    Augmentation,
-    DataSource,
-    ImageSet,
-    TrainingBatches,
-    cache_folder,
-    check_class_names,
-    check_images,
-    join,
-    load_data,
-    split_images,
-    subset,
-)
-from keras_vit.data.batches import Batches
-from keras_vit.finetune.adaptation import prepare_for_training, split_at_head
-from keras_vit.finetune.batch_size import largest_fitting
-from keras_vit.finetune.evaluation import (
-    Evaluation,
-    judge_outputs,
-    predict_on_device,
-    predict_outputs,
-    with_device_resizing,
-)
-from keras_vit.finetune.features import FeatureBatches, cached_features
+from keras_vit.data import DataSource, check_class_names, check_images, load_data
+from keras_vit.finetune.evaluation import Evaluation, judge_outputs, predict_outputs
 from keras_vit.finetune.folder import (
     check_folder,
     deciding_options,
@@ -45,18 +19,15 @@ from keras_vit.finetune.folder import (
 )
 from keras_vit.finetune.html_report import write_report
 from keras_vit.finetune.log import Meter, ProgressLine, RunLog
-from keras_vit.finetune.loop import TrainingDiverged, compile_for_training, training_steps
+from keras_vit.finetune.loop import TrainingDiverged, training_steps
 from keras_vit.finetune.optimizer import averaged_weights, use_averaged_weights
 from keras_vit.finetune.precision import find_accelerator, resolve_precision
 from keras_vit.finetune.recipe import Recipe
-from keras_vit.finetune.report import (
-    RunResult,
-    make_result,
-    read_result,
-    write_result,
-)
+from keras_vit.finetune.report import RunResult, make_result, read_result, write_result
 from keras_vit.finetune.reproducibility import fix_order_of_operations
-from keras_vit.finetune.rules import WeightPlan, format_plans
+from keras_vit.finetune.rules import format_plans
+from keras_vit.finetune.splits import split_source
+from keras_vit.finetune.starting_model import build_model, model_config
 from keras_vit.finetune.state import (
     Progress,
     identity_digest,
@@ -65,28 +36,11 @@ from keras_vit.finetune.state import (
     save_training_state,
     write_json,
 )
-from keras_vit.models import VisionTransformerConfig, vision_transformer
-from keras_vit.models.variants import get_variant
-from keras_vit.zoo import checkpoint_config, weights_path
+from keras_vit.finetune.training import set_up_training
+from keras_vit.models import VisionTransformerConfig
 
-DEFAULT_MODEL = "vit_ti16"
 # 64 images of 224 px: ViT-B/16 then trains within some 20 GiB.
 PIXELS_AT_ONCE_ON_CPU = 64 * 224**2
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The images of a run.
-
-    Attributes:
-        train: What is trained on.
-        validation: What choices are made by; None where nothing is held out.
-        test: What is looked at once, at the end.
-    """
-
-    train: ImageSet
-    validation: ImageSet | None
-    test: ImageSet
 
 
 def run(
@@ -206,109 +160,6 @@ def resolve_epochs(recipe: Recipe, train_images: int) -> Recipe:
     return dataclasses.replace(recipe, epochs=None, warmup_epochs=None, **changes)
 
 
-def split_source(source: DataSource, recipe: Recipe) -> Splits:
-    """Divides a data set as a recipe says: the subset first, from it the validation split.
-
-    A run with `train_images=5000` therefore sees 5,000 labelled images in all.
-    """
-    train, validation, test = source.train, source.validation, source.test
-    if train is None or test is None:
-        missing = "train" if train is None else "test"
-        raise ValueError(
-            f"The data set {source.name!r} has no {missing} images. Expected both train and test "
-            "splits, or one set that can be divided"
-        )
-    if recipe.train_images is not None and recipe.train_images < len(train):
-        train = subset(train, recipe.train_images, seed=recipe.seed)
-    if validation is not None and recipe.own_validation != "hold_out":
-        if recipe.own_validation == "train":
-            train = join(train, validation)
-        validation = None
-    if validation is None and recipe.validation_fraction:
-        # Of a small set at least as many images as there are classes.
-        fraction = max(recipe.validation_fraction, len(train.class_names) / len(train))
-        if fraction > 0.5:
-            raise ValueError(
-                f"{len(train)} training images of {len(train.class_names)} classes are too few to "
-                "hold some out for validation: pass --validation-fraction 0"
-            )
-        train, validation = split_images(train, fraction, seed=recipe.seed)
-    if recipe.test_images is not None and recipe.test_images < len(test):
-        test = subset(test, recipe.test_images, seed=recipe.seed)
-    return Splits(train, validation, test)
-
-
-def model_config(
-    recipe: Recipe,
-    architecture: VisionTransformerConfig | None = None,
-    num_classes: int = 2,
-) -> VisionTransformerConfig:
-    """The architecture of a recipe: as given, its `model`'s, or its checkpoint's.
-
-    Raises:
-        ValueError: For an unknown model, an image size that does not fit it, a file that is no
-            checkpoint, or a checkpoint of another size than `model`.
-    """
-    options: dict[str, Any] = {
-        "image_size": recipe.image_size,
-        "dropout": recipe.dropout,
-        "attention_dropout": recipe.attention_dropout,
-        "drop_path": recipe.drop_path,
-    }
-    if recipe.preprocessing:
-        options["preprocessing"] = recipe.preprocessing
-    if architecture:
-        return dataclasses.replace(architecture, num_classes=num_classes, **options)
-    if not recipe.weights:
-        row = get_variant(recipe.model or DEFAULT_MODEL)
-        return VisionTransformerConfig(**row | options | {"num_classes": num_classes})
-    row = get_variant(recipe.model) if recipe.model else {}
-    path = weights_path(recipe.weights)
-    with open_checkpoint(path) as checkpoint:
-        facts = checkpoint.facts
-    for field in ("patch_size", "hidden_size", "depth", "mlp_dim", "num_heads"):
-        wanted = row.get(field)
-        if wanted is not None and facts.get(field, wanted) not in (wanted, (wanted, wanted)):
-            raise ValueError(
-                f"{recipe.weights} is no {recipe.model}: its {field} is {facts[field]}, expected "
-                f"{wanted}. Leave --model out to take the checkpoint's"
-            )
-    config = checkpoint_config(
-        path,
-        num_classes,
-        num_heads=None if "num_heads" in facts else row.get("num_heads"),
-        include_top=True,
-        include_preprocessing=True,
-        **options,
-    )
-    if config.pooling is None:
-        raise ValueError(
-            f"{recipe.weights} pools nothing: it answers for every token. A classifier needs one "
-            "answer an image; build the model with a pooling and save it first"
-        )
-    return dataclasses.replace(config, classifier_activation=None, representation_size=None)
-
-
-def build_model(recipe: Recipe, config: VisionTransformerConfig) -> keras.Model:
-    """The model of a recipe, with the weights it starts from and a head of zeros."""
-    # Evaluation, prediction and export prepare images as training does: no margin is cut off.
-    preprocessing = dataclasses.replace(
-        config.preprocessing,
-        crop_fraction=1.0,
-        crop_mode="center",
-        interpolation=recipe.interpolation,
-    )
-    config = dataclasses.replace(config, preprocessing=preprocessing)
-    name = recipe.model or "vision_transformer"
-    model = vision_transformer(config, dtype=recipe.precision, name=name)
-    if recipe.weights:
-        accept = ("preprocessing",) if recipe.preprocessing else ()
-        # The checkpoint's classes are others, even where there are as many of them.
-        report = load_checkpoint(model, weights_path(recipe.weights), accept=accept, new_head=True)
-        print(report, flush=True)
-    return model
-
-
 def _check_files(folder, splits):
     """Looks at every image file once, before the first step of a run."""
     sets = [images for images in (splits.train, splits.validation, splits.test) if images]
@@ -337,129 +188,6 @@ def _check_backend(recipe):
             f"{keras.backend.backend()}; leave it out and export the run's model.keras later "
             "under KERAS_BACKEND=tensorflow"
         )
-
-
-@dataclass(frozen=True)
-class Training:
-    """What the training loop works on.
-
-    Attributes:
-        model: The whole model, from raw pixels to logits, with the weights that are trained.
-        compiled: What is trained: the model behind its augmentation, or its head on features.
-        batches: The inputs and targets of each step.
-        predict: Gives the logits for the images of a set.
-        plans: What is done with each weight.
-        steps_per_epoch: Steps that see as many images as there are.
-    """
-
-    model: keras.Model
-    compiled: keras.Model
-    batches: Batches
-    predict: Callable[[ImageSet], np.ndarray]
-    plans: list[WeightPlan]
-    steps_per_epoch: float
-
-
-def set_up_training(model: keras.Model, recipe: Recipe, splits: Splits) -> tuple[Training, Recipe]:
-    """Makes a model ready to be trained as a recipe says.
-
-    Args:
-        model: The model with the weights that it starts from.
-        recipe: The options, resolved; where the micro-batch is open, it is found by trying.
-        splits: The images.
-
-    Returns:
-        The training, compiled, and the recipe with its micro-batch.
-    """
-    plans = prepare_for_training(model, recipe)
-    print(format_plans(plans), flush=True)
-    steps_per_epoch = len(splits.train) / recipe.batch_size
-
-    def compile_training(recipe):
-        make = _head_training if recipe.adapt == "head" else _image_training
-        compiled, batches, predict = make(model, recipe, splits)
-        compile_for_training(compiled, recipe, plans)
-        return Training(model, compiled, batches, predict, plans, steps_per_epoch)
-
-    if recipe.micro_batch_size is not None:
-        return compile_training(recipe), recipe
-    attempts = {}
-
-    def attempt(size):
-        parts = dataclasses.replace(recipe, micro_batch_size=size)
-        attempts[size] = compile_training(parts), parts
-        _try_step(attempts[size][0], size)
-
-    return attempts[largest_fitting(recipe.batch_size, attempt)]
-
-
-def _try_step(training, size):
-    """Runs one micro-batch and undoes it."""
-    model = training.compiled
-    variables = [*model.variables, *model.optimizer.variables]
-    before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
-    inputs, targets = training.batches[0]
-    try:
-        model.train_on_batch(
-            keras.tree.map_structure(lambda array: array[:size], inputs), targets[:size]
-        )
-    finally:
-        for variable, value in zip(variables, before, strict=True):
-            variable.assign(value)
-
-
-def _image_training(model, recipe, splits):
-    names = [field.name for field in dataclasses.fields(Augmentation)]
-    batches = TrainingBatches(
-        splits.train,
-        batch_size=recipe.batch_size,
-        micro_batch_size=recipe.micro_batch_size,
-        seed=recipe.seed,
-        augmentation=Augmentation(**{name: getattr(recipe, name) for name in names}),
-    )
-    inputs = {
-        name: keras.Input(shape, dtype=dtype, name=name)
-        for name, (shape, dtype) in batches.input_spec.items()
-    }
-    augment = Augment(batches.augmentation, name="augment")
-    compiled = keras.Model(inputs, model(augment(inputs)), name="training")
-    # One graph for all sets whose images have the same size.
-    graphs: dict = {}
-
-    def predict(image_set):
-        key = image_set.image_size
-        graphs[key] = graphs.get(key) or with_device_resizing(model, image_set)
-        (outputs,) = predict_on_device(
-            graphs[key],
-            model.get_layer("preprocessing"),
-            image_set,
-            image_size=model.input_shape[1:3],
-            batch_size=min(recipe.evaluation_batch_size, len(image_set)),
-        )
-        return outputs
-
-    return compiled, batches, predict
-
-
-def _head_training(model, recipe, splits):
-    backbone, classifier = split_at_head(model)
-
-    def features(image_set):
-        return cached_features(
-            backbone,
-            image_set,
-            batch_size=min(recipe.evaluation_batch_size, len(image_set)),
-            folder=cache_folder() / "features",
-        )
-
-    batches = FeatureBatches(
-        features(splits.train), splits.train, batch_size=recipe.batch_size, seed=recipe.seed
-    )
-
-    def predict(image_set):
-        return np.asarray(classifier.predict(features(image_set), verbose=0), "float32")
-
-    return classifier, batches, predict
 
 
 def _train_and_test(training, recipe, splits, folder, configuration, test):

@@ -11,7 +11,8 @@ from keras_vit.finetune.evaluation import Evaluation
 from keras_vit.finetune.loop import TrainingDiverged
 from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.report import RunResult
-from keras_vit.finetune.run import run, split_source
+from keras_vit.finetune.run import run
+from keras_vit.finetune.splits import split_source
 from keras_vit.finetune.state import write_json
 from keras_vit.models import VisionTransformerConfig
 
