@@ -3,6 +3,7 @@
 #   make test         the whole suite on TensorFlow, then the pure Keras part on JAX
 #   make lint         formatting, lint rules, types, layering
 #   make zoo          docs/zoo.md, out of the table of models and the catalog of weights
+#   make recipes      docs/recipes.md, out of the protocols and the measured results
 #   make clean        removes what the others made
 
 PYTHON ?= python3
@@ -33,7 +34,7 @@ for name, score in zip(answer["classes"][0].numpy(), answer["scores"][0].numpy()
 endef
 export ASK
 
-.PHONY: quickstart test lint zoo clean
+.PHONY: quickstart test lint zoo recipes clean
 
 quickstart: $(VENV)/recipes-installed
 	$(BIN)/python recipes/digits.py
@@ -52,6 +53,9 @@ lint: $(VENV)/dev-installed
 
 zoo: $(VENV)/dev-installed
 	$(BIN)/python docs/make_zoo.py
+
+recipes: $(VENV)/dev-installed
+	$(BIN)/python docs/make_recipes.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
