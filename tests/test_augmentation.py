@@ -499,7 +499,7 @@ def test_repeated_images_are_augmented_apart():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"image_size": 0}, "must be at least 1. Received: 0"),
+        ({"image_size": 0}, "`image_size` must be a positive int or a pair.*image_size=0"),
         ({"resize_size": 15}, "`resize_size` must not be below `image_size`"),
         ({"crop": "border"}, "`crop` must be one of resize, squash, inception, pad. .*'border'"),
         ({"augment": "autoaugment"}, "`augment` must be one of none, .*augment='autoaugment'"),

@@ -134,7 +134,7 @@ def test_the_crop_is_taken_from_eight_sevenths_unless_said_otherwise(files):
     "options, message",
     [
         ({"batch_size": 0}, "`batch_size` must be at least 1. Received: 0"),
-        ({"image_size": 0}, "must be at least 1. Received: 0"),
+        ({"image_size": 0}, "`image_size` must be a positive int or a pair.*image_size=0"),
         ({"resize_size": 15}, "`resize_size` must not be below `image_size`"),
     ],
 )

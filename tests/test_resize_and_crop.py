@@ -98,7 +98,7 @@ def test_a_model_trains_and_is_saved_with_it(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"image_size": 0}, "must be at least 1. Received: 0"),
+        ({"image_size": 0}, "`image_size` must be a positive int or a pair.*image_size=0"),
         ({"crop_fraction": 0}, "crop_fraction=0"),
         (
             {"crop_mode": "border"},

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_vit.data.images import covering_size
+from keras_vit.layers.patches import as_pair
 from keras_vit.layers.resampling import INTERPOLATIONS
 
 CROPS = ("resize", "squash", "inception", "pad")
@@ -64,14 +65,6 @@ IDENTITY_MATRIX = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 _STREAMS = ("crop", "flip", "operations", "jitter", "erasing", "mixing")
 
 
-def size_pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """`(height, width)` from itself or from one number for both."""
-    height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < 1:
-        raise ValueError(f"Image sizes must be at least 1. Received: {size}")
-    return int(height), int(width)
-
-
 def resize_pair(
     resize_size: int | tuple[int, int] | None, image_size: tuple[int, int]
 ) -> tuple[int, int]:
@@ -84,7 +77,7 @@ def resize_pair(
     """
     if resize_size is None:
         return round(image_size[0] * 8 / 7), round(image_size[1] * 8 / 7)
-    height, width = size_pair(resize_size)
+    height, width = as_pair(resize_size, "resize_size")
     if height < image_size[0] or width < image_size[1]:
         raise ValueError(
             f"`resize_size` must not be below `image_size`, as crops are taken from it. Received: "
@@ -165,7 +158,7 @@ class Augmentation:
     repeated_augmentation: int = 1
 
     def __post_init__(self):
-        resize_pair(self.resize_size, size_pair(self.image_size))
+        resize_pair(self.resize_size, as_pair(self.image_size, "image_size"))
         for name, known in (
             ("crop", CROPS),
             ("interpolation", INTERPOLATIONS),
@@ -196,7 +189,7 @@ class Augmentation:
     @property
     def size(self) -> tuple[int, int]:
         """`(height, width)` of the images in training."""
-        return size_pair(self.image_size)
+        return as_pair(self.image_size, "image_size")
 
     @property
     def mixes(self) -> bool:

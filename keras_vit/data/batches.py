@@ -21,11 +21,11 @@ from keras_vit.data.augmentation import (
     draw_flips,
     draw_mixing,
     draw_operations,
-    size_pair,
 )
 from keras_vit.data.image_set import ImageSet
 from keras_vit.data.images import decode_image, prepare_image
 from keras_vit.layers import ImagePreprocessing
+from keras_vit.layers.patches import as_pair
 
 Batch = tuple[Any, np.ndarray]
 
@@ -221,7 +221,7 @@ class EvaluationBatches:
         self.image_set = image_set
         self.batch_size = batch_size
         self.preprocessing = preprocessing
-        self.image_size = size_pair(image_size)
+        self.image_size = as_pair(image_size, "image_size")
 
     def __len__(self) -> int:
         return math.ceil(len(self.image_set) / self.batch_size)

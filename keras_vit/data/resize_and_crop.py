@@ -3,10 +3,10 @@
 import keras
 from keras import ops
 
-from keras_vit.data.augmentation import size_pair
 from keras_vit.data.image_operations import resample
 from keras_vit.data.images import evaluation_geometry
 from keras_vit.layers.image_preprocessing import check_evaluation_policy
+from keras_vit.layers.patches import as_pair
 from keras_vit.layers.resampling import resampling_matrix
 
 
@@ -54,7 +54,7 @@ class ResizeAndCrop(keras.layers.Layer):
     ):
         # Autocast would round pixels to bfloat16 before they are resized.
         super().__init__(autocast=False, **kwargs)
-        self.image_size = size_pair(image_size)
+        self.image_size = as_pair(image_size, "image_size")
         check_evaluation_policy(crop_fraction, crop_mode, interpolation)
         self.crop_fraction = float(crop_fraction)
         self.crop_mode = crop_mode
