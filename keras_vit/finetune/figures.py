@@ -326,24 +326,13 @@ def _label(axes: Axes, x, y, *, from_zero=False):
 
 
 def _png(figure):
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # A class name may have letters that the plots' font has not; the page's font may.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        metadata = {"Software": None}
-        figure.savefig(
-            buffer, format="png", dpi=DOTS_PER_INCH, facecolor="#ffffff", metadata=metadata
-        )
-    return buffer.getvalue()
+    metadata = {"Software": None}
+    return _saved(figure, format="png", dpi=DOTS_PER_INCH, facecolor="#ffffff", metadata=metadata)
 
 
 def _inline_svg(figure):
     """The drawing without its frame of a file, without ids that mean nothing, in CSS colours."""
-    buffer = io.StringIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None})
-    svg = buffer.getvalue()
+    svg = _saved(figure, format="svg", facecolor="none", metadata={"Date": None}).decode()
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[\w.]+">', "<g>", svg)
@@ -352,3 +341,13 @@ def _inline_svg(figure):
     for colour, variable in PAGE_COLOURS.items():
         svg = svg.replace(colour, variable)
     return re.sub(r"\s*\n\s*", " ", svg)
+
+
+def _saved(figure, **options):
+    """What Matplotlib writes as a file."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # A class name may have letters that the plots' font has not; the page's font may.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(buffer, **options)
+    return buffer.getvalue()
