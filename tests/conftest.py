@@ -24,6 +24,14 @@ def seed():
 
 
 @pytest.fixture(scope="session")
+def digits():
+    """scikit-learn's digits, 8 x 8 pixels."""
+    from keras_vit.data import load_data
+
+    return load_data("digits")
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data, weights and reference figures; without it the test is skipped."""
     folder = REPOSITORY / os.environ.get("KERAS_VIT_SHARED", "../shared")

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_vit.data import load_data
 from keras_vit.finetune import Recipe, run
 from keras_vit.finetune.adaptation import prepare_for_training, split_at_head
 from keras_vit.finetune.features import FeatureBatches, cached_features
@@ -37,11 +36,6 @@ RECIPE = Recipe(
 )
 # Of the head alone.
 HEAD_RECIPE = dataclasses.replace(RECIPE, adapt="head", resize_size=None, horizontal_flip=True)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits")
 
 
 @pytest.fixture(autouse=True)

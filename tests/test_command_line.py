@@ -9,7 +9,7 @@ import pytest
 
 import keras_vit
 from keras_vit.cli import main
-from keras_vit.data import DataSource, ImageSet, load_data
+from keras_vit.data import DataSource, ImageSet
 from keras_vit.finetune import (
     Recipe,
     TrainingDiverged,
@@ -45,11 +45,6 @@ RECIPE = Recipe(
     precision="float32",
     report=False,
 )
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits")
 
 
 def parsed(*words):

@@ -2,14 +2,13 @@
 
 import csv
 import dataclasses
-import importlib.util
-import sys
 import warnings
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
+from scripts import RECIPES, load_script
 from tfds_mocks import mocked_data
 
 from keras_vit.data import DataSource, ImageSet, load_data
@@ -25,8 +24,6 @@ from keras_vit.finetune.protocols import (
 )
 from keras_vit.models import VARIANTS, VisionTransformerConfig, count_parameters
 
-REPOSITORY = Path(__file__).parent.parent
-RECIPES = sorted((REPOSITORY / "recipes").glob("*.py"))
 TINY = VisionTransformerConfig(
     patch_size=8, hidden_size=16, depth=2, mlp_dim=32, num_heads=2, image_size=16
 )
@@ -188,10 +185,7 @@ def shipped_recipes():
     """The values of recipes/*.py by file and name; a table of recipes counts with its first."""
     found = {}
     for path in RECIPES:
-        specification = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(specification)
-        sys.modules[path.stem] = module  # Dataclasses look their module up.
-        specification.loader.exec_module(module)
+        module = load_script(path)
         for name, value in vars(module).items():
             if isinstance(value, dict):
                 value = next((v for v in value.values() if isinstance(v, Recipe)), None)
@@ -213,12 +207,9 @@ def test_every_benchmark_is_shipped():
 
 
 def test_the_page_of_the_recipes_is_up_to_date():
-    script = REPOSITORY / "docs" / "make_recipes.py"
-    specification = importlib.util.spec_from_file_location("make_recipes", script)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    module = load_script(REPOSITORY / "docs" / "make_recipes.py")
     page = (REPOSITORY / "docs" / "recipes.md").read_text(encoding="utf-8")
-    assert page == module.page(), "docs/recipes.md is out of date: run docs/make_recipes.py"
+    assert page == module.page(), "docs/recipes.md is out of date: run `make recipes`"
     for protocol in PROTOCOLS.values():
         assert f"`{protocol.name}`" in page
         assert all(entry.source in page for entry in protocol.published)

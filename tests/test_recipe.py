@@ -1,18 +1,14 @@
 """The recipe: its bounds, its command line, the recipes that are shipped."""
 
 import dataclasses
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import tyro
+from scripts import RECIPES, load_script
 
 from keras_vit.finetune import Recipe, run_command_line
 from keras_vit.finetune.recipe import differing_fields, recipe_fields
-
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.py"))
 
 
 @pytest.mark.parametrize(
@@ -83,17 +79,9 @@ def test_command_line_changes_options_and_rejects_unknown_ones():
         tyro.cli(Recipe, default=Recipe(), args=["--stepz", "70"])
 
 
-def load_recipe(path):
-    specification = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[path.stem] = module  # Dataclasses look their module up.
-    specification.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_a_value(path):
-    module = load_recipe(path)
+    module = load_script(path)
     recipes = [value for value in vars(module).values() if isinstance(value, Recipe)]
     assert recipes
     assert module.__doc__.count("python recipes/")
@@ -102,7 +90,7 @@ def test_every_shipped_recipe_is_a_value(path):
 def test_digits_recipe_transfers_to_the_other_digits(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
-    module = load_recipe(RECIPES[0].parent / "digits.py")
+    module = load_script(RECIPES[0].parent / "digits.py")
     options = "--pretraining.steps 60 --transfer.steps 16 --images-per-class 4"
     monkeypatch.setattr("sys.argv", ["digits.py", *options.split()])
     module.main()

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from keras_vit.data import load_data
 from keras_vit.finetune import Recipe, TrainingDiverged, evaluate, run, wilson_interval
 from keras_vit.finetune.log import read_log
 from keras_vit.finetune.optimizer import make_optimizer
@@ -44,11 +43,6 @@ RECIPE = Recipe(
     precision="float32",
     report=False,
 )
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits")
 
 
 def recipe_in(folder, **changes):
