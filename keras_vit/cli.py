@@ -424,7 +424,7 @@ def _as_in_the_run(source, data_dir, model):
     if not (folder / "recipe.json").exists():
         return None
     configuration = finetune.read_configuration(folder)
-    recipe = finetune.Recipe(**configuration["recipe"])
+    recipe = finetune.recipe_from_fields(configuration["recipe"], folder / "recipe.json")
     try:
         loaded = data.load_data(source, data_dir=data_dir, seed=recipe.seed)
     except ValueError:

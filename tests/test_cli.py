@@ -180,7 +180,7 @@ def test_evaluate_names_a_class_the_model_does_not_know(capsys, run_folder, imag
 def test_evaluate_refuses_a_data_set_with_other_classes(capsys, run_folder):
     error = error_of(capsys, "evaluate", run_folder, "--data", "digits")
     assert "other classes" in error and "10 instead of 6" in error
-    assert "0, 1, 2" in error
+    assert "'0', '1', '2'" in error
 
 
 def test_evaluate_names_the_splits_there_are(capsys, run_folder, images, tmp_path):

@@ -92,9 +92,41 @@ def test_what_does_not_apply_of_a_protocol_is_put_away_and_said(capsys):
     assert "mixup: 0.8 of the protocol does not apply" in capsys.readouterr().out
 
 
-def test_what_is_given_and_not_read_is_an_error():
-    with pytest.raises(ValueError, match="mixup=0.3: read only where adapt is"):
-        parsed("--adapt", "head", "--mixup", "0.3")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--adapt", "head", "--mixup", "0.3"),
+        # The default, and the value of the protocol: given is given.
+        ("--adapt", "head", "--mixup", "0"),
+        ("--protocol", "mae", "--adapt", "head", "--mixup", "0.8"),
+        ("--protocol", "mae", "--adapt", "head", "--no_horizontal_flip", "--mixup=0.8"),
+    ],
+)
+def test_what_is_given_and_not_read_is_an_error(words):
+    with pytest.raises(ValueError, match="mixup: read only where adapt is"):
+        parsed(*words)
+
+
+def test_what_is_given_counts_also_where_it_equals_the_protocol():
+    recipe = parsed("--steps", "4000", "--warmup-steps", "40")
+    assert (recipe.steps, recipe.warmup_steps) == (4000, 40)
+    sizes = parsed("--protocol", "vit", "--image-size", "224", "--resize-size", "448")
+    assert (sizes.image_size, sizes.resize_size) == (224, 448)
+    with pytest.raises(ValueError, match="--steps and --epochs say the same"):
+        parsed("--protocol", "mae", "--budget", "full", "--epochs", "100", "--steps", "50")
+
+
+def test_the_values_for_a_size_are_those_of_the_checkpoint(tmp_path):
+    # The size of L without its width in the MLP, which nothing asks for.
+    keras_vit.create("vit_l16", num_classes=2, mlp_dim=8).save(tmp_path / "large.keras")
+    words = ("--protocol", "mae", "--budget", "full", "--data", "imagenet2012")
+    recipe = parsed(*words, "--weights", str(tmp_path / "large.keras"))
+    assert (recipe.layer_decay, recipe.drop_path, recipe.epochs) == (0.75, 0.2, 50)
+    assert recipe.model is None
+
+
+def test_a_model_of_other_patches_needs_no_image_size():
+    assert parsed("--model", "vit_h14").image_size == 154
 
 
 @pytest.mark.parametrize(
@@ -132,6 +164,10 @@ def test_the_grid_is_the_protocols_or_around_its_one_value():
     grid = recipe_learning_rates(["--protocol", "vit"], protocol_recipe("vit", "cifar10"))
     assert grid == protocol_learning_rates("vit", "cifar10")
     assert recipe_learning_rates(["--protocol", "none"], Recipe()) == (0.015, 0.03, 0.06)
+    lora = parsed("--adapt", "lora")
+    assert lora.learning_rate in recipe_learning_rates(["--adapt", "lora"], lora)
+    words = ["--learning-rate", "0.5"]
+    assert recipe_learning_rates(words, parsed(*words)) == (0.25, 0.5, 1.0)
 
 
 # the sweep ---------------------------------------------------------------------------------------
@@ -183,12 +219,19 @@ def test_a_sweep_goes_on_past_a_rate_that_diverges(tmp_path, digits):
         sweep(lost, [1e30], source=digits, architecture=ARCHITECTURE)
 
 
-def test_a_sweep_needs_rates_and_held_out_images(digits):
-    with pytest.raises(ValueError, match="different numbers"):
-        sweep(RECIPE, [0.1, 0.1], source=digits)
-    nothing_held_out = dataclasses.replace(RECIPE, validation_fraction=0.0)
-    with pytest.raises(ValueError, match="`validation_fraction` must be above 0"):
-        sweep(nothing_held_out, [0.1], source=digits)
+@pytest.mark.parametrize("rates", [[], [0.1, 0.1], [0.1, 0.0], [0.1, float("nan")]])
+def test_a_sweep_checks_its_rates_first(digits, rates, tmp_path):
+    with pytest.raises(ValueError, match="different numbers above 0"):
+        sweep(dataclasses.replace(RECIPE, output=str(tmp_path)), rates, source=digits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_holds_images_out_where_the_recipe_does_not(tmp_path, digits, runs):
+    recipe = dataclasses.replace(
+        RECIPE, output=str(tmp_path), steps=2, warmup_steps=1, validation_fraction=0.0
+    )
+    sweep(recipe, [0.01], source=digits, architecture=ARCHITECTURE)
+    assert [images for _, _, images in runs] == [1294, 1438]
 
 
 def test_a_sweep_over_a_set_with_validation_images_trains_on_them_in_the_end(

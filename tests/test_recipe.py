@@ -7,7 +7,7 @@ import pytest
 import tyro
 from scripts import RECIPES, load_script
 
-from keras_vit.finetune import Recipe, run_command_line
+from keras_vit.finetune import Recipe, recipe_from_fields, run_command_line
 from keras_vit.finetune.recipe import differing_fields, recipe_fields
 
 
@@ -48,6 +48,33 @@ from keras_vit.finetune.recipe import differing_fields, recipe_fields
 def test_a_value_out_of_range_is_named(field, value):
     with pytest.raises(ValueError, match=f"`{field}`.*Received.*{field}="):
         Recipe(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trainable_rules": ((".*", "False"),)}, "pairs of a pattern and True or False"),
+        ({"trainable_rules": {"head/.*": True}}, "pairs of a pattern and True or False"),
+        ({"learning_rate_rules": ((".*", -1.0),)}, "a number, at least 0"),
+        ({"horizontal_flip": "no"}, "`horizontal_flip` must be True or False"),
+        ({"data": None}, "`data` must be text"),
+        ({"epochs": 0.0}, "`epochs` must be"),
+        ({"layer_decay": 0.0}, "`layer_decay` must be"),
+        ({"mixup": 0.5, "batch_size": 4, "micro_batch_size": 1}, "micro_batch_size=1"),
+        ({"optimizer": "adamw", "optimizer_options": {"weight_decay": 0.3}}, "`weight_decay`"),
+        ({"optimizer_options": {"use_ema": True}}, "Set `ema_decay`"),
+        ({"optimizer_options": {"momentum": 0.5}}, "Set `momentum`"),
+        ({"optimizer": "schedulefreeadamw"}, "`optimizer` must be one of"),
+    ],
+)
+def test_what_would_be_misread_or_not_read_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**options)
+
+
+def test_an_unknown_key_of_a_file_is_named():
+    with pytest.raises(ValueError, match="recipe.json has the unknown option 'stpes'.*steps"):
+        recipe_from_fields(recipe_fields(Recipe()) | {"stpes": 3}, "recipe.json")
 
 
 def test_accumulation_steps():

@@ -116,6 +116,31 @@ def test_saved_model_gives_the_same_accuracy_by_itself(finished, digits):
     assert (layer.crop_fraction, layer.interpolation) == (1.0, RECIPE.interpolation)
 
 
+def test_wide_pictures_are_judged_as_they_were_trained(tmp_path):
+    # The class shows at the left or right end, which a crop of the middle loses.
+    random = np.random.default_rng(0)
+    for number in range(80):
+        picture = random.integers(0, 60, (10, 40, 3)).astype("uint8")
+        side = number % 2
+        picture[:, 36 * side : 36 * side + 4] = 255
+        folder = tmp_path / "stripes" / ("left", "right")[side]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / f"{number}.png")
+    accuracies = {}
+    for crop in ("squash", "center"):
+        recipe = recipe_in(
+            tmp_path / crop,
+            data=str(tmp_path / "stripes"),
+            crop="squash",
+            evaluation_crop=crop,
+            batch_size=16,
+            validation_fraction=0.0,
+        )
+        accuracies[crop] = run(recipe, architecture=ARCHITECTURE).test.accuracy
+    assert accuracies["squash"] == 1.0
+    assert accuracies["center"] < 0.9
+
+
 def test_a_finished_run_is_not_repeated(finished, digits, capsys):
     folder, result = finished
     before = (folder / "model.keras").stat().st_mtime_ns
@@ -424,7 +449,17 @@ def test_runs_under_jax_where_tensorflow_cannot_be_imported(tmp_path):
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         import dataclasses, test_run
         from keras_vit.finetune import run
-        recipe = test_run.recipe_in({str(tmp_path)!r}, steps=20, micro_batch_size=32)
+        recipe = test_run.recipe_in(
+            {str(tmp_path)!r},
+            steps=20,
+            micro_batch_size=32,
+            evaluate_every=5,
+            ema_decay=0.9,
+            augment="randaugment",
+            random_erasing=0.5,
+            mixup=0.8,
+            cutmix=1.0,
+        )
         print(run(recipe, architecture=test_run.ARCHITECTURE))
     """
     environment = {

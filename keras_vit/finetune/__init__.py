@@ -14,7 +14,7 @@ from keras_vit.finetune.loop import TrainingDiverged
 from keras_vit.finetune.optimizer import SGD
 from keras_vit.finetune.precision import resolve_precision
 from keras_vit.finetune.protocols import PROTOCOLS, protocol_learning_rates, protocol_recipe
-from keras_vit.finetune.recipe import Recipe
+from keras_vit.finetune.recipe import Recipe, recipe_from_fields
 from keras_vit.finetune.report import RunResult
 from keras_vit.finetune.run import run
 from keras_vit.finetune.schedule import learning_rate
@@ -36,6 +36,7 @@ __all__ = [
     "protocol_learning_rates",
     "protocol_recipe",
     "read_configuration",
+    "recipe_from_fields",
     "recipe_learning_rates",
     "resolve_precision",
     "run",

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import tyro
 
 from keras_vit.checkpoints import open_checkpoint
@@ -22,7 +23,10 @@ from keras_vit.finetune.protocols import (
 )
 from keras_vit.finetune.recipe import Recipe, recipe_fields, unread_options
 from keras_vit.finetune.report import RunResult
+from keras_vit.finetune.reproducibility import fix_order_of_operations
 from keras_vit.finetune.run import run
+from keras_vit.models import VARIANTS
+from keras_vit.models.variants import get_variant
 from keras_vit.zoo import weights_path
 
 # What the package raises when a file, an argument or the machine is not as it must be.
@@ -37,7 +41,7 @@ NO_PROTOCOL = "none"
 class _Options(Recipe):
     protocol: str = DEFAULT_PROTOCOL
     """Where the options that are not given come from: "transfer", which suits any data; "vit",
-    "augreg", "deit", "deit3", "deit3-in21k", "mae" or "big_vision", as published; or "none", the
+    "augreg", "deit", "deit3", "deit3_in21k", "mae" or "big_vision", as published; or "none", the
     general values of ViT."""
 
     budget: Literal["quick", "standard", "full"] | None = None
@@ -102,10 +106,17 @@ def parse_recipe(
         description=description or Recipe.__doc__,
     )
     values = {name: getattr(options, name) for name in fields}
-    given = {name for name in fields if values[name] != fields[name]}
+    given = _typed(words, fields)
     if options.protocol == NO_PROTOCOL and recipe is None:
         return Recipe(**values)
     return Recipe(**_settled(values, given, base))
+
+
+def _typed(words, names):
+    """The options that the words of a command line set."""
+    typed = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    flags = {name: name.replace("_", "-") for name in names}
+    return {name for name, flag in flags.items() if typed & {f"--{flag}", f"--no-{flag}"}}
 
 
 def recipe_learning_rates(words: Sequence[str], recipe: Recipe) -> tuple[float, ...]:
@@ -116,12 +127,16 @@ def recipe_learning_rates(words: Sequence[str], recipe: Recipe) -> tuple[float, 
         recipe: The recipe that it describes.
 
     Returns:
-        The protocol's grid; where it has one value, that and its half and double.
+        The protocol's grid; where it has one value, or the command line gives one, that and its
+        half and double.
     """
-    protocol = _peek(words).protocol or DEFAULT_PROTOCOL
+    seen = _peek(words)
+    protocol = seen.protocol or DEFAULT_PROTOCOL
     rates: tuple[float, ...] = ()
-    if protocol != NO_PROTOCOL:
-        rates = protocol_learning_rates(protocol, recipe.data, model=recipe.model)
+    if protocol != NO_PROTOCOL and "learning_rate" not in _typed(words, ["learning_rate"]):
+        rates = protocol_learning_rates(
+            protocol, recipe.data, model=_model_name(seen), adapt=recipe.adapt
+        )
     rate = recipe.learning_rate
     return rates or (rate / 2, rate, rate * 2)
 
@@ -146,16 +161,42 @@ def _base_recipe(seen, recipe):
     if protocol == NO_PROTOCOL:
         return Recipe(), NO_PROTOCOL, None
     find_protocol(protocol)
+    # Before anything is computed: looking for accelerators starts TensorFlow.
+    fix_order_of_operations()
     budget = seen.budget or ("quick" if find_accelerator().kind == "cpu" else "standard")
     data = seen.data or (recipe.data if recipe else Recipe.data)
     base = protocol_recipe(
-        protocol, data, budget=budget, model=seen.model, adapt=seen.adapt or "full"
+        protocol, data, budget=budget, model=_model_name(seen), adapt=seen.adapt or "full"
     )
+    base = dataclasses.replace(base, model=seen.model)
     if recipe:
         base = dataclasses.replace(base, name=recipe.name)
-    if seen.image_size is None and seen.weights:
-        base = _with_whole_patches(base, seen.weights)
+    patch_size = _facts(seen).get("patch_size")
+    if seen.image_size is None and patch_size:
+        base = _with_whole_patches(base, patch_size)
     return base, protocol, budget
+
+
+def _facts(seen):
+    """What the checkpoint, or else the model's name, says of the architecture."""
+    if seen.weights:
+        with open_checkpoint(weights_path(seen.weights)) as checkpoint:
+            return checkpoint.facts
+    return get_variant(seen.model) if seen.model else {}
+
+
+def _model_name(seen):
+    """The model as named, or the first of the table in the checkpoint's size."""
+    if seen.model or not seen.weights:
+        return seen.model
+    facts = _facts(seen)
+    sizes = ("patch_size", "hidden_size", "depth")
+
+    def size_of(values):
+        return [np.max(values[name]) if name in values else None for name in sizes]
+
+    matching = (name for name in VARIANTS if size_of(get_variant(name)) == size_of(facts))
+    return next(matching, None)
 
 
 def _protocol_of(recipe):
@@ -166,13 +207,9 @@ def _protocol_of(recipe):
     raise ValueError("`--budget` needs `--protocol`: this recipe is none of a protocol")
 
 
-def _with_whole_patches(recipe, weights):
-    """The protocol's image size, rounded to what the checkpoint's patches make up."""
-    with open_checkpoint(weights_path(weights)) as checkpoint:
-        patch_size = checkpoint.facts.get("patch_size")
-    if not patch_size:
-        return recipe
-    patch = patch_size if isinstance(patch_size, int) else max(patch_size)
+def _with_whole_patches(recipe, patch_size):
+    """The protocol's image size, rounded to what the model's patches make up."""
+    patch = int(np.max(patch_size))
     image_size = max(1, round(recipe.image_size / patch)) * patch
     if image_size == recipe.image_size:
         return recipe
@@ -183,6 +220,9 @@ def _with_whole_patches(recipe, weights):
 def _settled(values, given, base):
     """Values in which what is given counts over what the protocol says and does not fit it."""
     values, defaults = dict(values), recipe_fields(Recipe())
+    for first, second in (("steps", "epochs"), ("warmup_steps", "warmup_epochs")):
+        if {first, second} <= given:
+            raise ValueError(f"--{first} and --{second} say the same: give one".replace("_", "-"))
     for steps, epochs in (("steps", "epochs"), ("warmup_steps", "warmup_epochs")):
         if steps in given and epochs not in given:
             values[epochs] = None
@@ -203,8 +243,12 @@ def _settled(values, given, base):
         values["warmup_epochs"] = share * values["epochs"]
     if "image_size" in given and "resize_size" not in given and base.resize_size:
         values["resize_size"] = round(base.resize_size * values["image_size"] / base.image_size)
-    for name in unread_options(values):
-        if name not in given:
+    unread = unread_options(values, given)
+    if given & unread.keys():
+        lines = [f"{name}: read only where {unread[name]}" for name in given & unread.keys()]
+        raise ValueError("Nothing would read these options:\n  " + "\n  ".join(sorted(lines)))
+    for name in unread:
+        if values[name] != defaults[name]:
             print(f"{name}: {values[name]!r} of the protocol does not apply", flush=True)
             values[name] = defaults[name]
     return values

@@ -197,7 +197,11 @@ def averaged_weights(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
 def use_averaged_weights(optimizer: keras.optimizers.Optimizer) -> None:
     """Sets the weights to their running average, for good, where the optimizer keeps one."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    inner.finalize_variable_values(inner._trainable_variables)
+    if inner.use_ema:
+        averages = inner._model_variables_moving_average
+        for variable, average in zip(inner._trainable_variables, averages, strict=True):
+            # A copy, as in `build`.
+            variable.assign(ops.copy(ops.convert_to_tensor(average)))
 
 
 def drop_unfinished_accumulation(optimizer: keras.optimizers.Optimizer) -> bool:

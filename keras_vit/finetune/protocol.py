@@ -143,7 +143,13 @@ def vtab_geometry(image_size):
     source = "arXiv 1912.11370 (BiT), supplement F"
     no_flip = ("dsprites_location", "dsprites_orientation", "smallnorb_azimuth")
     no_crop = ("clevr_*", "dmlab", "kitti_distance", "dsprites_location")
-    whole_image = {"crop": "squash", "resize_size": image_size, "crop_min_area": 0.05}
+    whole_image = {
+        "crop": "squash",
+        "resize_size": image_size,
+        "crop_min_area": 0.05,
+        "evaluation_crop": "squash",
+        "evaluation_crop_fraction": 1.0,
+    }
     return (
         Change(
             {"own_validation": "train"},

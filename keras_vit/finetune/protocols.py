@@ -48,12 +48,18 @@ TRANSFER = Protocol(
     changes=(
         Change({"image_size": 160, "batch_size": 64, **steps(400, 40)}, _CHOSEN, budget=("quick",)),
         Change(steps(2500, 250), "AugReg's longer schedule (arXiv 2106.10270)", budget=("full",)),
-        Change({"optimizer": "adamw", "learning_rate": 0.002}, _CHOSEN, adapt=("lora",)),
+        Change(
+            {"optimizer": "adamw", "learning_rate": 0.002},
+            _CHOSEN,
+            adapt=("lora",),
+            learning_rates=(0.0005, 0.001, 0.002, 0.004),
+        ),
         # Steps on features cost next to nothing.
         Change(
             {"learning_rate": 0.003, "batch_size": 64, **steps(3000, 300)},
             _CHOSEN,
             adapt=("head",),
+            learning_rates=(0.001, 0.003, 0.01, 0.03),
         ),
     ),
     learning_rates=(0.003, 0.01, 0.03, 0.1),
@@ -105,7 +111,8 @@ def protocol_recipe(
     for change in chosen.changes:
         if change.applies(data, model=model, budget=budget or "full", adapt=adapt):
             values |= change.values
-    parts = (re.sub(r"[^\w.-]+", "-", _short_name(data)).strip("-. "), protocol, budget)
+    short = re.sub(r"[^\w.-]+", "-", _short_name(data)).strip("-. ")
+    parts = (short, protocol, budget, None if adapt == "full" else adapt)
     values |= {"name": "-".join(filter(None, parts)), "data": data, "model": model}
     if image_size is not None:
         values |= _resized(chosen.recipe, values, image_size)
@@ -113,7 +120,7 @@ def protocol_recipe(
 
 
 def protocol_learning_rates(
-    protocol: str, data: str, *, model: str | None = None
+    protocol: str, data: str, *, model: str | None = None, adapt: str = "full"
 ) -> tuple[float, ...]:
     """The grid of learning rates that the paper tries on a data set; (): it gives one value.
 
@@ -121,6 +128,7 @@ def protocol_learning_rates(
         protocol: One of `PROTOCOLS`.
         data: A data set, as for `protocol_recipe`.
         model: A model, as for `protocol_recipe`.
+        adapt: As for `protocol_recipe`.
 
     Raises:
         ValueError: For a protocol, model or VTAB task that does not exist.
@@ -134,7 +142,9 @@ def protocol_learning_rates(
     data = _check_names(data, None, model)
     rates = chosen.learning_rates
     for change in chosen.changes:
-        if change.learning_rates is not None and change.applies(data, model=model, budget="full"):
+        if change.learning_rates is not None and change.applies(
+            data, model=model, budget="full", adapt=adapt
+        ):
             rates = change.learning_rates
     return rates
 

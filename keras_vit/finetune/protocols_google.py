@@ -44,6 +44,8 @@ VIT = Protocol(
         image_size=384,
         crop="squash",
         resize_size=448,
+        # input_pipeline.py: the test images are resized to the size, whatever their aspect.
+        evaluation_crop="squash",
         steps=500,
         warmup_steps=50,
         batch_size=512,
@@ -163,6 +165,8 @@ AUGREG = Protocol(
         image_size=384,
         crop="squash",
         resize_size=448,
+        # input_pipeline.py: the test images are resized to the size, whatever their aspect.
+        evaluation_crop="squash",
         steps=500,
         warmup_steps=100,
         batch_size=512,
@@ -255,6 +259,8 @@ BIG_VISION = Protocol(
         image_size=384,
         crop="resize",
         resize_size=448,
+        # transfer.py: resize_small(448) and central_crop(384).
+        evaluation_crop_fraction=384 / 448,
         steps=500,
         warmup_steps=100,
         batch_size=512,

@@ -76,6 +76,8 @@ DEIT = Protocol(
     ),
     recipe=Recipe(
         image_size=224,
+        # main.py's --eval-crop-ratio.
+        evaluation_crop_fraction=0.875,
         epochs=1000,
         batch_size=768,
         optimizer="sgd",
@@ -152,7 +154,12 @@ DEIT3 = Protocol(
         "AdamW, rate 1e-5, batches of 512, 20 epochs, decay 0.1, RandAugment, MixUp, CutMix. The "
         "README has no values for other data: they have those of DeiT"
     ),
-    recipe=dataclasses.replace(DEIT.recipe, repeated_augmentation=1),
+    recipe=dataclasses.replace(
+        DEIT.recipe,
+        repeated_augmentation=1,
+        # --eval-crop-ratio 1.0 in README_revenge.md.
+        evaluation_crop_fraction=1.0,
+    ),
     changes=(
         Change(
             {
@@ -217,8 +224,6 @@ DEIT3 = Protocol(
         "The values for data other than ImageNet are DeiT's: DeiT III publishes none.",
         PER_EPOCH_LAG,
         MIX_PARTNERS,
-        "The authors test on the whole image (--eval-crop-ratio 1.0); here the evaluation crop is "
-        "the checkpoint's.",
     ),
 )
 
@@ -282,12 +287,11 @@ DEIT3_IN21K = Protocol(
         }.items()
     ),
     differences=(
-        "The authors use Apex's fused LAMB; here it is Keras'.",
+        "The authors use Apex's fused LAMB, where the decay is part of the trust ratio; here it is "
+        "Keras', and the decay stays outside.",
         "The authors pad by 4 mirrored pixels before the random crop.",
         PER_EPOCH_LAG,
         MIX_PARTNERS,
-        "The authors test on the whole image (--eval-crop-ratio 1.0); here the evaluation crop is "
-        "the checkpoint's.",
     ),
 )
 
@@ -302,6 +306,8 @@ MAE = Protocol(
     ),
     recipe=Recipe(
         image_size=224,
+        # util/datasets.py, for up to 224 px; 1.0 above.
+        evaluation_crop_fraction=224 / 256,
         random_erasing=0.25,
         epochs=100,
         warmup_epochs=5,

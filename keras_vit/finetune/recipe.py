@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -35,7 +35,9 @@ OPTIMIZERS = (
         for name, value in vars(keras.optimizers).items()
         if isinstance(value, type)
         and issubclass(value, keras.optimizers.Optimizer)
-        and name not in ("Optimizer", "LossScaleOptimizer", "MultiOptimizer", "SGD")
+        # Schedule-free AdamW evaluates with other weights than it trains.
+        and name
+        not in ("Optimizer", "LossScaleOptimizer", "MultiOptimizer", "SGD", "ScheduleFreeAdamW")
     ),
 )
 
@@ -141,6 +143,13 @@ class Recipe:
 
     crop_padding: int = 4
     """Pixels of padding on each side in the crop `pad`, before the image is resized."""
+
+    evaluation_crop: Literal["center", "squash"] = "center"
+    """How images are prepared for evaluation: resized with their aspect, of which the middle is
+    kept, or resized to the image size whatever their aspect."""
+
+    evaluation_crop_fraction: float = 1.0
+    """Share of the resized image's side that the middle is."""
 
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     """How images are resized."""
@@ -296,6 +305,7 @@ class Recipe:
         for name in ("trainable_rules", "learning_rate_rules", "weight_decay_rules"):
             object.__setattr__(self, name, tuple(map(tuple, getattr(self, name))))
         _check_name(self.name)
+        _check_kinds(self)
         for name, bounds in _BOUNDS.items():
             _check_range(name, getattr(self, name), *bounds)
         for name in _SHARES:
@@ -315,6 +325,10 @@ class Recipe:
                 f"`optimizer` must be one of {', '.join(OPTIMIZERS)}. "
                 f"Received: optimizer={self.optimizer!r}. "
                 f"{nearest_names(str(self.optimizer), OPTIMIZERS)}"
+            )
+        if self.micro_batch_size == 1 and self.batch_size > 1 and (self.mixup or self.cutmix):
+            raise ValueError(
+                "mixup and cutmix mix the images of a micro-batch. Received: micro_batch_size=1"
             )
         if self.batch_size % (self.micro_batch_size or self.batch_size):
             raise ValueError(
@@ -392,9 +406,10 @@ _BOUNDS: dict[str, tuple[Any, ...]] = {
     "test_images": (1,),
     "trainable_blocks": (0,),
     "lora_rank": (1,),
-    "lora_alpha": (0.0,),
-    "layer_decay": (0.0, 1.0),
-    "crop_min_area": (0.0, 1.0),
+    "lora_alpha": (1e-9,),
+    "layer_decay": (1e-9, 1.0),
+    "crop_min_area": (1e-9, 1.0),
+    "evaluation_crop_fraction": (0.01, 1.0),
     "crop_padding": (0,),
     "augment_operations": (1,),
     "augment_magnitude": (0.0, 10.0),
@@ -406,7 +421,7 @@ _BOUNDS: dict[str, tuple[Any, ...]] = {
     "mix_probability": (0.0, 1.0),
     "repeated_augmentation": (1,),
     "steps": (1,),
-    "epochs": (0.0,),
+    "epochs": (1e-9,),
     "batch_size": (1,),
     "evaluation_batch_size": (1,),
     "learning_rate": (0.0,),
@@ -470,6 +485,11 @@ _READ_WHERE: tuple[tuple[tuple[str, ...], str, Any], ...] = (
         "crop is resize or squash",
         lambda recipe: recipe.crop in ("resize", "squash"),
     ),
+    (
+        ("evaluation_crop_fraction",),
+        "evaluation_crop is center",
+        lambda recipe: recipe.evaluation_crop == "center",
+    ),
     (("crop_min_area",), "crop is inception", lambda recipe: recipe.crop == "inception"),
     (("crop_padding",), "crop is pad", lambda recipe: recipe.crop == "pad"),
     (
@@ -508,11 +528,12 @@ _READ_WHERE: tuple[tuple[tuple[str, ...], str, Any], ...] = (
 )
 
 
-def unread_options(options: Mapping[str, Any]) -> dict[str, str]:
+def unread_options(options: Mapping[str, Any], given: Collection[str] = ()) -> dict[str, str]:
     """The options that nothing reads under the others and that are not at their default.
 
     Args:
         options: All options of a recipe by name.
+        given: Options that count even at their default.
 
     Returns:
         For each of them, where it would be read.
@@ -529,7 +550,7 @@ def unread_options(options: Mapping[str, Any]) -> dict[str, str]:
         for names, condition, is_read in _READ_WHERE
         if not is_read(recipe)
         for name in names
-        if options[name] != defaults[name]
+        if options[name] != defaults[name] or name in given
     }
 
 
@@ -543,6 +564,81 @@ def _check_all_are_read(recipe):
             for name, condition in unread.items()
         ]
         raise ValueError("Nothing would read these options:\n  " + "\n  ".join(lines))
+
+
+def recipe_from_fields(fields: Mapping[str, Any], where: str | os.PathLike[str]) -> Recipe:
+    """The recipe of options by name, as `recipe_fields` gives them or JSON holds them.
+
+    Args:
+        fields: Options by name; those that are absent have their default.
+        where: Where they come from, for the message.
+
+    Raises:
+        ValueError: For an option that there is not, or a value out of its range.
+
+    Example:
+
+    >>> recipe_from_fields({"stesp": 3}, "recipe.json")
+    Traceback (most recent call last):
+      ...
+    ValueError: recipe.json has the unknown option 'stesp'. Did you mean steps?
+    """
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    for name in fields:
+        if name not in names:
+            raise ValueError(
+                f"{where} has the unknown option {name!r}. {nearest_names(name, names)}"
+            )
+    return Recipe(**fields)
+
+
+# Settings that other options decide.
+_RESERVED_OPTIMIZER_OPTIONS = {
+    "learning_rate": "learning_rate",
+    "weight_decay": "weight_decay",
+    "momentum": "momentum",
+    "use_ema": "ema_decay",
+    "ema_momentum": "ema_decay",
+    "ema_overwrite_frequency": "ema_decay",
+    "clipnorm": "clip_norm",
+    "clipvalue": "clip_norm",
+    "global_clipnorm": "clip_norm",
+    "gradient_accumulation_steps": "micro_batch_size",
+    "loss_scale_factor": "precision",
+}
+
+
+def _check_kinds(recipe):
+    """Raises a ValueError for what is no text, no truth value, no rule or no optimizer option."""
+    kinds = {bool: "True or False", str: "text"}
+    for option in dataclasses.fields(recipe):
+        value = getattr(recipe, option.name)
+        if option.type in kinds and not isinstance(value, option.type):
+            raise ValueError(
+                f"`{option.name}` must be {kinds[option.type]}. Received: {option.name}={value!r}"
+            )
+    for name in ("trainable_rules", "learning_rate_rules", "weight_decay_rules"):
+        for rule in getattr(recipe, name):
+            if len(rule) != 2 or not isinstance(rule[0], str) or not _is_rule_value(name, rule[1]):
+                kind = "True or False" if name == "trainable_rules" else "a number, at least 0"
+                raise ValueError(
+                    f"`{name}` must be pairs of a pattern and {kind}. Received: {rule!r}"
+                )
+    momentum_is_free = recipe.optimizer not in ("sgd", "keras_sgd")
+    for name in recipe.optimizer_options:
+        instead = _RESERVED_OPTIMIZER_OPTIONS.get(name)
+        if instead and not (name == "momentum" and momentum_is_free):
+            raise ValueError(
+                f"`optimizer_options` has {name!r}, which the option {instead} decides. "
+                f"Set `{instead}`"
+            )
+
+
+def _is_rule_value(name, value):
+    if name == "trainable_rules":
+        return isinstance(value, bool)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and value >= 0
 
 
 def _check_name(name):

@@ -67,11 +67,11 @@ def model_config(
 
 def build_model(recipe: Recipe, config: VisionTransformerConfig) -> keras.Model:
     """The model of a recipe, with the weights it starts from and a head of zeros."""
-    # Evaluation, prediction and export prepare images as training does: no margin is cut off.
+    # Evaluation, prediction and export prepare images in one way, which suits the training.
     preprocessing = dataclasses.replace(
         config.preprocessing,
-        crop_fraction=1.0,
-        crop_mode="center",
+        crop_fraction=recipe.evaluation_crop_fraction,
+        crop_mode=recipe.evaluation_crop,
         interpolation=recipe.interpolation,
     )
     config = dataclasses.replace(config, preprocessing=preprocessing)

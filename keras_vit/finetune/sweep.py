@@ -1,6 +1,7 @@
 """Choosing a learning rate on held-out training images, then one run on all of them."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ from keras_vit.finetune.loop import TrainingDiverged
 from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.report import RunResult
 from keras_vit.finetune.run import run
-from keras_vit.finetune.splits import split_source
 from keras_vit.finetune.state import write_json
 from keras_vit.models import VisionTransformerConfig
+
+# Where a recipe holds nothing out.
+HELD_OUT = 0.1
 
 
 @dataclass(frozen=True)
@@ -92,23 +95,23 @@ def sweep(
         A `SweepResult`.
 
     Raises:
-        ValueError: If there are no rates, a rate comes twice, or nothing is held out.
+        ValueError: If there are no rates, or a rate comes twice or is not above 0.
         TrainingDiverged: If the training diverges with every rate.
     """
     rates = [float(rate) for rate in learning_rates]
-    if not rates or len(set(rates)) < len(rates):
+    usable = all(math.isfinite(rate) and rate > 0 for rate in rates)
+    if not rates or not usable or len(set(rates)) < len(rates):
         raise ValueError(
-            f"`learning_rates` must be different numbers, one or more. Received: {rates}"
+            f"`learning_rates` must be different numbers above 0, one or more. Received: {rates}"
         )
     source = source or load_data(recipe.data, data_dir=recipe.data_dir, seed=recipe.seed)
     choosing = recipe
     if source.validation is not None and recipe.own_validation == "train":
         choosing = dataclasses.replace(recipe, own_validation="hold_out")
-    if split_source(source, choosing).validation is None:
-        raise ValueError(
-            "A sweep chooses on images held out from train: `validation_fraction` must be above 0. "
-            f"Received: validation_fraction={recipe.validation_fraction}"
-        )
+    has_own = source.validation is not None and choosing.own_validation == "hold_out"
+    if not has_own and not choosing.validation_fraction:
+        print(f"{HELD_OUT:.0%} of the training images are held out to choose by.")
+        choosing = dataclasses.replace(choosing, validation_fraction=HELD_OUT)
     folder = Path(recipe.output) / recipe.name
     validation: dict[float, Evaluation | None] = {}
     for rate in rates:

@@ -1,6 +1,7 @@
 """What the training loop works on, made of a model, a recipe and images."""
 
 import dataclasses
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -68,7 +69,13 @@ def set_up_training(model: keras.Model, recipe: Recipe, splits: Splits) -> tuple
     def attempt(size):
         parts = dataclasses.replace(recipe, micro_batch_size=size)
         attempts[size] = compile_training(parts), parts
-        _try_step(attempts[size][0], size)
+        try:
+            _try_step(attempts[size][0], size)
+        except Exception:
+            # What the attempt holds would leave less for the next.
+            del attempts[size]
+            gc.collect()
+            raise
 
     return attempts[largest_fitting(recipe.batch_size, attempt)]
 
