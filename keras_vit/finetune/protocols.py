@@ -46,7 +46,11 @@ TRANSFER = Protocol(
         Recipe(**steps(500, 50)), image_size=224, validation_fraction=0.05, evaluate_every=100
     ),
     changes=(
-        Change({"image_size": 160, "batch_size": 64, **steps(400, 40)}, _CHOSEN, budget=("quick",)),
+        Change(
+            {"image_size": 160, "batch_size": 64, "learning_rate": 0.01, **steps(400, 40)},
+            _CHOSEN,
+            budget=("quick",),
+        ),
         Change(steps(2500, 250), "AugReg's longer schedule (arXiv 2106.10270)", budget=("full",)),
         Change(
             {"optimizer": "adamw", "learning_rate": 0.002},
