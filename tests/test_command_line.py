@@ -179,9 +179,9 @@ def runs(monkeypatch):
     seen = []
     real = run_module.__globals__["_train_and_test"]
 
-    def spy(training, recipe, splits, folder, configuration, test):
+    def spy(training, recipe, splits, folder, configuration, began, *, test):
         seen.append((folder.name, test, len(splits.train)))
-        return real(training, recipe, splits, folder, configuration, test)
+        return real(training, recipe, splits, folder, configuration, began, test=test)
 
     monkeypatch.setitem(run_module.__globals__, "_train_and_test", spy)
     return seen

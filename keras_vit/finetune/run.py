@@ -97,13 +97,15 @@ def run(
     else:
         model = build_model(recipe, model_config(recipe, architecture, len(source.class_names)))
         _check_files(folder, splits)
+        # Features that are computed, and batch sizes that are tried, are part of the time.
+        began = time.perf_counter()
         training, recipe = set_up_training(model, recipe, splits)
         configuration = describe_run(recipe, source, architecture)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "recipe.json", configuration)
         names = "\n".join(source.class_names) + "\n"
         replace_file(folder / "class_names.txt", names.encode())
-        result = _train_and_test(training, recipe, splits, folder, configuration, test)
+        result = _train_and_test(training, recipe, splits, folder, configuration, began, test=test)
     print(f"{result}\n  files in    {folder}", flush=True)
     if recipe.export:
         _export(recipe, folder, source.class_names)
@@ -190,13 +192,12 @@ def _check_backend(recipe):
         )
 
 
-def _train_and_test(training, recipe, splits, folder, configuration, test):
+def _train_and_test(training, recipe, splits, folder, configuration, began, *, test):
     identity = identity_digest(deciding_options(configuration))
-    began = time.perf_counter()
     done = restore_training_state(folder / "checkpoints", training.compiled, identity)
     meter = Meter(recipe.batch_size, recipe.steps)
     try:
-        _train(training, recipe, splits, folder, identity, done, meter)
+        _train(training, recipe, splits, folder, identity, done, meter, began)
     except (TrainingDiverged, FloatingPointError) as error:
         restore_training_state(folder / "checkpoints", training.compiled, identity)
         _save_model(training.model, folder / "last_good.keras")
@@ -260,11 +261,10 @@ def _write_missing_report(folder, recipe, result, splits):
     _write_report(folder, model, result, splits.train, split, image_set, outputs)
 
 
-def _train(training, recipe, splits, folder, identity, done, meter):
+def _train(training, recipe, splits, folder, identity, done, meter, began):
     """Trains to the last step, with its log, evaluations and checkpoints."""
     if done.step:
         print(f"Going on after step {done.step} of {recipe.steps}.")
-    began = time.perf_counter()
     compiled = training.compiled
     if not done.step:
         # So that there is a good state from the first step on.
