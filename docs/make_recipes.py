@@ -55,7 +55,7 @@ protocol, data set or model that is not under "measured" was not measured.
 MEASURED_HEADER = """\
 ## Measured
 
-| recipe | what | accuracy | seed | machine | minutes | GB at most |
+| recipe | what | accuracy | seed | machine | minutes | GiB at most |
 |---|---|--:|--:|---|--:|--:|
 """
 
@@ -93,7 +93,7 @@ def measured_row(entry):
     return table_row(
         f"`{entry['recipe']}`",
         entry["what"],
-        f"{entry['accuracy']} % ({low} to {high})",
+        f"{entry['accuracy']:.2f} % ({low} to {high})",
         entry["seed"],
         entry["machine"],
         entry["minutes"],
@@ -135,7 +135,7 @@ def schedule_table(protocol, measured):
         recipes = [protocol_recipe(protocol.name, data, budget=budget) for budget in BUDGETS]
         rates = protocol_learning_rates(protocol.name, data)
         found = [
-            f"{entry['accuracy']} %"
+            f"{entry['accuracy']:.2f} % ({entry['what'].split(',')[0]}, a subset)"
             for entry in measured
             if entry["protocol"] == protocol.name and entry["data"] == data
         ]
