@@ -227,20 +227,12 @@ def _settled(values, given, base):
         if steps in given and epochs not in given:
             values[epochs] = None
     # The warm-up keeps its share of the run.
-    if "steps" in given and not given & {"warmup_steps", "warmup_epochs"}:
-        if base.epochs:
-            share = (base.warmup_epochs or 0) / base.epochs
-        else:
-            share = base.warmup_steps / base.steps
-        values["warmup_epochs"] = None
-        values["warmup_steps"] = round(share * values["steps"])
-    if "epochs" in given and values["epochs"] and not given & {"warmup_steps", "warmup_epochs"}:
-        share = (
-            base.warmup_epochs / base.epochs
-            if base.epochs and base.warmup_epochs
-            else base.warmup_steps / base.steps
-        )
-        values["warmup_epochs"] = share * values["epochs"]
+    if not given & {"warmup_steps", "warmup_epochs"}:
+        if "steps" in given:
+            values["warmup_epochs"] = None
+            values["warmup_steps"] = round(_warmup_share(base) * values["steps"])
+        elif "epochs" in given and values["epochs"]:
+            values["warmup_epochs"] = _warmup_share(base) * values["epochs"]
     if "image_size" in given and "resize_size" not in given and base.resize_size:
         values["resize_size"] = round(base.resize_size * values["image_size"] / base.image_size)
     unread = unread_options(values, given)
@@ -252,6 +244,12 @@ def _settled(values, given, base):
             print(f"{name}: {values[name]!r} of the protocol does not apply", flush=True)
             values[name] = defaults[name]
     return values
+
+
+def _warmup_share(recipe):
+    if recipe.epochs:
+        return (recipe.warmup_epochs or 0) / recipe.epochs
+    return recipe.warmup_steps / recipe.steps
 
 
 @contextlib.contextmanager
