@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_vit.finetune import Recipe
+from keras_vit.finetune.adaptation import prepare_for_training
 from keras_vit.finetune.loop import compile_for_training
 from keras_vit.finetune.state import (
     Progress,
@@ -29,7 +30,7 @@ def compiled_model(precision="float32", **options):
             keras.layers.Dense(3, dtype="float32"),
         ]
     )
-    compile_for_training(model, recipe)
+    compile_for_training(model, recipe, prepare_for_training(model, recipe))
     return model
 
 
