@@ -1,0 +1,68 @@
+"""What an export needs to know of a classifier: its images, its logits, its class names."""
+
+import keras
+
+from keras_vit.layers.image_preprocessing import ImagePreprocessing
+
+
+def preprocessing_layer(model):
+    for layer in model.layers:
+        if layer.name == "preprocessing" and isinstance(layer, ImagePreprocessing):
+            return layer
+    raise ValueError(
+        f"Model {model.name!r} has no `preprocessing` layer, which says how images are resized and "
+        "scaled. Build it with `include_preprocessing=True`, or put "
+        "`keras_vit.layers.ImagePreprocessing(mean, std, name='preprocessing')` before it."
+    )
+
+
+def model_image_size(model):
+    shape = getattr(model, "input_shape", None)
+    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:] or shape[3] != 3:
+        raise ValueError(
+            f"Model {model.name!r} must take one input of shape (batch, height, width, 3) with "
+            f"known height and width. Its input shape is {shape}."
+        )
+    return shape[1:3]
+
+
+def logits_model(model):
+    """The model itself, or for a softmax head one that ends before the softmax."""
+    head = model.layers[-1]
+    shape = model.output_shape
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        raise ValueError(
+            f"Model {model.name!r} must be a classifier with one output of shape "
+            f"(batch, num_classes). Its output shape is {shape}."
+        )
+    # The mean of a distilled model's two heads.
+    is_mean = isinstance(head, keras.layers.Average)
+    activation = "linear" if is_mean else getattr(head, "activation", "not there")
+    name = getattr(activation, "__name__", activation)
+    if head.output is not model.outputs[0] or name not in ("linear", "softmax"):
+        raise ValueError(
+            "The model's output must come from a layer whose activation is None (logits) or "
+            f"'softmax', such as the head of a Vision Transformer. The last layer of model "
+            f"{model.name!r} is {head.name!r} ({type(head).__name__}), its activation {name!r}."
+        )
+    if name == "linear":
+        return model
+    linear_head = type(head).from_config({**head.get_config(), "activation": "linear"})
+    logits_model = keras.Model(model.input, linear_head(head.input), name=model.name)
+    linear_head.set_weights(head.get_weights())
+    return logits_model
+
+
+def checked_class_names(class_names, num_classes):
+    names = class_names if isinstance(class_names, str) else tuple(class_names)
+    if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(
+            "`class_names` must be a sequence of non-empty strings, one a class. "
+            f"Received: class_names={class_names!r}"
+        )
+    if len(names) != num_classes:
+        raise ValueError(
+            f"`class_names` must name each of the model's {num_classes} classes. Received "
+            f"{len(names)} names."
+        )
+    return names
