@@ -1,9 +1,6 @@
 """SavedModel for TensorFlow Serving: encoded images in, named classes out."""
 
-import contextlib
 import os
-import shutil
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from keras_vit.export.classifier import (
     preprocessing_layer,
 )
 from keras_vit.export.image_graph import decode_and_prepare, prepare
+from keras_vit.export.versions import version_folder, written_whole
 
 
 def export_saved_model(
@@ -73,7 +71,7 @@ def export_saved_model(
     class_names = checked_class_names(class_names, model.output_shape[-1])
     if isinstance(top, bool) or not isinstance(top, int) or top < 1:
         raise ValueError(f"`top` must be a positive integer. Received: top={top!r}")
-    destination = _destination(Path(path), version)
+    destination = version_folder(Path(path), version)
     signatures = _trace(classifier, preprocessing, image_size, class_names, top)
     _refuse_compiled_functions(signatures)
     _write(signatures, destination)
@@ -87,24 +85,6 @@ def _check_backend():
             f"{keras.backend.backend()!r}. Save the model with `model.save('model.keras')` and "
             "export that file in a process with KERAS_BACKEND=tensorflow."
         )
-
-
-def _destination(path, version):
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"{path} is a file. Give a folder to export to.")
-    if version is None:
-        present = [int(entry.name) for entry in path.glob("*") if entry.name.isdecimal()]
-        version = max(present, default=0) + 1
-    # TensorFlow Serving reads the version off the folder's name.
-    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise ValueError(f"`version` must be a positive integer. Received: version={version!r}")
-    destination = path / str(version)
-    if destination.exists():
-        raise FileExistsError(
-            f"{destination} exists, and a version is never overwritten. Give another `version`, "
-            "or None for the next one."
-        )
-    return destination
 
 
 def _trace(model, preprocessing, image_size, class_names, top):
@@ -152,17 +132,5 @@ def _write(signatures, destination):
     module = tf.Module()
     # What the graphs read and no more; a tracked keras object would bring keras into the file.
     module.weights = list(signatures["serving_default"].variables)
-    folder = destination.parent
-    created = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    # A server that watches the folder looks only at names that are numbers.
-    partial = folder / f".{destination.name}.partial-{uuid.uuid4().hex}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tf.saved_model.save(module, os.fspath(partial), signatures=signatures)
-        os.rename(partial, destination)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        for parent in created:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise
+    with written_whole(destination) as folder:
+        tf.saved_model.save(module, os.fspath(folder), signatures=signatures)

@@ -1,0 +1,59 @@
+"""Folders of versions: the next free number, and a version that is there whole or not at all."""
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def version_folder(path: Path, version: int | None) -> Path:
+    """The folder of a new version, `path/version`; nothing is written.
+
+    Args:
+        path: Folder of the exported model.
+        version: Positive number of the version. None takes the one after the highest present.
+
+    Raises:
+        ValueError: If the version is no positive number.
+        FileExistsError: If the version exists, or `path` is no folder.
+    """
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file. Give a folder to export to.")
+    if version is None:
+        present = [int(entry.name) for entry in path.glob("*") if entry.name.isdecimal()]
+        version = max(present, default=0) + 1
+    # TensorFlow Serving reads the version off the folder's name.
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise ValueError(f"`version` must be a positive integer. Received: version={version!r}")
+    destination = path / str(version)
+    if destination.exists():
+        raise FileExistsError(
+            f"{destination} exists, and a version is never overwritten. Give another `version`, "
+            "or None for the next one."
+        )
+    return destination
+
+
+@contextlib.contextmanager
+def written_whole(destination: Path) -> Iterator[Path]:
+    """A name beside `destination` to write a folder to, renamed at the end to `destination`.
+
+    The folder that contains it is made where needed. When the block raises, what was written is
+    removed, the folders made for it too.
+    """
+    folder = destination.parent
+    created = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    # A server that watches the folder looks only at names that are numbers.
+    partial = folder / f".{destination.name}.partial-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.rename(partial, destination)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in created:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
