@@ -2,8 +2,10 @@
 
 import io
 import json
+import struct
 import subprocess
 import sys
+import zlib
 
 import keras
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from keras_vit.data import decode_image, evaluation_geometry, prepare_image
-from keras_vit.export import export_saved_model
+from keras_vit.export import ImageLimits, export_saved_model
 from keras_vit.export.image_graph import prepare
 from keras_vit.layers import ImagePreprocessing
 from keras_vit.models import VisionTransformerConfig, vision_transformer
@@ -113,7 +115,8 @@ def test_both_signatures_give_the_numbers_of_the_model(tmp_path, policy, image_s
     logits = expected(model, map(decode_image, files), image_size)
     outputs = signature(folder)(image_bytes=tf.constant(files))
     outputs = {name: value.numpy() for name, value in outputs.items()}
-    assert set(outputs) == {"probabilities", "logits", "classes", "scores"}
+    assert set(outputs) == {"probabilities", "logits", "classes", "scores", "error"}
+    assert not any(outputs["error"])
     assert all(len(value) == len(files) for value in outputs.values())
     np.testing.assert_allclose(outputs["logits"], logits, atol=1e-4)
     np.testing.assert_allclose(outputs["probabilities"], softmax(logits), atol=1e-5)
@@ -127,7 +130,7 @@ def test_both_signatures_give_the_numbers_of_the_model(tmp_path, policy, image_s
 
     pixels = np.stack([photograph(37, 29, seed) for seed in range(2)])
     outputs = signature(folder, "pixels")(pixels=tf.constant(pixels))
-    assert set(outputs) == {"probabilities", "logits"}
+    assert set(outputs) == {"probabilities", "logits", "classes", "scores"}
     logits = expected(model, pixels, image_size)
     np.testing.assert_allclose(outputs["logits"], logits, atol=1e-4)
     np.testing.assert_allclose(outputs["probabilities"], softmax(logits), atol=1e-5)
@@ -295,10 +298,118 @@ def test_fewer_classes_than_top(tmp_path):
     assert outputs["classes"].shape == outputs["scores"].shape == (3, 2)
 
 
-def test_a_file_that_is_no_image_is_refused(tmp_path):
-    serve = signature(export_saved_model(small_model(), tmp_path, class_names=NAMES))
-    with pytest.raises(tf.errors.InvalidArgumentError):
-        serve(image_bytes=tf.constant([mixed_files()[0], b"no image"]))
+def png_of_size(height, width):
+    """A PNG whose header promises a picture that does not follow."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I4s", 13, b"IHDR") + header
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", zlib.crc32(chunk[4:]))
+
+
+def bad_files():
+    """Files that cannot be taken, and a part of the error each gets."""
+    jpeg, png = mixed_files()[0], mixed_files()[2]
+    no_header = jpeg[:20]
+    return [
+        (b"", "empty"),
+        (b"no image", "neither a JPEG nor a PNG"),
+        (encode(photograph(12, 20, 0), "BMP"), "neither a JPEG nor a PNG"),
+        (b"\xff\xd8\xff", "cannot be decoded"),
+        (no_header, "cannot be decoded"),
+        (jpeg[: len(jpeg) // 2], "cannot be decoded"),
+        (png[: len(png) // 2], "cannot be decoded"),
+        (png[:20], "cannot be decoded"),
+        (png[:60] + bytes(len(png) - 60), "cannot be decoded"),
+        (png_of_size(60_000, 60_000), "60000 x 60000 pixels: at most 4096"),
+        (png_of_size(2**31 - 1, 2**31 - 1), "2147483647 x 2147483647 pixels"),
+        (png_of_size(0, 5), "0 x 5 pixels"),
+        (png_of_size(2, 20_000), "2 x 20000 pixels: at most 4096 and no side above 16384"),
+        (encode(photograph(65, 64, 0), "JPEG"), "65 x 64 pixels: at most 4096"),
+        (encode(photograph(40, 40, 0), "BMP") * 50, "bytes: at most 50000"),
+    ]
+
+
+LIMITS = ImageLimits(max_bytes=50_000, max_pixels=4096)
+
+
+def test_a_bad_image_does_not_hurt_its_neighbours(tmp_path):
+    model = small_model()
+    folder = export_saved_model(model, tmp_path, class_names=NAMES, limits=LIMITS)
+    serve, good = signature(folder), mixed_files()[:4]
+    files, errors = map(list, zip(*bad_files(), strict=True))
+    mixed = [*good[:2], *files, *good[2:]]
+    outputs = {name: value.numpy() for name, value in serve(image_bytes=tf.constant(mixed)).items()}
+    for text, error in zip(errors, outputs["error"][2:-2], strict=True):
+        assert text in error.decode()
+    bad = slice(2, -2)
+    assert not outputs["scores"][bad].any() and not outputs["probabilities"][bad].any()
+    assert not outputs["logits"][bad].any() and not any(outputs["classes"][bad].ravel())
+
+    alone = {name: value.numpy() for name, value in serve(image_bytes=tf.constant(good)).items()}
+    rows = [0, 1, len(mixed) - 2, len(mixed) - 1]
+    for name, value in alone.items():
+        if value.dtype == object:
+            np.testing.assert_array_equal(outputs[name][rows], value)
+        else:
+            np.testing.assert_allclose(outputs[name][rows], value, atol=1e-5)
+    # None of them good: the batch is answered all the same.
+    outputs = serve(image_bytes=tf.constant(files))
+    assert all(outputs["error"].numpy()) and not outputs["probabilities"].numpy().any()
+
+
+def test_a_picture_at_its_limits_is_taken(tmp_path):
+    file = encode(photograph(64, 64, 0), "PNG")
+    limits = ImageLimits(max_bytes=len(file), max_pixels=64 * 64)
+    folder = export_saved_model(small_model(), tmp_path, class_names=NAMES, limits=limits)
+    outputs = signature(folder)(image_bytes=tf.constant([file, file + b"\0"]))
+    assert outputs["error"].numpy().tolist() == [
+        b"",
+        f"{len(file) + 1} bytes: at most {len(file)} are taken".encode(),
+    ]
+    assert outputs["scores"].numpy()[0, 0] > 0
+
+
+def test_strict_mode_fails_the_call(tmp_path):
+    folder = export_saved_model(
+        small_model(), tmp_path, class_names=NAMES, limits=LIMITS, on_error="fail"
+    )
+    serve, good = signature(folder), mixed_files()[0]
+    assert serve(image_bytes=tf.constant([good]))["error"].numpy().tolist() == [b""]
+    for file, text in bad_files():
+        match = None if text == "cannot be decoded" else text
+        with pytest.raises(tf.errors.InvalidArgumentError, match=match):
+            serve(image_bytes=tf.constant([good, file]))
+    # The model goes on.
+    assert serve(image_bytes=tf.constant([good]))["scores"].numpy()[0, 0] > 0
+
+
+def example(**features):
+    return tf.train.Example(
+        features=tf.train.Features(
+            feature={
+                name: tf.train.Feature(bytes_list=tf.train.BytesList(value=value))
+                for name, value in features.items()
+            }
+        )
+    ).SerializeToString()
+
+
+def test_classify_takes_examples(tmp_path):
+    model = small_model()
+    folder = export_saved_model(model, tmp_path, class_names=NAMES, limits=LIMITS)
+    files = mixed_files()[:3]
+    inputs = [example(**{"image/encoded": [file], "image/format": [b"any"]}) for file in files]
+    bad = [example(), example(**{"image/encoded": [b"no image"]}), b"no example"]
+    outputs = signature(folder, "classify")(inputs=tf.constant([*inputs, *bad]))
+    assert set(outputs) == {"classes", "scores"}
+    expected_outputs = signature(folder)(image_bytes=tf.constant(files))
+    np.testing.assert_array_equal(outputs["classes"][:3], expected_outputs["classes"])
+    np.testing.assert_allclose(outputs["scores"][:3], expected_outputs["scores"], atol=1e-5)
+    assert not outputs["scores"].numpy()[3:].any()
+    errors = outputs["classes"].numpy()[3:]
+    assert [error[0].split(b":")[0].split(b" ")[0] for error in errors] == [
+        *(b"empty", b"neither", b"empty")
+    ]
+    assert not any(errors[:, 1:].ravel())
 
 
 sizes = st.integers(1, 60)
@@ -351,7 +462,8 @@ def test_versions_count_up_and_are_never_overwritten(tmp_path):
     assert export_saved_model(model, tmp_path, class_names=NAMES, version=3).name == "3"
     with pytest.raises(FileExistsError, match="7 exists"):
         export_saved_model(model, tmp_path, class_names=NAMES, version=7)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["3", "7", "8", "notes"]
+    folders = sorted(entry.name for entry in tmp_path.iterdir() if entry.is_dir())
+    assert folders == ["3", "7", "8", "notes"]
     assert (tmp_path / "7" / "mine").read_text() == "kept"
     # Readable by a server that runs as another user, as far as the umask of this one allows.
     (tmp_path / "new").mkdir()

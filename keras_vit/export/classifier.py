@@ -3,6 +3,10 @@
 import keras
 
 from keras_vit.layers.image_preprocessing import ImagePreprocessing
+from keras_vit.layers.token_pooling import TokenPooling
+from keras_vit.layers.transformer_block import TransformerBlock
+
+PRECISIONS = ("float32", "bfloat16")
 
 
 def preprocessing_layer(model):
@@ -53,6 +57,64 @@ def logits_model(model):
     return logits_model
 
 
+def features_model(model):
+    """A model from images to what the head of `model` reads: `(batch, width)`.
+
+    Of a distilled model, whose two heads read two tokens, it is the mean of both.
+    """
+    head = model.layers[-1]
+    heads = [layer for layer in model.layers if layer.name in ("head", "head_distillation")]
+    features = [layer.input for layer in heads] if len(heads) == 2 else [head.input]
+    if len(features) == 2:
+        features = [keras.ops.mean(keras.ops.stack(features), axis=0)]
+    return keras.Model(model.input, features[0], name=f"{model.name}_features")
+
+
+def last_block_for_the_head_only(model):
+    """`model`, its last block computing only the tokens that are read afterwards.
+
+    A model that pools its class token reads one of the hundreds of tokens of the last block; with
+    that block's other queries and its MLP on them, some 6 % of the work of a base model is left
+    out. The weights are shared, the numbers the same. A model that reads all tokens stays as
+    it is.
+    """
+    blocks = [layer for layer in model.layers if isinstance(layer, TransformerBlock)]
+    pools = [layer for layer in model.layers if isinstance(layer, TokenPooling)]
+    read = {"token": 1, "distillation": 2}
+    if not blocks or not pools or any(pool.pooling not in read for pool in pools):
+        return model
+    tokens = max(read[pool.pooling] for pool in pools)
+
+    def call(layer, *arguments, **options):
+        if layer is blocks[-1]:
+            options["output_tokens"] = tokens
+        return layer(*arguments, **options)
+
+    return keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
+
+
+def with_precision(model, precision):
+    """`model`, or a copy of it whose weights and products are of 16 bits.
+
+    Layers whose policy is float32 of old, such as the head of a model of mixed precision, stay so.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"`precision` must be one of {', '.join(PRECISIONS)}. Received: precision={precision!r}"
+        )
+    if precision == "float32":
+        return model
+    head = model.layers[-1]
+
+    def copy(layer):
+        config = layer.get_config()
+        return type(layer).from_config(config if layer is head else {**config, "dtype": precision})
+
+    shorter = keras.models.clone_model(model, clone_function=copy)
+    shorter.set_weights(model.get_weights())
+    return shorter
+
+
 def checked_class_names(class_names, num_classes):
     names = class_names if isinstance(class_names, str) else tuple(class_names)
     if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
@@ -60,6 +122,12 @@ def checked_class_names(class_names, num_classes):
             "`class_names` must be a sequence of non-empty strings, one a class. "
             f"Received: class_names={class_names!r}"
         )
+    for name in names:
+        if len(name.splitlines()) > 1 or name != name.strip("\r\n"):
+            raise ValueError(
+                "A class name must be one line: the exported names are a text file with one a "
+                f"line. Received: {name!r}"
+            )
     if len(names) != num_classes:
         raise ValueError(
             f"`class_names` must name each of the model's {num_classes} classes. Received "

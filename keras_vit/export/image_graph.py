@@ -5,34 +5,140 @@ The arithmetic is that of `keras_vit.data.prepare_image`, without anything of ou
 
 import math
 
+from keras_vit.export.limits import MAX_SIDE
 
-def decode_and_prepare(image_bytes, image_size, preprocessing):
+# Images of one request that are decoded at a time.
+_PARALLEL_IMAGES = 16
+# Rows of an image that are float32 at a time.
+_BAND = 256
+
+
+def decode_and_prepare(encoded, image_size, preprocessing, limits, on_error):
     """Decodes a batch of encoded images of any sizes and brings them to the model's size.
 
     Args:
-        image_bytes: String tensor `(batch,)` of JPEG or PNG files.
+        encoded: String tensor `(batch,)` of JPEG or PNG files.
         image_size: `(height, width)` of the model, in pixels.
         preprocessing: An `ImagePreprocessing` layer; only its evaluation policy is read.
+        limits: The `ImageLimits`.
+        on_error: `"row"`: an image that cannot be taken gives zeros and its error.
+            `"fail"`: it fails the whole call.
 
     Returns:
-        A float32 tensor `(batch, height, width, 3)` of pixels, 0 to 255.
+        float32 pixels `(batch, height, width, 3)`, 0 to 255, and the errors, string `(batch,)`,
+        empty where there is none.
     """
     import tensorflow as tf
 
-    def decode_one(encoded):
+    def decode_one(image_bytes):
         # This operation decodes PNG too; decode_image would not let the accurate DCT be chosen,
         # which is the one of Pillow.
-        image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+        image = tf.io.decode_jpeg(image_bytes, channels=3, dct_method="INTEGER_ACCURATE")
         image = tf.ensure_shape(image, (None, None, 3))
         return prepare(image[None], image_size, preprocessing)[0]
 
-    # One after the other in the graph, in parallel at run time; vectorized_map has no decoder.
-    return tf.map_fn(
-        decode_one,
-        image_bytes,
-        fn_output_signature=tf.TensorSpec((*image_size, 3), tf.float32),
-        parallel_iterations=16,
+    def image_and_error(image_bytes):
+        error = _header_error(image_bytes, limits)
+        good = tf.equal(error, "")
+        if on_error == "fail":
+            with tf.control_dependencies([tf.debugging.Assert(good, [error])]):
+                return decode_one(image_bytes), error
+        empty = tf.zeros((*image_size, 3))
+        return tf.cond(good, lambda: decode_one(image_bytes), lambda: empty), error
+
+    unreadable = (tf.zeros((*image_size, 3)), tf.constant("cannot be decoded: the file is damaged"))
+    return _map_rows(image_and_error, encoded, unreadable, on_error)
+
+
+def example_images(examples):
+    """The feature `image/encoded` of serialised `tf.Example`s; empty where there is none.
+
+    Args:
+        examples: String tensor `(batch,)`.
+
+    Returns:
+        A string tensor `(batch,)`.
+    """
+    import tensorflow as tf
+
+    feature = {"image/encoded": tf.io.FixedLenFeature((), tf.string, "")}
+    (encoded,) = _map_rows(
+        lambda example: tuple(tf.io.parse_single_example(example, feature).values()),
+        examples,
+        (tf.constant(""),),
+        on_error="row",
     )
+    return encoded
+
+
+def _map_rows(function, rows, default, on_error):
+    """`function` of each row, in parallel; `default` where an operation of it fails.
+
+    A graph cannot catch errors, but a data set in it can leave out the rows that raise. They are
+    told by their missing index.
+    """
+    import tensorflow as tf
+
+    count = tf.size(rows, out_type=tf.int64)
+    data = tf.data.Dataset.from_tensor_slices((tf.range(count), rows))
+    data = data.map(
+        lambda index, row: (index, *function(row)),
+        num_parallel_calls=_PARALLEL_IMAGES,
+        deterministic=False,
+    )
+    if on_error == "row":
+        data = data.ignore_errors()
+    # The last row keeps the batch from being empty.
+    data = data.concatenate(tf.data.Dataset.from_tensors((count, *default)))
+    index, *values = data.batch(count + 1).get_single_element()
+    outputs = []
+    for value, missing in zip(values, default, strict=True):
+        shape = tf.concat([[count + 1], tf.shape(missing, out_type=tf.int64)], 0)
+        filled = tf.broadcast_to(missing, shape)
+        output = tf.tensor_scatter_nd_update(filled, index[:, None], value)[:count]
+        outputs.append(tf.ensure_shape(output, (None, *missing.shape)))
+    return tuple(outputs)
+
+
+def _header_error(image_bytes, limits):
+    """Why the file is not to be decoded, or an empty string."""
+    import tensorflow as tf
+
+    size = tf.strings.length(image_bytes)
+    is_jpeg = tf.equal(tf.strings.substr(image_bytes, 0, tf.minimum(size, 3)), b"\xff\xd8\xff")
+    is_png = tf.equal(tf.strings.substr(image_bytes, 0, tf.minimum(size, 8)), b"\x89PNG\r\n\x1a\n")
+
+    def size_error():
+        sides = tf.cond(
+            is_jpeg,
+            lambda: tf.image.extract_jpeg_shape(image_bytes)[:2],
+            # Height follows width, both big-endian, in the first chunk.
+            lambda: tf.io.decode_raw(
+                tf.strings.substr(image_bytes, 16, 8), tf.int32, little_endian=False
+            )[::-1],
+        )
+        pixels = tf.reduce_prod(tf.cast(sides, tf.int64))
+        fits = (pixels <= limits.max_pixels) & tf.reduce_all((sides > 0) & (sides <= MAX_SIDE))
+        found = tf.strings.format("{} x {} pixels", (sides[0], sides[1]))
+        bound = f": at most {limits.max_pixels} and no side above {MAX_SIDE} are taken"
+        return tf.cond(fits, lambda: "", lambda: tf.strings.join([found, bound]))
+
+    def file_error():
+        return tf.case(
+            [
+                (tf.equal(size, 0), lambda: tf.constant("empty: expected a JPEG or PNG file")),
+                (
+                    size > limits.max_bytes,
+                    lambda: tf.strings.format(
+                        "{} bytes: at most " + f"{limits.max_bytes} are taken", (size,)
+                    ),
+                ),
+            ],
+            default=lambda: tf.constant("neither a JPEG nor a PNG file"),
+        )
+
+    readable = (is_jpeg | is_png) & (size <= limits.max_bytes)
+    return tf.cond(readable, size_error, file_error)
 
 
 def prepare(images, image_size, preprocessing):
@@ -95,11 +201,14 @@ def _matrix(source, resized, offset, size, interpolation):
     """
     import tensorflow as tf
 
-    source, resized, offset = (tf.cast(value, tf.float64) for value in (source, resized, offset))
-    step = source / resized
-    centre = (tf.range(size, dtype=tf.float64) + offset + 0.5) * step - 0.5
+    step = tf.cast(source, tf.float64) / tf.cast(resized, tf.float64)
+    centre = (tf.range(size, dtype=tf.float64) + tf.cast(offset, tf.float64) + 0.5) * step - 0.5
     stretch = tf.maximum(step, tf.ones((), tf.float64))
-    d = tf.abs(tf.range(source, dtype=tf.float64) - centre[:, None]) / stretch
+    # Only the pixels under the kernel: the rest of a row is zero.
+    radius = (1.0 if interpolation == "bilinear" else 2.0) * stretch
+    first = tf.math.floor(centre - radius)
+    taps = first[:, None] + tf.range(2.0 * radius + 2.0, dtype=tf.float64)
+    d = tf.abs(taps - centre[:, None]) / stretch
     if interpolation == "bilinear":
         weights = tf.nn.relu(1.0 - d)
     else:
@@ -107,14 +216,38 @@ def _matrix(source, resized, offset, size, interpolation):
         inner = (1.5 * d - 2.5) * d * d + 1.0
         outer = ((2.5 - 0.5 * d) * d - 4.0) * d + 2.0
         weights = tf.where(d <= 1.0, inner, tf.where(d < 2.0, outer, tf.zeros_like(d)))
-    return tf.cast(weights / tf.reduce_sum(weights, axis=1, keepdims=True), tf.float32)
+    taps = tf.cast(taps, tf.int64)
+    inside = (taps >= 0) & (taps < source)
+    weights = tf.where(inside, weights, tf.zeros_like(weights))
+    weights = tf.cast(weights / tf.reduce_sum(weights, axis=1, keepdims=True), tf.float32)
+    row = tf.broadcast_to(tf.range(size, dtype=tf.int64)[:, None], tf.shape(taps))
+    places = tf.where(inside)
+    indices = tf.stack([tf.gather_nd(row, places), tf.gather_nd(taps, places)], axis=1)
+    return tf.scatter_nd(
+        indices, tf.gather_nd(weights, places), tf.stack([tf.constant(size, tf.int64), source])
+    )
 
 
 def _resample(images, rows, columns):
     import tensorflow as tf
 
     batch, height, width, channels = tf.unstack(tf.shape(images))
+    lines = tf.reshape(images, (batch, height, width * channels))
     # Rows first: their product needs no transposed copy of the large image.
-    lines = tf.reshape(tf.cast(images, tf.float32), (batch, height, width * channels))
-    lines = tf.reshape(tf.matmul(rows, lines), (batch, -1, width, channels))
-    return tf.einsum("wx,bhxc->bhwc", columns, lines)
+    size = rows.shape[0]
+
+    def add_band(start, total):
+        band = tf.cast(lines[:, start : start + _BAND], tf.float32)
+        return start + _BAND, total + tf.matmul(rows[:, start : start + _BAND], band)
+
+    _, lines = tf.while_loop(
+        lambda start, _: start < height,
+        add_band,
+        (0, tf.zeros(tf.stack([batch, size, width * channels]))),
+        shape_invariants=(tf.TensorShape(()), tf.TensorShape((None, size, None))),
+    )
+    # The width to the front, so that one product does all rows and channels.
+    lines = tf.transpose(tf.reshape(lines, (batch, size, width, channels)), (0, 2, 1, 3))
+    crop = tf.matmul(columns, tf.reshape(lines, (batch, width, size * channels)))
+    crop = tf.reshape(crop, (batch, columns.shape[0], size, channels))
+    return tf.transpose(crop, (0, 2, 1, 3))

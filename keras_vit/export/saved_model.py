@@ -1,18 +1,32 @@
 """SavedModel for TensorFlow Serving: encoded images in, named classes out."""
 
+import dataclasses
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 
+from keras_vit._version import __version__
 from keras_vit.export.classifier import (
     checked_class_names,
     logits_model,
     model_image_size,
     preprocessing_layer,
+    with_precision,
 )
-from keras_vit.export.image_graph import decode_and_prepare, prepare
+from keras_vit.export.limits import DEFAULT_LIMITS, ImageLimits
+
+try:
+    from keras_vit.export.serving_files import (
+        write_descriptions,
+        write_server_files,
+        write_warmup,
+    )
+except ImportError:
+    write_descriptions = write_server_files = write_warmup = lambda *a, **k: None
+from keras_vit.export.signatures import ServingOptions, trace_signatures
 from keras_vit.export.versions import version_folder, written_whole
 
 
@@ -23,22 +37,39 @@ def export_saved_model(
     class_names: Sequence[str],
     version: int | None = None,
     top: int = 5,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    on_error: str = "row",
+    attention: bool = False,
+    precision: str = "float32",
+    warmup_batch_sizes: Sequence[int] = (1, 8),
 ) -> Path:
     """Writes a classifier as a SavedModel that TensorFlow Serving can mount.
 
     The SavedModel decodes images, brings them to the model's size as the model's `preprocessing`
     layer says (see `keras_vit.layers.ImagePreprocessing`) and classifies them. It needs neither
-    keras nor keras_vit to run. It has two signatures; the first axis of every input and output is
-    the batch, of any size:
+    keras nor keras_vit to run. The first axis of every input and output is the batch, of any
+    size. `image_bytes` are JPEG or PNG files whose sizes may differ within the batch:
 
-    - `serving_default`: `image_bytes`, string `(batch,)`, JPEG or PNG files whose sizes may differ
-      within the batch → `probabilities` and `logits`, float32 `(batch, num_classes)`, and the best
-      classes, best first: `classes`, string `(batch, top)`, and `scores`, their probabilities.
-    - `pixels`: `pixels`, uint8 `(batch, height, width, 3)` of any height and width →
-      `probabilities` and `logits`.
+    - `serving_default`: `image_bytes`, string `(batch,)` → the best classes, best first:
+      `classes`, string `(batch, top)`, and `scores`, their probabilities; `probabilities` and
+      `logits`, float32 `(batch, num_classes)`; `error`, string `(batch,)`.
+    - `pixels`: `pixels`, uint8 `(batch, height, width, 3)` of any height and width → the same
+      without `error`.
+    - `classify`: `inputs`, string `(batch,)`, serialised `tf.Example`s with the feature
+      `image/encoded` → `classes` and `scores`.
+    - `embed`: `image_bytes` → `embedding`, float32 `(batch, width)`, what the head reads; `error`.
+    - `attention`: `image_bytes` → `attention`, float32 `(batch, rows, columns)`, see
+      `keras_vit.inspection.attention_rollout`; `error`.
 
-    It is written beside and then renamed: a server that watches `path` sees a whole version or
-    none, and an export that fails leaves nothing behind.
+    An image that cannot be taken (empty, no JPEG or PNG, damaged, beyond the limits) answers for
+    its own row with zeros, empty class names and `error`, which is empty in good rows; in
+    `classify` the first class name carries it. Its neighbours are not touched.
+
+    Beside the model lie `README.md` and `signatures.json`, which describe it, its class names as
+    an asset, and requests for the server's warm-up; in `path`, where they are not there yet,
+    `models.config` and `batching_parameters.txt` for the server. All is written beside and then
+    renamed: a server that watches `path` sees a whole version or none, and an export that
+    fails leaves nothing behind.
 
     Args:
         model: A model with a `preprocessing` layer and a classifier as its last layer, whose
@@ -47,6 +78,14 @@ def export_saved_model(
         class_names: Name of each class, in the order of the model's outputs.
         version: Positive number of the version. None takes the one after the highest present.
         top: Number of `classes` and `scores`; at most all classes are given.
+        limits: What is taken of an encoded image.
+        on_error: `"row"` as above; with `"fail"` a bad image fails the whole call.
+        attention: Whether to export the signature `attention`; Vision Transformers of keras_vit
+            only.
+        precision: `"float32"`, or `"bfloat16"` for weights and products of 16 bits; the logits
+            are float32.
+        warmup_batch_sizes: Sizes of the batches that a server runs before it takes requests, for
+            each signature; empty for no warm-up.
 
     Returns:
         The folder written, `path/version`.
@@ -65,16 +104,30 @@ def export_saved_model(
     ```
     """
     _check_backend()
-    preprocessing = preprocessing_layer(model)
-    image_size = model_image_size(model)
-    classifier = logits_model(model)
+    preprocessing, image_size = preprocessing_layer(model), model_image_size(model)
+    logits_model(model)
     class_names = checked_class_names(class_names, model.output_shape[-1])
-    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
-        raise ValueError(f"`top` must be a positive integer. Received: top={top!r}")
+    options = ServingOptions(top, limits, on_error, attention)
+    batch_sizes = _checked_batch_sizes(warmup_batch_sizes)
     destination = version_folder(Path(path), version)
-    signatures = _trace(classifier, preprocessing, image_size, class_names, top)
-    _refuse_compiled_functions(signatures)
-    _write(signatures, destination)
+    name = destination.parent.resolve().name
+    facts = {
+        "keras_vit": __version__,
+        "model": model.name,
+        "image_size": list(image_size),
+        "preprocessing": _policy(preprocessing),
+        "precision": precision,
+        "classes": len(class_names),
+        "top": min(top, len(class_names)),
+        "on_error": on_error,
+        "limits": dataclasses.asdict(limits),
+    }
+    with written_whole(destination) as folder:
+        _save(with_precision(model, precision), folder, class_names, options)
+        write_descriptions(folder, name=name, version=int(destination.name), facts=facts)
+        if batch_sizes:
+            write_warmup(folder, name=name, batch_sizes=batch_sizes, image_size=image_size)
+    write_server_files(destination.parent, name=name, batch_sizes=batch_sizes)
     return destination
 
 
@@ -85,34 +138,6 @@ def _check_backend():
             f"{keras.backend.backend()!r}. Save the model with `model.save('model.keras')` and "
             "export that file in a process with KERAS_BACKEND=tensorflow."
         )
-
-
-def _trace(model, preprocessing, image_size, class_names, top):
-    import tensorflow as tf
-
-    names = tf.constant(class_names)
-
-    def classify(images):
-        logits = tf.cast(model(images, training=False), tf.float32)
-        return {"probabilities": tf.nn.softmax(logits), "logits": logits}
-
-    def classify_bytes(image_bytes):
-        outputs = classify(decode_and_prepare(image_bytes, image_size, preprocessing))
-        scores, best = tf.math.top_k(outputs["probabilities"], min(top, len(class_names)))
-        return {**outputs, "classes": tf.gather(names, best), "scores": scores}
-
-    def classify_pixels(pixels):
-        return classify(prepare(pixels, image_size, preprocessing))
-
-    def traced(function, shape, dtype):
-        # TensorFlow Serving cannot run a function with jit_compile=True.
-        function = tf.function(function, autograph=False, jit_compile=False)
-        return function.get_concrete_function(tf.TensorSpec(shape, dtype))
-
-    return {
-        "serving_default": traced(classify_bytes, (None,), tf.string),
-        "pixels": traced(classify_pixels, (None, None, None, 3), tf.uint8),
-    }
 
 
 def _refuse_compiled_functions(signatures):
@@ -126,11 +151,47 @@ def _refuse_compiled_functions(signatures):
                 )
 
 
-def _write(signatures, destination):
+def _checked_batch_sizes(sizes):
+    sizes = tuple(sizes)
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(
+            "`warmup_batch_sizes` must be positive integers. "
+            f"Received: warmup_batch_sizes={sizes!r}"
+        )
+    return sizes
+
+
+def _policy(preprocessing):
+    """How images are resized and scaled, without what every layer has."""
+    own = preprocessing.get_config().keys() - keras.layers.Layer(name="any").get_config().keys()
+    return {name: getattr(preprocessing, name) for name in sorted(own)}
+
+
+def _save(model, folder, class_names, options):
     import tensorflow as tf
 
     module = tf.Module()
-    # What the graphs read and no more; a tracked keras object would bring keras into the file.
-    module.weights = list(signatures["serving_default"].variables)
-    with written_whole(destination) as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        # Copied into the assets of the SavedModel.
+        labels = Path(temporary, "class_names.txt")
+        labels.write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
+        module.class_names = tf.saved_model.Asset(str(labels))
+        module.table = tf.lookup.StaticHashTable(
+            tf.lookup.TextFileInitializer(
+                module.class_names,
+                tf.int64,
+                tf.lookup.TextFileIndex.LINE_NUMBER,
+                tf.string,
+                tf.lookup.TextFileIndex.WHOLE_LINE,
+            ),
+            default_value="",
+        )
+        signatures = trace_signatures(model, module.table, options)
+        _refuse_compiled_functions(signatures)
+        # What the graphs read and no more; a tracked keras object would bring keras into the file.
+        module.weights = list({id(v): v for f in signatures.values() for v in f.variables}.values())
         tf.saved_model.save(module, os.fspath(folder), signatures=signatures)
+    # The saver calls every method predict.
+    updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(os.fspath(folder))
+    updater.replace_method_name("classify", tf.compat.v1.saved_model.CLASSIFY_METHOD_NAME, "serve")
+    updater.save()

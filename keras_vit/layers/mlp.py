@@ -62,14 +62,16 @@ class MLP(keras.layers.Layer):
         )
 
     def call(self, tokens, training=None):
-        hidden = self.expansion(tokens)
+        # Flat, for plain matrix products: TensorFlow then does bias and GELU in the same pass.
+        hidden = self.expansion(ops.reshape(tokens, (-1, tokens.shape[-1])))
         if self.gated:
             gate, hidden = ops.split(hidden, 2, axis=-1)
             hidden = self.activation_function(gate) * hidden
         else:
             hidden = self.activation_function(hidden)
         hidden = self.dropout(hidden, training=training)
-        return self.dropout(self.projection(hidden), training=training)
+        hidden = self.dropout(self.projection(hidden), training=training)
+        return ops.reshape(hidden, ops.shape(tokens))
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)

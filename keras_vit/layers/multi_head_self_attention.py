@@ -32,11 +32,15 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         layer_norm_epsilon: Epsilon of the norms of queries and keys.
         dropout: Share of the attention weights that are dropped in training, in [0, 1).
 
+    Call arguments:
+        output_tokens: Number of tokens to compute, from the first; None for all. Each looks at
+            all tokens all the same.
+
     Input shape:
         `(batch, tokens, hidden_size)`.
 
     Output shape:
-        The same.
+        The same; with `output_tokens`, so many tokens.
 
     Raises:
         ValueError: If `num_heads` does not divide the width of the tokens, or positions are asked
@@ -139,12 +143,15 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         norm.build((None, None, None, self.head_dim))
         return norm
 
-    def call(self, tokens, training=None):
+    def call(self, tokens, training=None, output_tokens=None):
         query, key, value = self._query_key_value(tokens)
-        weights = self.dropout(self._weights(query, key), training=training)
+        weights = self._weights(query[:, :, :output_tokens], key)
+        weights = self.dropout(weights, training=training)
         attended = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
-        shape = (-1, ops.shape(tokens)[1], self.num_heads * self.head_dim)
-        return self.projection(ops.reshape(attended, shape))
+        # Flat, for a plain matrix product: TensorFlow adds the bias in the same pass.
+        flat = ops.reshape(attended, (-1, self.num_heads * self.head_dim))
+        tokens_out = output_tokens or ops.shape(tokens)[1]
+        return ops.reshape(self.projection(flat), (-1, tokens_out, tokens.shape[-1]))
 
     def attention_weights(self, tokens):
         """How much each token attends to each other: `(batch, heads, tokens, tokens)`."""
@@ -152,7 +159,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         return self._weights(query, key)
 
     def _query_key_value(self, tokens):
-        qkv = self.query_key_value(tokens)
+        qkv = self.query_key_value(ops.reshape(tokens, (-1, tokens.shape[-1])))
         if self.query_value_bias is not None:
             query_bias, value_bias = self.query_value_bias[0], self.query_value_bias[1]
             bias = ops.concatenate([query_bias, ops.zeros_like(query_bias), value_bias])
@@ -175,6 +182,10 @@ class MultiHeadSelfAttention(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
+
+    def compute_output_spec(self, tokens, training=None, output_tokens=None):
+        batch, count, hidden_size = self.compute_output_shape(tokens.shape)
+        return keras.KerasTensor((batch, output_tokens or count, hidden_size), self.compute_dtype)
 
     def get_config(self):
         return {

@@ -72,7 +72,8 @@ class RelativePositionBias(keras.layers.Layer):
         return ops.take(ops.transpose(self.table), index, axis=1)
 
     def call(self, scores):
-        return scores + ops.cast(self.bias(), scores.dtype)
+        bias = self.bias()[:, : ops.shape(scores)[-2]]
+        return scores + ops.cast(bias, scores.dtype)
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)

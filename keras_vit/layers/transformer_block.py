@@ -31,11 +31,15 @@ class TransformerBlock(keras.layers.Layer):
         drop_path: Probability of leaving out a branch for a sample, likewise.
         layer_norm_epsilon: Epsilon of all norms.
 
+    Call arguments:
+        output_tokens: Number of tokens to compute, from the first; None for all. Each looks at
+            all tokens all the same.
+
     Input shape:
         `(batch, tokens, hidden_size)`.
 
     Output shape:
-        The same.
+        The same; with `output_tokens`, so many tokens.
 
     Raises:
         ValueError: If `num_heads` does not divide the width, or for an unknown activation.
@@ -120,12 +124,14 @@ class TransformerBlock(keras.layers.Layer):
             if layer is not None:
                 layer.build(input_shape)
 
-    def call(self, tokens, training=None):
-        branch = self.attention(self.attention_norm(tokens), training=training)
+    def call(self, tokens, training=None, output_tokens=None):
+        branch = self.attention(
+            self.attention_norm(tokens), training=training, output_tokens=output_tokens
+        )
         branch = self.dropout(branch, training=training)
         if self.attention_scale is not None:
             branch = self.attention_scale(branch)
-        tokens = tokens + self.drop_path(branch, training=training)
+        tokens = tokens[:, :output_tokens] + self.drop_path(branch, training=training)
         branch = self.mlp(self.mlp_norm(tokens), training=training)
         if self.mlp_scale is not None:
             branch = self.mlp_scale(branch)
@@ -137,6 +143,10 @@ class TransformerBlock(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
+
+    def compute_output_spec(self, tokens, training=None, output_tokens=None):
+        batch, count, hidden_size = self.compute_output_shape(tokens.shape)
+        return keras.KerasTensor((batch, output_tokens or count, hidden_size), self.compute_dtype)
 
     def get_config(self):
         return {

@@ -1,0 +1,39 @@
+"""What an exported model takes of an encoded image."""
+
+from dataclasses import dataclass
+
+# The matrices of the resizing are as wide as the image.
+MAX_SIDE = 16_384
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """Bounds on an encoded image; what lies beyond them is refused before it is decoded.
+
+    No side may be longer than 16,384 pixels, whatever `max_pixels` is.
+
+    Args:
+        max_bytes: Size of the file, in bytes.
+        max_pixels: Height times width, as the file's header says. A decoded image takes three
+            bytes a pixel, and up to 16 of a request are decoded at a time.
+
+    Raises:
+        ValueError: If a bound is no positive integer.
+
+    Example:
+
+    >>> ImageLimits(max_pixels=4_000_000).max_bytes
+    20000000
+    """
+
+    max_bytes: int = 20_000_000
+    max_pixels: int = 25_000_000
+
+    def __post_init__(self):
+        for name in ("max_bytes", "max_pixels"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+
+
+DEFAULT_LIMITS = ImageLimits()

@@ -1,0 +1,145 @@
+"""The signatures of an exported model, traced: what a server can be asked."""
+
+from dataclasses import dataclass
+
+from keras_vit.export.classifier import (
+    features_model,
+    last_block_for_the_head_only,
+    logits_model,
+    model_image_size,
+    preprocessing_layer,
+)
+from keras_vit.export.fused_norms import fused_norms
+from keras_vit.export.image_graph import decode_and_prepare, example_images, prepare
+from keras_vit.export.limits import DEFAULT_LIMITS, ImageLimits
+from keras_vit.inspection import attention_rollout
+
+ON_ERROR = ("row", "fail")
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """What is served beside the model itself.
+
+    Args:
+        top: Number of `classes` and `scores`; at most all classes are given.
+        limits: What is taken of an encoded image.
+        on_error: `"row"`: an image that cannot be taken answers with zeros and an error, for its
+            row alone. `"fail"`: it fails the whole call.
+        attention: Whether there is a signature `attention`.
+
+    Raises:
+        ValueError: If an option is not of its kind.
+
+    Example:
+
+    >>> ServingOptions(top=3).on_error
+    'row'
+    """
+
+    top: int = 5
+    limits: ImageLimits = DEFAULT_LIMITS
+    on_error: str = "row"
+    attention: bool = False
+
+    def __post_init__(self):
+        if isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 1:
+            raise ValueError(f"`top` must be a positive integer. Received: top={self.top!r}")
+        if self.on_error not in ON_ERROR:
+            raise ValueError(
+                f"`on_error` must be one of {', '.join(ON_ERROR)}. "
+                f"Received: on_error={self.on_error!r}"
+            )
+
+
+def trace_signatures(model, class_names, options):
+    """The concrete functions of a model, by the name of their signature.
+
+    Args:
+        model: A classifier with a `preprocessing` layer.
+        class_names: A `tf.lookup` table from a class' index to its name.
+        options: `ServingOptions`.
+    """
+    import tensorflow as tf
+
+    preprocessing, image_size = preprocessing_layer(model), model_image_size(model)
+    classifier = last_block_for_the_head_only(logits_model(model))
+    embedder = last_block_for_the_head_only(features_model(model))
+    looking = attention_rollout(model) if options.attention else None
+    top = min(options.top, classifier.output_shape[-1])
+
+    def decoded(image_bytes):
+        arguments = (image_size, preprocessing, options.limits, options.on_error)
+        return decode_and_prepare(image_bytes, *arguments)
+
+    def run(network, images):
+        return tf.cast(network(images, training=False), tf.float32)
+
+    def classify(images):
+        logits = run(classifier, images)
+        probabilities = tf.nn.softmax(logits)
+        scores, best = tf.math.top_k(probabilities, top)
+        classes = class_names.lookup(tf.cast(best, tf.int64))
+        outputs = {"classes": classes, "scores": scores}
+        return {**outputs, "probabilities": probabilities, "logits": logits}
+
+    def classify_bytes(image_bytes):
+        images, error = decoded(image_bytes)
+        return _without_bad_rows(classify(images), error)
+
+    def classify_pixels(pixels):
+        size = tf.shape(pixels)[1:3]
+        message = "pixels must be of at least one row and one column; found (rows, columns):"
+        check = tf.debugging.Assert(tf.reduce_all(size > 0), [message, size])
+        with tf.control_dependencies([check]):
+            return classify(prepare(pixels, image_size, preprocessing))
+
+    def classify_examples(inputs):
+        outputs = classify_bytes(example_images(inputs))
+        # Two outputs are all that the server's classification API knows: the first class
+        # carries the error.
+        error, classes = outputs["error"][:, None], outputs["classes"]
+        first = tf.concat([error, classes[:, 1:]], axis=1)
+        return {
+            "classes": tf.where(tf.equal(error, ""), classes, first),
+            "scores": outputs["scores"],
+        }
+
+    def embed(image_bytes):
+        images, error = decoded(image_bytes)
+        return _without_bad_rows({"embedding": run(embedder, images)}, error)
+
+    def attention(image_bytes):
+        images, error = decoded(image_bytes)
+        return _without_bad_rows({"attention": run(looking, images)}, error)
+
+    strings, pixels = ((None,), tf.string), ((None, None, None, 3), tf.uint8)
+    functions = {
+        "serving_default": (classify_bytes, strings),
+        "pixels": (classify_pixels, pixels),
+        "classify": (classify_examples, strings),
+        "embed": (embed, strings),
+    }
+    if options.attention:
+        functions["attention"] = (attention, strings)
+    # TensorFlow Serving cannot run a function with jit_compile=True.
+    with fused_norms():
+        return {
+            name: tf.function(function, autograph=False, jit_compile=False).get_concrete_function(
+                tf.TensorSpec(*specification)
+            )
+            for name, (function, specification) in functions.items()
+        }
+
+
+def _without_bad_rows(outputs, error):
+    """Zeros, or empty strings, in the rows that have an error."""
+    import tensorflow as tf
+
+    good = tf.equal(error, "")
+
+    def masked(output):
+        rows = tf.reshape(good, (-1, *[1] * (output.shape.rank - 1)))
+        return tf.where(rows, output, "" if output.dtype == tf.string else 0.0)
+
+    return {**{name: masked(output) for name, output in outputs.items()}, "error": error}
