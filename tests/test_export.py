@@ -17,6 +17,7 @@ from PIL import Image
 from keras_vit.data import decode_image, evaluation_geometry, prepare_image
 from keras_vit.export import ImageLimits, export_saved_model
 from keras_vit.export.image_graph import prepare
+from keras_vit.inspection import attention_rollout
 from keras_vit.layers import ImagePreprocessing
 from keras_vit.models import VisionTransformerConfig, vision_transformer
 
@@ -216,9 +217,12 @@ def test_what_is_written_suits_tensorflow_serving(tmp_path):
     for function in graph.graph_def.library.function:
         assert not function.attr["_XlaMustCompile"].b
         assert not any(node.attr["_XlaMustCompile"].b for node in function.node_def)
-    for name in ("serving_default", "pixels"):
+    signatures = {"serving_default", "pixels", "classify", "embed"}
+    assert graph.signature_def.keys() - {"__saved_model_init_op"} == signatures
+    for name in signatures:
         definition = graph.signature_def[name]
-        assert definition.method_name == "tensorflow/serving/predict"
+        method = "classify" if name == "classify" else "predict"
+        assert definition.method_name == f"tensorflow/serving/{method}"
         for tensor in (*definition.inputs.values(), *definition.outputs.values()):
             assert tensor.tensor_shape.dim[0].size == -1
     inputs = graph.signature_def["serving_default"].inputs
@@ -235,32 +239,113 @@ def test_what_is_written_suits_tensorflow_serving(tmp_path):
     )
 
 
-@pytest.mark.parametrize("pooling", ["token", "map"])
-def test_a_vision_transformer(tmp_path, pooling):
+# Each kind of pooling, of tokens and of attention, since exports leave out what is not read.
+TRANSFORMERS = {
+    "token": {},
+    "softmax": {"classifier_activation": "softmax"},
+    "registers_and_layer_scale": {"register_tokens": 2, "layer_scale": 0.3, "gated_mlp": True},
+    "rope_and_norms": {"positions": "rope", "qk_norm": True},
+    "relative_positions": {"positions": "relative"},
+    "distilled": {"distillation_token": True},
+    "distilled_softmax": {"distillation_token": True, "classifier_activation": "softmax"},
+    "avg": {"pooling": "avg", "pool_norm": True},
+    "token+avg": {"pooling": "token+avg"},
+    "map": {"pooling": "map"},
+    "representation": {"representation_size": 16},
+}
+
+
+def small_transformer(**switches):
     config = VisionTransformerConfig(
-        patch_size=4,
-        hidden_size=32,
-        depth=2,
-        mlp_dim=64,
-        num_heads=4,
-        image_size=(12, 20),
-        num_classes=len(NAMES),
-        pooling=pooling,
-        dropout=0.3,
-        attention_dropout=0.3,
-        drop_path=0.3,
-        classifier_activation="softmax",
+        **{
+            "patch_size": 4,
+            "hidden_size": 32,
+            "depth": 2,
+            "mlp_dim": 64,
+            "num_heads": 4,
+            "image_size": (12, 20),
+            "num_classes": len(NAMES),
+            "dropout": 0.3,
+            "attention_dropout": 0.3,
+            "drop_path": 0.3,
+            **switches,
+        }
     )
     model = vision_transformer(config)
     rng = np.random.default_rng(0)
     model.set_weights([rng.normal(0, 0.3, weight.shape) for weight in model.get_weights()])
+    return model
+
+
+@pytest.mark.parametrize("switches", TRANSFORMERS.values(), ids=TRANSFORMERS)
+def test_a_vision_transformer(tmp_path, switches):
+    model = small_transformer(**switches)
     files = mixed_files()
-    folder = export_saved_model(model, tmp_path, class_names=NAMES)
+    folder = export_saved_model(
+        model, tmp_path, class_names=NAMES, attention=True, warmup_batch_sizes=()
+    )
     outputs = signature(folder)(image_bytes=tf.constant(files))
     probabilities = expected(model, map(decode_image, files), (12, 20))
+    if not switches.get("classifier_activation"):
+        probabilities = softmax(probabilities)
     assert np.ptp(probabilities) > 0.1
     np.testing.assert_allclose(outputs["probabilities"], probabilities, atol=1e-5)
     np.testing.assert_allclose(softmax(outputs["logits"].numpy()), probabilities, atol=1e-5)
+
+    images = [decode_image(file) for file in files]
+    looking = attention_rollout(model)
+    attention = signature(folder, "attention")(image_bytes=tf.constant([*files, b"bad"]))
+    np.testing.assert_allclose(
+        attention["attention"][:-1], expected(looking, images, (12, 20)), atol=1e-5
+    )
+    assert not attention["attention"][-1].numpy().any()
+    assert [bool(error) for error in attention["error"].numpy()] == [False] * len(files) + [True]
+
+    embedding = signature(folder, "embed")(image_bytes=tf.constant([*files, b"bad"]))
+    features = [
+        expected(keras.Model(model.input, model.get_layer(head).input), images, (12, 20))
+        for head in ("head", "head_distillation")
+        if head in {layer.name for layer in model.layers}
+    ]
+    np.testing.assert_allclose(
+        embedding["embedding"][:-1], np.mean(features, axis=0), rtol=1e-4, atol=1e-4
+    )
+    assert not embedding["embedding"][-1].numpy().any()
+    assert set(embedding) == {"embedding", "error"} and embedding["error"].numpy()[-1]
+
+
+def test_attention_needs_a_vision_transformer(tmp_path):
+    with pytest.raises(ValueError, match="Vision Transformer built by keras_vit"):
+        export_saved_model(small_model(), tmp_path / "x", class_names=NAMES, attention=True)
+    assert not (tmp_path / "x").exists()
+
+
+def test_bfloat16_on_request(tmp_path):
+    model = small_transformer()
+    folder = export_saved_model(model, tmp_path, class_names=NAMES, precision="bfloat16")
+    written = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
+    types = set(written.get_variable_to_dtype_map().values()) - {tf.string}
+    # The head stays float32.
+    assert types == {tf.bfloat16, tf.float32}
+    files = mixed_files()
+    outputs = signature(folder)(image_bytes=tf.constant(files))
+    assert outputs["logits"].dtype == outputs["probabilities"].dtype == tf.float32
+    logits = expected(model, map(decode_image, files), (12, 20))
+    assert np.abs(outputs["logits"] - logits).max() < 0.03 * np.abs(logits).max()
+    assert np.abs(outputs["logits"] - logits).max() > 0
+    # The model that was given is as it was.
+    assert {weight.dtype for weight in model.weights} == {"float32"}
+
+
+def test_class_names_are_an_asset(tmp_path):
+    folder = export_saved_model(small_model(), tmp_path, class_names=NAMES)
+    labels = folder / "assets" / "class_names.txt"
+    assert labels.read_text("utf-8").splitlines() == list(NAMES)
+    # The graph reads them there.
+    labels.write_text("".join(f"{name.upper()}\n" for name in NAMES), "utf-8")
+    outputs = signature(folder)(image_bytes=tf.constant(mixed_files()[:1]))
+    names = {name.decode() for name in outputs["classes"][0].numpy()}
+    assert names < {name.upper() for name in NAMES}
 
 
 def test_softmax_head_gives_the_logits_before_it(tmp_path):
@@ -513,6 +598,10 @@ def compiled_layer():
         (small_model, {"class_names": NAMES[:-1]}, "7 classes. Received 6 names"),
         (small_model, {"class_names": "abcdefg"}, "sequence of non-empty strings"),
         (small_model, {"class_names": range(7)}, "sequence of non-empty strings"),
+        (small_model, {"class_names": [*NAMES[:6], "two\nlines"]}, "must be one line"),
+        (small_model, {"precision": "int8"}, "`precision` must be one of float32, bfloat16"),
+        (small_model, {"on_error": "ignore"}, "`on_error` must be one of row, fail"),
+        (small_model, {"warmup_batch_sizes": [0]}, "must be positive integers"),
         (small_model, {"top": 0}, "`top` must be a positive integer"),
         (small_model, {"version": 0}, "`version` must be a positive integer"),
         (small_model, {"version": "1"}, "`version` must be a positive integer"),

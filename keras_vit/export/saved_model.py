@@ -127,7 +127,7 @@ def export_saved_model(
         write_descriptions(folder, name=name, version=int(destination.name), facts=facts)
         if batch_sizes:
             write_warmup(folder, name=name, batch_sizes=batch_sizes, image_size=image_size)
-    write_server_files(destination.parent, name=name, batch_sizes=batch_sizes)
+    write_server_files(destination.parent, name=name, batch_sizes=batch_sizes or (1,))
     return destination
 
 

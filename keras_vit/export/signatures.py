@@ -68,6 +68,17 @@ def trace_signatures(model, class_names, options):
     looking = attention_rollout(model) if options.attention else None
     top = min(options.top, classifier.output_shape[-1])
 
+    def traced(*specification):
+        # TensorFlow Serving cannot run a function with jit_compile=True.
+        return tf.function(
+            input_signature=[tf.TensorSpec(*specification)], autograph=False, jit_compile=False
+        )
+
+    strings, pixels = ((None,), tf.string), ((None, None, None, 3), tf.uint8)
+    prepared = ((None, *image_size, 3), tf.float32)
+
+    # Traced once for all signatures.
+    @traced(*strings)
     def decoded(image_bytes):
         arguments = (image_size, preprocessing, options.limits, options.on_error)
         return decode_and_prepare(image_bytes, *arguments)
@@ -75,6 +86,7 @@ def trace_signatures(model, class_names, options):
     def run(network, images):
         return tf.cast(network(images, training=False), tf.float32)
 
+    @traced(*prepared)
     def classify(images):
         logits = run(classifier, images)
         probabilities = tf.nn.softmax(logits)
@@ -113,7 +125,6 @@ def trace_signatures(model, class_names, options):
         images, error = decoded(image_bytes)
         return _without_bad_rows({"attention": run(looking, images)}, error)
 
-    strings, pixels = ((None,), tf.string), ((None, None, None, 3), tf.uint8)
     functions = {
         "serving_default": (classify_bytes, strings),
         "pixels": (classify_pixels, pixels),
@@ -122,12 +133,9 @@ def trace_signatures(model, class_names, options):
     }
     if options.attention:
         functions["attention"] = (attention, strings)
-    # TensorFlow Serving cannot run a function with jit_compile=True.
     with fused_norms():
         return {
-            name: tf.function(function, autograph=False, jit_compile=False).get_concrete_function(
-                tf.TensorSpec(*specification)
-            )
+            name: traced(*specification)(function).get_concrete_function()
             for name, (function, specification) in functions.items()
         }
 
