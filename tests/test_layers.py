@@ -227,6 +227,25 @@ def test_dropout_only_in_training(row):
         np.testing.assert_array_equal(to_numpy(layer(inputs)), still)
 
 
+ATTENDING = [
+    row
+    for row, (cls, *_) in ROWS.items()
+    if cls.__name__ in ("MultiHeadSelfAttention", "TransformerBlock")
+]
+
+
+@pytest.mark.parametrize("row", ATTENDING)
+def test_the_first_tokens_alone_are_what_they_are_among_all(row):
+    layer, tokens = build(row)
+    everything = to_numpy(layer(tokens))
+    for count in (1, 2):
+        first = layer(tokens, output_tokens=count)
+        assert tuple(first.shape) == (*tokens.shape[:1], count, tokens.shape[-1])
+        np.testing.assert_allclose(to_numpy(first), everything[:, :count], atol=1e-5)
+        symbolic = layer(keras.Input(tokens.shape[1:]), output_tokens=count)
+        assert symbolic.shape == (None, count, tokens.shape[-1])
+
+
 @every_layer
 def test_saved_file_reloads_in_safe_mode(row, tmp_path):
     layer, inputs = build(row)
