@@ -23,6 +23,7 @@
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -363,6 +364,9 @@ int main(int argc, char **argv) {
     fprintf(stderr, "usage: consumer SAVED_MODEL WORKERS [allow-xla]\n");
     return 2;
   }
+  /* What is as large as a whole file goes back to the system when it is freed, and does not stay
+     in the heap of the worker that happened to serve it: memory that grows is then a leak. */
+  mallopt(M_MMAP_THRESHOLD, 4 << 20);
   if (!allow_xla) _ZN10tensorflow21DisableXlaCompilationEv();
   load(argv[1]);
   int port = listen_locally();
