@@ -1,0 +1,82 @@
+"""Pictures that a server is checked with: good ones of every kind, and hostile ones."""
+
+import io
+import struct
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image
+
+OVERSIZED_BYTES = 32 * 2**20
+
+
+def good_pictures() -> Mapping[str, bytes]:
+    """Encoded pictures by a name of their kind: JPEG and PNG, no two of one size.
+
+    Example:
+
+    >>> list(good_pictures())[:2]
+    ['JPEG', 'PNG']
+    """
+    grey = photograph(25, 31, 5)[..., 0]
+    sixteen_bits = grey.astype("uint16") * 256 + grey[::-1]
+    return {
+        "JPEG": encode(photograph(96, 64, 0), "JPEG"),
+        "PNG": encode(photograph(33, 64, 1), "PNG"),
+        "progressive JPEG": encode(photograph(57, 90, 2), "JPEG", progressive=True),
+        "CMYK JPEG": encode(photograph(40, 29, 3), "JPEG", mode="CMYK"),
+        "grey JPEG": encode(grey, "JPEG"),
+        "grey PNG": encode(grey[1:], "PNG"),
+        "palette PNG": encode(photograph(28, 64, 6), "PNG", mode="P"),
+        "16-bit PNG": encode(sixteen_bits[2:], "PNG"),
+    }
+
+
+def bad_pictures() -> Mapping[str, bytes]:
+    """What is sent as a picture and is none, or none that may be decoded, by name."""
+    jpeg = encode(photograph(96, 64, 0), "JPEG")
+    return {
+        "empty": b"",
+        "text": b"This is no picture.",
+        "truncated JPEG": jpeg[: len(jpeg) // 2],
+        "random bytes": np.random.default_rng(0).bytes(2000),
+        "60000 x 60000 PNG": _png_header(60000, 60000),
+    }
+
+
+def oversized_picture() -> bytes:
+    """32 MiB that begin as a JPEG does."""
+    return encode(photograph(96, 64, 0), "JPEG")[:200].ljust(OVERSIZED_BYTES, b"\0")
+
+
+def photograph(height: int, width: int, seed: int) -> np.ndarray:
+    """Waves with an edge, uint8 `(height, width, 3)`."""
+    rng = np.random.default_rng(seed)
+    row, column = np.mgrid[:height, :width]
+    phase = rng.uniform(0, 6, 3)
+    wave = np.sin(row[..., None] / 7 + phase) + np.cos(column[..., None] / 4 - phase)
+    wave[height // 3 :, width // 2 :] *= -1
+    return np.clip(127.5 + 80 * wave, 0, 255).astype("uint8")
+
+
+def encode(image: np.ndarray, kind: str, mode: str | None = None, **options) -> bytes:
+    """Encodes pixels with Pillow, as `kind` "JPEG" or "PNG", after a change to `mode`."""
+    stream = io.BytesIO()
+    picture = Image.fromarray(image)
+    (picture.convert(mode) if mode else picture).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def _png_header(width, height):
+    """A PNG whose header promises a size, and whose pixels are a few zeros."""
+
+    def chunk(kind, data):
+        content = kind + data
+        return struct.pack(">I", len(data)) + content + struct.pack(">I", zlib.crc32(content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(b"\0" * 10000)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
