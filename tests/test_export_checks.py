@@ -208,6 +208,13 @@ def test_a_function_that_must_be_compiled(tmp_path):
     check_fails(folder, "XLA", "Export without jit_compile=True")
 
 
+def test_a_function_that_says_so_itself(tmp_path):
+    def change(graph):
+        graph.graph_def.library.function[0].attr["_XlaMustCompile"].b = True
+
+    check_fails(edit(save(tmp_path / "1"), change), "XLA", "these must be compiled: function '")
+
+
 def test_an_operation_of_another_library(tmp_path):
     def change(graph):
         graph.graph_def.node.add(name="mine", op="SentencepieceOp")

@@ -147,6 +147,8 @@ def blocks(folder, language):
 
 def test_the_curl_examples_send_what_the_signature_takes(folder, tmp_path):
     """Run by a shell in which curl writes down what it was asked to send."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
     (tmp_path / "bin").mkdir()
     curl = tmp_path / "bin" / "curl"
     curl.write_text(
@@ -157,6 +159,12 @@ def test_the_curl_examples_send_what_the_signature_takes(folder, tmp_path):
     curl.chmod(curl.stat().st_mode | stat.S_IXUSR)
     image = made_up_image(30, 40)
     (tmp_path / "cat.jpg").write_bytes(image)
+    # A name that the shell's printf would take for a place to fill.
+    path = folder / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    definitions = saved.meta_graphs[0].signature_def
+    definitions["100%d"].CopyFrom(definitions["serving_default"])
+    path.write_bytes(saved.SerializeToString())
     bodies = {}
     for name, command in blocks(folder, "bash").items():
         script = f'PATH="{tmp_path / "bin"}:$PATH"\n{command}'
@@ -168,7 +176,7 @@ def test_the_curl_examples_send_what_the_signature_takes(folder, tmp_path):
             f"http://localhost:8501/v1/models/pets%20%26%20na%C3%AFve:{method}"
         )
     encoded = {"b64": base64.b64encode(image).decode()}
-    assert bodies["serving_default"] == {"instances": [encoded]}
+    assert bodies["serving_default"] == bodies["100%d"] == {"instances": [encoded]}
     assert bodies["classify"] == {"examples": [{"image/encoded": encoded}]}
     assert bodies["pair"] == {"instances": [{"left": [0, 0], "right": [0, 0]}]}
     assert np.shape(bodies["pixels"]["instances"]) == (1, 2, 2, 3)
