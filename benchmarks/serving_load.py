@@ -16,6 +16,7 @@ The pictures are those of `--images`: a folder, by default the ImageNet samples 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -190,7 +191,8 @@ def run(consumer, clients, requests, *rest):
     results, samples, done = Results(), [], threading.Event()
 
     def sample():
-        with consumer.client() as client:
+        # The clients tell of a consumer that ended.
+        with contextlib.suppress(ConnectionError), consumer.client() as client:
             while not done.wait(1.0):
                 samples.append(client.memory()[0])
 
@@ -222,7 +224,7 @@ def print_report(results, seconds, count, memory, samples):
     print(f"hostile ones refused   {results.refused}, for their own row alone")
     print(f"wrong                  {len(results.wrong)}")
     print(f"seconds                {seconds:.1f}")
-    print(f"throughput             {count / seconds:.1f} requests/s, ", end="")
+    print(f"throughput             {len(milliseconds) / seconds:.1f} requests/s, ", end="")
     print(f"{results.images / seconds:.1f} files/s")
     print(
         "latency                p50 {} ms, p90 {} ms, p99 {} ms, highest {} ms".format(*percentiles)
@@ -265,6 +267,8 @@ def main():
             print(f"TensorFlow {consumer.version}'s C library\n")
             start, _ = memory_of(consumer)
             warmed_by, _, _ = run(consumer, options.clients, warm_up, *rest)
+            if not consumer.running:
+                sys.exit(f"The consumer ended during the warm-up: {consumer.said()}")
             warmed, _ = memory_of(consumer)
             results, seconds, samples = run(consumer, options.clients, requests, *rest)
             running = consumer.running

@@ -22,8 +22,7 @@ from serving_consumer.pictures import good_files, hostile_files, picture
 
 import keras_vit
 from keras_vit.data import decode_image, prepare_image
-from keras_vit.export.limits import ImageLimits
-from keras_vit.export.saved_model import export_saved_model
+from keras_vit.export import ImageLimits, export_saved_model
 from keras_vit.inspection import attention_rollout
 from keras_vit.models import VisionTransformerConfig, vision_transformer
 
@@ -228,6 +227,17 @@ def test_strict_mode_fails_the_call_and_the_next_one_is_answered(program, model,
         answer = client.call(image_bytes=files[:2])
         logits = model.predict(pixels_of(model, files[:2]), verbose=0)
         np.testing.assert_allclose(answer["logits"], logits, atol=1e-4)
+
+
+def test_bfloat16_answers_nearly_as_the_model(program, model, files, tmp_path):
+    folder = export_saved_model(model, tmp_path / "half", class_names=NAMES, precision="bfloat16")
+    with Consumer(program, folder) as consumer:
+        answer = consumer.call(image_bytes=files[:8])
+    assert answer["probabilities"].dtype == answer["logits"].dtype == np.float32
+    logits = model.predict(pixels_of(model, files[:8]), verbose=0)
+    # bfloat16 keeps 8 bits.
+    np.testing.assert_allclose(answer["probabilities"], softmax(logits), atol=0.05)
+    assert np.abs(answer["logits"] - logits).max() > 1e-4
 
 
 def test_sixteen_clients_share_a_session(consumer, files):
