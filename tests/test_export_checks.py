@@ -2,15 +2,17 @@
 
 import json
 import shutil
-from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
+from keras_vit.export import export_saved_model
 from keras_vit.export.checks import check_saved_model
 from keras_vit.export.prediction_log import WarmupRequest, write_warmup_requests
 from keras_vit.export.serving_files import read_saved_model
 from keras_vit.export.static_checks import serving_operations
+from keras_vit.models import VisionTransformerConfig, vision_transformer
 
 tf = pytest.importorskip("tensorflow", reason="a SavedModel needs TensorFlow")
 
@@ -80,6 +82,34 @@ def test_a_small_model_passes_and_what_does_not_apply_says_so(tmp_path):
         assert found[name].detail.startswith("does not apply: ")
     assert found["batches"].detail == "1 and 3 rows: serving_default"
     assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="a SavedModel is exported on TensorFlow"
+)
+@pytest.mark.parametrize("on_error", ["row", "fail"])
+def test_an_export_passes_every_check(tmp_path, on_error):
+    config = VisionTransformerConfig(
+        patch_size=8, hidden_size=16, depth=2, mlp_dim=32, num_heads=2, image_size=32, num_classes=3
+    )
+    folder = export_saved_model(
+        vision_transformer(config),
+        tmp_path / "pets",
+        class_names=["cat", "dog", "ox"],
+        on_error=on_error,
+        attention=True,
+    )
+    found = verdicts(folder)
+    assert all(verdict.passed for verdict in found.values()), found
+    names = "attention, classify, embed, pixels, serving_default"
+    assert found["signatures"].detail == names
+    assert found["warm-up"].detail == "10 requests answered"
+    assert found["batches"].detail == f"1 and 3 rows: {names}"
+    if on_error == "row":
+        expected = "between two good images: attention, classify, embed, serving_default"
+    else:
+        expected = "exported with on_error='fail'"
+    assert expected in found["bad image"].detail
 
 
 def test_control_flow_tables_and_assets_are_known_to_the_server(tmp_path):
@@ -430,4 +460,3 @@ def test_reading_runs_nothing(tmp_path):
 
     graph = read_saved_model(edit(save(tmp_path / "1"), change))
     assert "serving_default" in graph.signature_def
-    assert isinstance(tmp_path, Path)

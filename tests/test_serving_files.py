@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_vit.export.made_up_requests import made_up_image
-from keras_vit.export.prediction_log import read_warmup_requests
+from keras_vit.export.made_up_requests import image_request, made_up_image
+from keras_vit.export.prediction_log import (
+    WarmupRequest,
+    read_warmup_requests,
+    write_warmup_requests,
+)
 from keras_vit.export.serving_files import (
     describe_signatures,
     write_descriptions,
@@ -304,6 +308,16 @@ def test_the_official_records_are_read(tmp_path):
     assert second.inputs["inputs"].tolist() == [example.SerializeToString()]
     assert (third.kind, third.inputs) == ("session_run_log", {})
     assert (fourth.kind, fourth.inputs) == ("", {})
+
+
+def test_no_byte_of_an_image_is_lost(folder, tmp_path):
+    """NumPy's own strings lose zeros at the end."""
+    request = image_request(describe_signatures(folder)["serving_default"], [b"a\0\0", b""])
+    path = tmp_path / "records"
+    record = WarmupRequest("predict_log", "serving_default", request)
+    write_warmup_requests(path, [record], model_name="m")
+    (read,) = read_warmup_requests(path)
+    assert read.inputs["image_bytes"].tolist() == [b"a\0\0", b""]
 
 
 @pytest.mark.parametrize(
