@@ -17,6 +17,7 @@ import pytest
 from keras_vit.export.check_pictures import bad_pictures, good_pictures, photograph
 from keras_vit.export.client import GrpcClient, RestClient, ServingError, connect
 from keras_vit.export.serve_check import serve_check
+from keras_vit.export.server_checks import difference
 
 NEEDED = "the stand-in needs TensorFlow and the official stubs: pip install tensorflow-serving-api"
 tf = pytest.importorskip("tensorflow", reason=NEEDED)
@@ -135,6 +136,11 @@ MODEL_FLAWS = {
         *(f"bad picture: {kind}" for kind in (*bad_pictures(), "32 MiB")),
         *(f"{name}: bad pictures among good ones" for name in SIGNATURES if name != "pixels"),
     },
+    "loud": {
+        *(f"bad picture: {kind}" for kind in (*bad_pictures(), "32 MiB")),
+        "serving_default: bad pictures among good ones",
+        "classify: bad pictures among good ones",
+    },
     "hurt": {f"{name}: bad pictures among good ones" for name in SIGNATURES if name != "pixels"},
     "fractional": {"classify as serving_default"},
 }
@@ -145,11 +151,27 @@ def test_a_flaw_of_the_model_fails_the_checks_of_it_alone(models, flaw):
     with stand_in(models(flaw)) as (grpc_address, rest_address, _):
         report = serve_check([grpc_address, rest_address], model="pets", requests=0)
     expected = MODEL_FLAWS[flaw]
-    # Numbers that are none cannot be compared.
     seen = failed(report) - {("gRPC", c) for c in expected} - {("REST", c) for c in expected}
     assert seen == set()
     assert {(p, c) for p in ("gRPC", "REST") for c in expected} <= failed(report)
     assert not report.passed and "FAIL" in report.format()
+
+
+def test_a_model_of_another_kind_has_no_signature_that_is_known(tmp_path):
+    double = tf.function(lambda x: {"y": 2 * x}).get_concrete_function(
+        x=tf.TensorSpec((None,), tf.float32)
+    )
+    signatures = {"serving_default": double, "double": double}
+    tf.saved_model.save(tf.Module(), str(tmp_path / "pets" / "1"), signatures=signatures)
+    with stand_in(tmp_path / "pets") as (grpc_address, rest_address, _):
+        report = serve_check([grpc_address, rest_address], model="pets")
+        for address in (grpc_address, rest_address):
+            with connect(address) as client:
+                signature = client.signatures("pets")["double"]
+                answer = client.predict("pets", signature, {"x": np.float32([1, 2])})
+            np.testing.assert_array_equal(answer["y"], [2, 4])
+    assert failed_checks(report) == {"metadata"}
+    assert "double, serving_default is one that is known" in details(report, "metadata")[0]
 
 
 def test_a_model_that_fails_the_whole_call_is_strict_and_passes(models):
@@ -249,6 +271,25 @@ def test_own_pictures_are_sent_and_a_broken_one_is_named(served, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no PNG")
     report = serve_check(served[0], model="pets", images=tmp_path, requests=0)
     assert "'broken.png' is refused" in details(report, "serving_default: answers")[0]
+
+
+def test_difference_of_answers():
+    answer = {
+        "classes": np.array([[b"cat", b"dog", b"ox"]], dtype=object),
+        "scores": np.float32([[0.5, 0.25, 0.25]]),
+        "logits": np.float32([[1000, 10, 10]]),
+    }
+    assert difference(answer, answer) == 0
+    # Relative to the largest, where there is no bound.
+    logits = np.float32([[1000, 10, 11]])
+    assert difference(answer, {**answer, "logits": logits}) == pytest.approx(1e-3)
+    swapped = answer["classes"][:, [0, 2, 1]]
+    assert difference(answer, {**answer, "classes": swapped}) == 0
+    swapped = answer["classes"][:, [1, 0, 2]]
+    assert difference(answer, {**answer, "classes": swapped}) == np.inf
+    assert difference(answer, {**answer, "logits": logits * np.nan}) == np.inf
+    assert difference(answer, {**answer, "logits": logits[:, :2]}) == np.inf
+    assert difference(answer, {"scores": answer["scores"]}) == np.inf
 
 
 # The official stubs against the stand-in: what the checks are measured with is itself right.

@@ -168,8 +168,8 @@ def judge(name: str, protocol: str, check: Callable[[], str]) -> ServeVerdict:
 def difference(expected: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray]) -> float:
     """The largest difference of two answers for the same rows; infinite where names differ.
 
-    Outputs without bounds, such as logits, are compared relative to their largest value. The
-    names of classes may differ where their scores do not.
+    A NaN differs from everything. Outputs without bounds, such as logits, are compared relative to
+    their largest value. The names of classes may differ where their scores do not.
     """
     if set(expected) != set(seen):
         return np.inf
@@ -179,8 +179,10 @@ def difference(expected: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray
         if value.shape != other.shape:
             return np.inf
         if value.dtype != object:
-            scale = max(1.0, float(np.abs(value).max(initial=0.0)))
-            largest = max(largest, float(np.abs(value - other).max(initial=0.0)) / scale)
+            value, other = value.astype("float64"), other.astype("float64")
+            scale = max(1.0, np.abs(value).max(initial=0.0))
+            furthest = np.abs(value - other).max(initial=0.0) / scale
+            largest = max(largest, np.inf if np.isnan(furthest) else float(furthest))
         elif name == "classes" and "scores" in expected:
             if (_untied(value, expected["scores"]) != _untied(other, expected["scores"])).any():
                 return np.inf
@@ -190,12 +192,16 @@ def difference(expected: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray
 
 
 def is_bad_row(signature: Signature, answer: Mapping[str, np.ndarray], row: int) -> bool:
-    """Whether an answer marks a row as a bad picture: an error text, and nothing but zeros."""
+    """Whether an answer marks a row as a bad picture: an error text, all else zero or empty."""
     texts = answer["error"] if "error" in answer else answer["classes"][:, 0]
     if "error" not in answer and signature.method != CLASSIFY:
         return False
-    zeros = all(not value[row].any() for value in answer.values() if value.dtype != object)
-    return bool(texts[row]) and zeros
+    empty = all(
+        not value[row].any()
+        for name, value in answer.items()
+        if value.dtype != object or (name == "classes" and "error" in answer)
+    )
+    return bool(texts[row]) and empty
 
 
 def _untied(classes, scores):
@@ -256,7 +262,7 @@ def _metadata(subject):
             left_out.append(name)
     if not subject.signatures:
         raise Wrong(
-            f"None of {', '.join(found) or 'no signatures'} is one that is known here: "
+            f"None of {', '.join(sorted(found)) or 'no signatures'} is one that is known here: "
             f"{', '.join(_TAKES)}, with the inputs of an exported model."
         )
     note = f"; not known, not checked: {', '.join(left_out)}" if left_out else ""
@@ -357,6 +363,7 @@ def _alone_as_in_a_batch(subject, signature):
 def _layouts_agree(subject, signature):
     if signature.method == CLASSIFY:
         raise NotApplicable("examples have one layout")
+    _answer(subject, signature.name)
     rows = subject.rows(signature)[:2]
     expected = subject.ask(signature, rows)
     largest = max(
@@ -371,7 +378,7 @@ def _pixels_and_pictures_agree(subject):
     signatures = _signatures(subject, "pixels", "serving_default")
     pixels, pictures = signatures
     rows = subject.rows(pixels)
-    expected = subject.ask(pixels, rows)
+    expected = _answer(subject, pixels.name)
     seen = subject.ask(pictures, [encode(row, "PNG") for row in rows])
     largest = difference(*_shared(expected, seen))
     return _within(subject.tolerance, largest, "as pixels and as PNG")
