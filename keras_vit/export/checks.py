@@ -28,7 +28,7 @@ class Verdict:
     detail: str
 
 
-def check_saved_model(folder: str | os.PathLike) -> tuple[Verdict, ...]:
+def check_saved_model(folder: str | os.PathLike, *, run: bool = True) -> tuple[Verdict, ...]:
     """Checks a SavedModel for a stock TensorFlow Serving; nothing is written.
 
     A SavedModel is a program: its operations read and write files with the rights of the process.
@@ -40,6 +40,7 @@ def check_saved_model(folder: str | os.PathLike) -> tuple[Verdict, ...]:
 
     Args:
         folder: Folder of one version, with `saved_model.pb`; of any origin.
+        run: Whether to run the model too; False leaves those checks out.
 
     Returns:
         A verdict for each check, in this order:
@@ -74,15 +75,17 @@ def check_saved_model(folder: str | os.PathLike) -> tuple[Verdict, ...]:
         if readable.passed:
             verdict, _ = _verdict(name, check, model)
         verdicts.append(verdict)
+    if not run:
+        return tuple(verdicts)
     failed = [verdict for verdict in verdicts if not verdict.passed]
     if failed:
         return (*verdicts, *(_not_run(name, failed) for name in ("loads", *RUNNING_CHECKS)))
     with contextlib.ExitStack() as stack:
-        loads, run = _verdict("loads", load_model, model, stack)
+        loads, ask = _verdict("loads", load_model, model, stack)
         verdicts.append(loads)
         for name, running_check in RUNNING_CHECKS.items():
             verdicts.append(
-                _verdict(name, running_check, model, run)[0]
+                _verdict(name, running_check, model, ask)[0]
                 if loads.passed
                 else _not_run(name, [loads])
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 
 from keras_vit._version import __version__
+from keras_vit.export.checks import check_saved_model
 from keras_vit.export.classifier import (
     checked_class_names,
     logits_model,
@@ -17,15 +18,7 @@ from keras_vit.export.classifier import (
     with_precision,
 )
 from keras_vit.export.limits import DEFAULT_LIMITS, ImageLimits
-
-try:
-    from keras_vit.export.serving_files import (
-        write_descriptions,
-        write_server_files,
-        write_warmup,
-    )
-except ImportError:
-    write_descriptions = write_server_files = write_warmup = lambda *a, **k: None
+from keras_vit.export.serving_files import write_descriptions, write_server_files, write_warmup
 from keras_vit.export.signatures import ServingOptions, trace_signatures
 from keras_vit.export.versions import version_folder, written_whole
 
@@ -127,7 +120,8 @@ def export_saved_model(
         write_descriptions(folder, name=name, version=int(destination.name), facts=facts)
         if batch_sizes:
             write_warmup(folder, name=name, batch_sizes=batch_sizes, image_size=image_size)
-    write_server_files(destination.parent, name=name, batch_sizes=batch_sizes or (1,))
+        _refuse_what_no_server_runs(folder)
+    write_server_files(destination.parent, name=name, batch_sizes=batch_sizes)
     return destination
 
 
@@ -140,15 +134,12 @@ def _check_backend():
         )
 
 
-def _refuse_compiled_functions(signatures):
-    for signature, function in signatures.items():
-        for inner in function.graph.as_graph_def().library.function:
-            if inner.attr["_XlaMustCompile"].b:
-                raise ValueError(
-                    f"Signature {signature!r} calls {inner.signature.name!r}, a function with "
-                    "jit_compile=True, which TensorFlow Serving cannot run. Remove jit_compile "
-                    "from the layer that defines it."
-                )
+def _refuse_what_no_server_runs(folder):
+    """Raises where a check that only reads the folder fails."""
+    wrong = [verdict for verdict in check_saved_model(folder, run=False) if not verdict.passed]
+    if wrong:
+        findings = "; ".join(f"{verdict.check}: {verdict.detail}" for verdict in wrong)
+        raise ValueError(f"TensorFlow Serving could not run the exported model. {findings}")
 
 
 def _checked_batch_sizes(sizes):
@@ -187,7 +178,6 @@ def _save(model, folder, class_names, options):
             default_value="",
         )
         signatures = trace_signatures(model, module.table, options)
-        _refuse_compiled_functions(signatures)
         # What the graphs read and no more; a tracked keras object would bring keras into the file.
         module.weights = list({id(v): v for f in signatures.values() for v in f.variables}.values())
         tf.saved_model.save(module, os.fspath(folder), signatures=signatures)
