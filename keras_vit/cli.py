@@ -228,24 +228,112 @@ def explain(
 
 
 def export_model(
-    model: str,
-    output: str,
+    model: str | None = None,
+    output: str | None = None,
+    version: int | None = None,
     top: int = 5,
     image_size: int | None = None,
     preprocessing: Literal["inception", "imagenet"] | None = None,
-) -> None:
-    """Writes a SavedModel for TensorFlow Serving, which takes encoded images or pixels.
+    precision: Literal["float32", "bfloat16"] = "float32",
+    max_bytes: int = export.DEFAULT_LIMITS.max_bytes,
+    max_pixels: int = export.DEFAULT_LIMITS.max_pixels,
+    on_error: Literal["row", "fail"] = "row",
+    attention: bool = False,
+    warmup_batch_sizes: tuple[int, ...] = (1, 8),
+    check: str | None = None,
+) -> int:
+    """Writes a SavedModel for TensorFlow Serving, or checks one: `--check FOLDER/VERSION`.
 
     Args:
         model: A run's folder, a .keras file, or a published checkpoint or its hub folder.
-        output: Folder of the exported model; the next free version becomes a sub-folder of it.
-        top: Number of classes and scores that are handed back for an encoded image.
+        output: Folder of the exported model, whose name it is served under; the version becomes a
+            sub-folder of it.
+        version: Number of the version; None: the next free one.
+        top: Number of classes and scores that are handed back for an image.
         image_size: Height and width of the images the network sees, in pixels; None: the model's.
         preprocessing: How pixels are scaled, where the checkpoint does not say.
+        precision: Of weights and products; the answers are float32.
+        max_bytes: Largest image file that is taken.
+        max_pixels: Largest image that is decoded, height times width.
+        on_error: What a bad image fails: its own row of the answer, or the call.
+        attention: Export the signature `attention` too.
+        warmup_batch_sizes: Sizes of the batches that the server runs before it takes requests.
+        check: A SavedModel of any origin, such as saved_models/pets/1, to be checked instead of
+            writing one. Exit status 1 if a check fails.
     """
+    if check is not None:
+        if model or output:
+            raise ValueError("--check FOLDER checks what is there; leave out --model and --output")
+        return _print_checks(check)
+    if model is None or output is None:
+        raise ValueError("say what to export and where to: --model MODEL --output FOLDER")
     classifier, class_names = _load_classifier(model, image_size, preprocessing)
-    class_names = class_names or _indices(classifier)
-    print(export.export_saved_model(classifier, output, class_names=class_names, top=top))
+    folder = export.export_saved_model(
+        classifier,
+        output,
+        class_names=class_names or _indices(classifier),
+        version=version,
+        top=top,
+        limits=export.ImageLimits(max_bytes, max_pixels),
+        on_error=on_error,
+        attention=attention,
+        precision=precision,
+        warmup_batch_sizes=warmup_batch_sizes,
+    )
+    print(folder)
+    return 0
+
+
+def _print_checks(folder):
+    verdicts = export.check_saved_model(folder)
+    width = max(len(verdict.check) for verdict in verdicts)
+    for verdict in verdicts:
+        print(f"{'ok' if verdict.passed else 'FAIL':6}{verdict.check:{width}}  {verdict.detail}")
+    failed = sum(not verdict.passed for verdict in verdicts)
+    print(f"\n{folder}: {'not ready to be served' if failed else 'ready to be served'}, ", end="")
+    print(f"{len(verdicts) - failed} of {len(verdicts)} checks passed")
+    return int(failed > 0)
+
+
+def serve_check(
+    addresses: Positional[tuple[str, ...]],
+    model: str | None = None,
+    images: str | None = None,
+    requests: int = 200,
+    clients: int = 4,
+    batch_size: int = 1,
+    hostile: float = 0.05,
+    tolerance: float = 1e-4,
+    timeout: float = 30.0,
+) -> int:
+    """Checks a running model server by REST and gRPC: good, bad and many requests.
+
+    Prints a verdict for each check and the latencies last. Exit status 1 if a check fails.
+
+    Args:
+        addresses: HOST:PORT of REST (TensorFlow Serving: 8501), of gRPC (8500), or both.
+        model: Name of the served model.
+        images: Folder of JPEG and PNG files to send; None: pictures of its own making.
+        requests: Requests of the load, for each protocol; 0: no load.
+        clients: How many requests are under way at a time.
+        batch_size: Pictures in a request of the load.
+        hostile: Share of the load's requests that have a bad picture among theirs.
+        tolerance: How far two answers for the same picture may differ.
+        timeout: Seconds to wait for an answer.
+    """
+    report = export.serve_check(
+        addresses,
+        model=model,
+        images=images,
+        requests=requests,
+        clients=clients,
+        batch_size=batch_size,
+        hostile=hostile,
+        tolerance=tolerance,
+        timeout=timeout,
+    )
+    print(report)
+    return int(not report.passed)
 
 
 def convert(
@@ -289,6 +377,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": predict,
     "explain": explain,
     "export": export_model,
+    "serve-check": serve_check,
     "convert": convert,
 }
 
@@ -304,7 +393,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; None: the process's.
 
     Returns:
-        The exit status: 0, 2 after an error, or 130 when interrupted from the keyboard.
+        The exit status: 0, 1 when a check found something, 2 after an error, or 130 when
+        interrupted from the keyboard.
 
     Raises:
         SystemExit: After `--help`, and for a command line that cannot be read.
@@ -314,7 +404,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words and words[0] in RECIPE_COMMANDS:
             COMMANDS[words[0]](*words[1:])
             return 0
-        subcommand_cli_from_dict(
+        status = subcommand_cli_from_dict(
             COMMANDS,
             prog="keras-vit",
             description="Vision Transformers: published weights in, fine-tuned, SavedModel out.",
@@ -329,7 +419,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("keras-vit: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _print_weights(pattern):
