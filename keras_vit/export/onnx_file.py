@@ -1,0 +1,16 @@
+"""An ONNX model as a file, or as two."""
+
+import os
+from pathlib import Path
+
+# Protocol buffers end at 2 GiB: larger models keep their weights in a file of their own.
+_LARGEST_FILE = 2**31 - 2**20
+
+
+def save_onnx(proto, file):
+    """Writes an `onnx.ModelProto`; of 2 GiB or more, with the weights in `FILE.data` beside."""
+    import onnx
+
+    external = proto.ByteSize() > _LARGEST_FILE
+    beside = {"save_as_external_data": True, "location": f"{Path(file).name}.data"}
+    onnx.save_model(proto, os.fspath(file), **(beside if external else {}))
