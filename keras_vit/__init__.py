@@ -1,6 +1,16 @@
 """Vision Transformers in Keras 3: published weights in, fine-tuned, SavedModel out."""
 
-from keras_vit import checkpoints, data, export, finetune, inspection, layers, models, zoo
+from keras_vit import (
+    checkpoints,
+    data,
+    export,
+    finetune,
+    inspection,
+    layers,
+    models,
+    serving,
+    zoo,
+)
 from keras_vit._version import __version__
 from keras_vit.checkpoints import load_checkpoint, save_checkpoint
 from keras_vit.export import export_saved_model
@@ -55,5 +65,6 @@ __all__ = [
     "models",
     "resize",
     "save_checkpoint",
+    "serving",
     "zoo",
 ]

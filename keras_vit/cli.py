@@ -13,7 +13,7 @@ import numpy as np
 from tyro.conf import Positional, PositionalMetavarFromFieldName, arg
 from tyro.extras import subcommand_cli_from_dict
 
-from keras_vit import checkpoints, data, export, finetune, inspection, models, zoo
+from keras_vit import checkpoints, data, export, finetune, inspection, models, serving, zoo
 from keras_vit.finetune.command_line import USER_ERRORS
 from keras_vit.finetune.log import ProgressLine
 from keras_vit.finetune.splits import split_source
@@ -285,7 +285,7 @@ def export_model(
 
 
 def _print_checks(folder):
-    verdicts = export.check_saved_model(folder)
+    verdicts = serving.check_saved_model(folder)
     width = max(len(verdict.check) for verdict in verdicts)
     for verdict in verdicts:
         print(f"{'ok' if verdict.passed else 'FAIL':6}{verdict.check:{width}}  {verdict.detail}")
@@ -321,7 +321,7 @@ def serve_check(
         tolerance: How far two answers for the same picture may differ.
         timeout: Seconds to wait for an answer.
     """
-    report = export.serve_check(
+    report = serving.serve_check(
         addresses,
         model=model,
         images=images,

@@ -1,4 +1,4 @@
-"""Writes keras_vit/export/serving_ops.txt, the operations that a stock TensorFlow Serving runs.
+"""Writes keras_vit/serving/serving_ops.txt, the operations that a stock TensorFlow Serving runs.
 
 python tests/make_serving_ops.py PYTHON [PYTHON ...]
 
@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-LIST = Path(__file__).resolve().parents[1] / "keras_vit" / "export" / "serving_ops.txt"
+LIST = Path(__file__).resolve().parents[1] / "keras_vit" / "serving" / "serving_ops.txt"
 
 # Run by each interpreter: its library's operations and kernels as serialised messages.
 DUMP = """

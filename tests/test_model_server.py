@@ -26,9 +26,9 @@ if keras.backend.backend() != "tensorflow":
 from test_export import NAMES, small_model
 
 from keras_vit.export import export_saved_model
-from keras_vit.export.check_pictures import good_pictures
-from keras_vit.export.client import RestClient, connect
-from keras_vit.export.serve_check import serve_check
+from keras_vit.serving.client import RestClient, connect
+from keras_vit.serving.pictures import good_pictures
+from keras_vit.serving.serve_check import serve_check
 
 # A model server that starts, warms up and switches within this is not slow, but broken.
 PATIENCE = 120

@@ -14,10 +14,10 @@ import keras
 import numpy as np
 import pytest
 
-from keras_vit.export.check_pictures import bad_pictures, good_pictures, photograph
-from keras_vit.export.client import GrpcClient, RestClient, ServingError, connect
-from keras_vit.export.serve_check import serve_check
-from keras_vit.export.server_checks import difference
+from keras_vit.serving.client import GrpcClient, RestClient, ServingError, connect
+from keras_vit.serving.pictures import bad_pictures, good_pictures, photograph
+from keras_vit.serving.serve_check import serve_check
+from keras_vit.serving.server_checks import difference
 
 NEEDED = "the stand-in needs TensorFlow and the official stubs: pip install tensorflow-serving-api"
 tf = pytest.importorskip("tensorflow", reason=NEEDED)

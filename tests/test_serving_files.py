@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_vit.export.made_up_requests import image_request, made_up_image
-from keras_vit.export.prediction_log import (
-    WarmupRequest,
-    read_warmup_requests,
-    write_warmup_requests,
-)
-from keras_vit.export.serving_files import (
+from keras_vit.serving.files import (
     describe_signatures,
     write_descriptions,
     write_server_files,
     write_warmup,
+)
+from keras_vit.serving.made_up_requests import image_request, made_up_images
+from keras_vit.serving.prediction_log import (
+    WarmupRequest,
+    read_warmup_requests,
+    write_warmup_requests,
 )
 
 tf = pytest.importorskip("tensorflow", reason="a SavedModel needs TensorFlow")
@@ -161,7 +161,7 @@ def test_the_curl_examples_send_what_the_signature_takes(folder, tmp_path):
         'if [ "$3" = "@-" ]; then cat > body; else printf "%s" "$3" > body; fi\n'
     )
     curl.chmod(curl.stat().st_mode | stat.S_IXUSR)
-    image = made_up_image(30, 40)
+    image = made_up_images(1, (30, 40))[0]
     (tmp_path / "cat.jpg").write_bytes(image)
     # A name that the shell's printf would take for a place to fill.
     path = folder / "saved_model.pb"
@@ -218,7 +218,7 @@ def test_the_grpc_examples_are_answered(folder, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(stubs, "PredictionServiceStub", StandIn)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "cat.jpg").write_bytes(made_up_image(30, 40))
+    (tmp_path / "cat.jpg").write_bytes(made_up_images(1, (30, 40))[0])
     examples = blocks(folder, "python")
     for name, example in examples.items():
         exec(compile(example, name, "exec"), {})

@@ -9,7 +9,6 @@ from pathlib import Path
 import keras
 
 from keras_vit._version import __version__
-from keras_vit.export.checks import check_saved_model
 from keras_vit.export.classifier import (
     checked_class_names,
     logits_model,
@@ -18,9 +17,10 @@ from keras_vit.export.classifier import (
     with_precision,
 )
 from keras_vit.export.limits import DEFAULT_LIMITS, ImageLimits
-from keras_vit.export.serving_files import write_descriptions, write_server_files, write_warmup
 from keras_vit.export.signatures import ServingOptions, trace_signatures
 from keras_vit.export.versions import version_folder, written_whole
+from keras_vit.serving.files import write_descriptions, write_server_files, write_warmup
+from keras_vit.serving.model_checks import check_saved_model
 
 
 def export_saved_model(

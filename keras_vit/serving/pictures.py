@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Mapping
 
 import numpy as np
-from PIL import Image
 
 OVERSIZED_BYTES = 32 * 2**20
 
@@ -62,6 +61,8 @@ def photograph(height: int, width: int, seed: int) -> np.ndarray:
 
 def encode(image: np.ndarray, kind: str, mode: str | None = None, **options) -> bytes:
     """Encodes pixels with Pillow, as `kind` "JPEG" or "PNG", after a change to `mode`."""
+    from PIL import Image
+
     stream = io.BytesIO()
     picture = Image.fromarray(image)
     (picture.convert(mode) if mode else picture).save(stream, kind, **options)

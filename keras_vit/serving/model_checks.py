@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from keras_vit.export.checked_model import CheckFailed, first_line, read_model
-from keras_vit.export.running_checks import RUNNING_CHECKS, load_model
-from keras_vit.export.static_checks import STATIC_CHECKS
+from keras_vit.serving.checked_model import CheckFailed, first_line, read_model
+from keras_vit.serving.running_checks import RUNNING_CHECKS, load_model
+from keras_vit.serving.static_checks import STATIC_CHECKS
 
 
 @dataclasses.dataclass(frozen=True)

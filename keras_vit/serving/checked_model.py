@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from keras_vit.export.made_up_requests import (
+from keras_vit.serving.files import describe_signatures, read_saved_model
+from keras_vit.serving.made_up_requests import (
     CLASSIFY,
     IMAGE_FEATURE,
     image_input,
     made_up_request,
 )
-from keras_vit.export.serving_files import describe_signatures, read_saved_model
 
 IMAGE_SIZE = (48, 64)
 NOT_APPLICABLE = "does not apply:"

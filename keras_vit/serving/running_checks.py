@@ -4,16 +4,17 @@ from collections import Counter
 
 import numpy as np
 
-from keras_vit.export.checked_model import (
+from keras_vit.serving.checked_model import (
     IMAGE_SIZE,
     NOT_APPLICABLE,
     CheckFailed,
     count,
     first_line,
 )
-from keras_vit.export.made_up_requests import image_request, made_up_image, made_up_images
-from keras_vit.export.prediction_log import read_warmup_requests
-from keras_vit.export.serving_files import WARMUP_FILE
+from keras_vit.serving.files import WARMUP_FILE
+from keras_vit.serving.made_up_requests import image_request, made_up_images
+from keras_vit.serving.pictures import bad_pictures
+from keras_vit.serving.prediction_log import read_warmup_requests
 
 TIMEOUT_SECONDS = 300
 
@@ -137,11 +138,7 @@ def _bad_image(model, run):
     if model.facts().get("on_error") == "fail":
         return f"{NOT_APPLICABLE} exported with on_error='fail', a bad image fails its whole call"
     first, second, third = made_up_images(3, IMAGE_SIZE)
-    bad_images = {
-        "an empty one": b"",
-        "text": b"This is not an image.",
-        "half a JPEG": made_up_image(*IMAGE_SIZE)[:400],
-    }
+    bad_images = bad_pictures()
     for name, signature in signatures.items():
         good = _answers(run, name, image_request(signature, [first, second, third]))
         for kind, bad in bad_images.items():

@@ -13,18 +13,18 @@ from typing import Literal
 
 import numpy as np
 
-from keras_vit.export.check_pictures import (
-    bad_pictures,
-    encode,
-    oversized_picture,
-    photograph,
-)
-from keras_vit.export.client import (
+from keras_vit.serving.client import (
     CLASSIFY,
     Client,
     RestClient,
     ServingError,
     Signature,
+)
+from keras_vit.serving.pictures import (
+    bad_pictures,
+    encode,
+    oversized_picture,
+    photograph,
 )
 
 Outcome = Literal["pass", "fail", "not applicable"]

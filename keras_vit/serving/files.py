@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from keras_vit.export.made_up_requests import (
+from keras_vit.serving.made_up_requests import (
     CLASSIFY,
     IMAGE_FEATURE,
     image_input,
     made_up_request,
 )
-from keras_vit.export.prediction_log import WarmupRequest, write_warmup_requests
+from keras_vit.serving.prediction_log import WarmupRequest, write_warmup_requests
 
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 # saved_model_warmup_util.h: a server refuses a model with more.

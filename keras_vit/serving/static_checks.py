@@ -3,10 +3,10 @@
 import importlib.resources
 from collections import Counter
 
-from keras_vit.export.checked_model import NOT_APPLICABLE, CheckFailed, count, first_line, some
-from keras_vit.export.made_up_requests import CLASSIFY
-from keras_vit.export.prediction_log import EXAMPLES_INPUT, read_warmup_requests
-from keras_vit.export.serving_files import MAX_WARMUP_RECORDS, WARMUP_FILE
+from keras_vit.serving.checked_model import NOT_APPLICABLE, CheckFailed, count, first_line, some
+from keras_vit.serving.files import MAX_WARMUP_RECORDS, WARMUP_FILE
+from keras_vit.serving.made_up_requests import CLASSIFY
+from keras_vit.serving.prediction_log import EXAMPLES_INPUT, read_warmup_requests
 
 METHODS = (CLASSIFY, "tensorflow/serving/predict", "tensorflow/serving/regress")
 # What tensorflow_serving/util/json_tensor.cc reads from JSON; gRPC takes these as well.

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from keras_vit.export.check_pictures import good_pictures
-from keras_vit.export.client import Client, ServingError, connect
-from keras_vit.export.server_checks import (
+from keras_vit.serving.client import Client, ServingError, connect
+from keras_vit.serving.pictures import good_pictures
+from keras_vit.serving.server_checks import (
     Outcome,
     ServeVerdict,
     Subject,
@@ -19,7 +19,7 @@ from keras_vit.export.server_checks import (
     run_checks,
     run_comparisons,
 )
-from keras_vit.export.server_load import LoadResult, run_load
+from keras_vit.serving.server_load import LoadResult, run_load
 
 # The checks send them many times; the load sends all.
 _CHECKED_PICTURES = 8

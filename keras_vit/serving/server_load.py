@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_vit.export.check_pictures import bad_pictures
-from keras_vit.export.client import ServingError
-from keras_vit.export.server_checks import (
+from keras_vit.serving.client import ServingError
+from keras_vit.serving.pictures import bad_pictures
+from keras_vit.serving.server_checks import (
     NotApplicable,
     Subject,
     Wrong,

@@ -1,40 +1,19 @@
 """Requests that suit a signature, made up: for warming a server up, and for checking a model."""
 
-import io
-
 import numpy as np
+
+from keras_vit.serving.pictures import encode, photograph
 
 CLASSIFY = "tensorflow/serving/classify"
 # The feature of a tf.Example that holds the encoded image.
 IMAGE_FEATURE = "image/encoded"
 
 
-def made_up_image(height: int, width: int, file_format: str = "JPEG") -> bytes:
-    """An image file, always the same for the same arguments.
-
-    Args:
-        height: In pixels.
-        width: In pixels.
-        file_format: `"JPEG"` or `"PNG"`.
-
-    Returns:
-        The encoded image.
-    """
-    from PIL import Image
-
-    row, column = np.mgrid[:height, :width]
-    waves = [np.sin(row / 9 + phase) * np.cos(column / 7 - phase) for phase in (0, 1, 2)]
-    stream = io.BytesIO()
-    image = Image.fromarray(np.uint8(127.5 + 100 * np.stack(waves, axis=-1)))
-    image.save(stream, file_format)
-    return stream.getvalue()
-
-
 def made_up_images(count: int, image_size: tuple[int, int]) -> list[bytes]:
     """Image files of sizes around `image_size` in pixels, JPEG and PNG in turn."""
     height, width = image_size
     return [
-        made_up_image(height + 7 * (i % 8), width + 5 * (i % 9), ("JPEG", "PNG")[i % 2])
+        encode(photograph(height + 7 * (i % 8), width + 5 * (i % 9), i), ("JPEG", "PNG")[i % 2])
         for i in range(count)
     ]
 
@@ -43,7 +22,7 @@ def image_input(signature: dict) -> str | None:
     """The input of a signature that takes encoded images.
 
     Args:
-        signature: A row of `keras_vit.export.serving_files.describe_signatures`.
+        signature: A row of `keras_vit.serving.files.describe_signatures`.
 
     Returns:
         Its name: of `inputs` of a classifier of `tf.Example`, or of an only input of strings
@@ -79,7 +58,7 @@ def made_up_request(
     """Inputs for one call of a signature.
 
     Args:
-        signature: A row of `keras_vit.export.serving_files.describe_signatures`.
+        signature: A row of `keras_vit.serving.files.describe_signatures`.
         batch_size: Size of the first axis.
         image_size: `(height, width)` in pixels of images, and of inputs `(batch, height, width,
             channels)` that leave them open.

@@ -1,0 +1,155 @@
+"""How fast an exported model answers, from bytes: `python -m benchmarks.serving`.
+
+For each architecture, in one process and in turn, so that a drift of the machine's speed meets all
+alike: our SavedModel from JPEG bytes (decoding and resizing included) and from pixels; the model's
+own forward pass on pixels of its size that are decoded already, as a `tf.function`, compiled by XLA
+and by `predict_on_batch`, of which the fastest counts; and the SavedModel that keras-hub exports of
+the same architecture, fed floats of its size. Weights are random. Medians over the repetitions are
+printed with the ratio to the own forward pass and to keras-hub.
+"""
+
+import argparse
+import io
+import platform
+import statistics
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import keras
+import numpy as np
+from PIL import Image
+
+import keras_vit
+from keras_vit.finetune.report import describe_machine
+
+IMAGE_SIZE = 224
+FORWARD = ("own forward, tf.function", "own forward, XLA", "own forward, predict_on_batch")
+HUB = "keras-hub SavedModel, floats"
+
+
+def jpeg_files(folder, count):
+    """Files of a folder, or made-up photographs of 500 x 375 pixels: waves and a little noise."""
+    if folder is not None:
+        paths = sorted(Path(folder).glob("*.jp*g"))[:count]
+        return [paths[index % len(paths)].read_bytes() for index in range(count)]
+    random = np.random.default_rng(0)
+    row, column = np.mgrid[:375, :500]
+    files = []
+    for index in range(count):
+        wave = np.sin(row / (9 + index))[..., None] + np.cos(column / 13)[..., None]
+        image = 128 + 50 * wave + random.normal(0, 8, (375, 500, 3))
+        stream = io.BytesIO()
+        Image.fromarray(np.uint8(np.clip(image, 0, 255))).save(stream, "JPEG", quality=90)
+        files.append(stream.getvalue())
+    return files
+
+
+def exported(model, folder, precision):
+    """The signatures of an export of `model`."""
+    import tensorflow as tf
+
+    names = [str(index) for index in range(1000)]
+    path = keras_vit.export_saved_model(
+        model, folder, class_names=names, precision=precision, warmup_batch_sizes=()
+    )
+    return tf.saved_model.load(str(path))
+
+
+def keras_hub_model(config, precision):
+    import keras_hub
+
+    backbone = keras_hub.models.ViTBackbone(
+        image_shape=(IMAGE_SIZE, IMAGE_SIZE, 3),
+        patch_size=config.patch_size,
+        num_layers=config.depth,
+        num_heads=config.num_heads,
+        hidden_dim=config.hidden_size,
+        mlp_dim=config.mlp_dim,
+        dtype=precision,
+    )
+    return keras_hub.models.ViTImageClassifier(backbone, num_classes=1000)
+
+
+def runners(name, batch_size, files, folder):
+    """What is timed, by its row: functions of no arguments that end with the numbers at hand."""
+    import tensorflow as tf
+
+    model = getattr(keras_vit, name)()
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), dtype="uint8"
+    )
+    images, image_bytes = tf.constant(pixels), tf.constant(files)
+    floats = tf.constant(pixels / np.float32(255), tf.float32)
+    plain = tf.function(lambda batch: model(batch, training=False), autograph=False)
+    compiled = tf.function(
+        lambda batch: model(batch, training=False), autograph=False, jit_compile=True
+    )
+    rows = {
+        FORWARD[0]: lambda: plain(images).numpy(),
+        FORWARD[1]: lambda: compiled(images).numpy(),
+        FORWARD[2]: lambda: model.predict_on_batch(pixels),
+    }
+    config = keras_vit.models.config_of(model)
+    for precision in ("float32", "bfloat16"):
+        ours = exported(model, f"{folder}/{name}", precision)
+        hub = keras_hub_model(config, precision)
+        assert hub.count_params() == model.count_params()
+        hub.export(f"{folder}/hub_{name}_{precision}", verbose=False)
+        theirs = tf.saved_model.load(f"{folder}/hub_{name}_{precision}")
+        ending = "" if precision == "float32" else f", {precision}"
+        rows[f"keras_vit SavedModel, bytes{ending}"] = lambda ours=ours: ours.signatures[
+            "serving_default"
+        ](image_bytes=image_bytes)["scores"].numpy()
+        rows[f"keras_vit SavedModel, pixels{ending}"] = lambda ours=ours: ours.signatures["pixels"](
+            pixels=images
+        )["scores"].numpy()
+        rows[f"{HUB}{ending}"] = lambda theirs=theirs: theirs.serve(floats).numpy()
+    return rows
+
+
+def measure(rows, batch_size, repetitions):
+    """Images a second of each row, one value a repetition."""
+    for run in rows.values():
+        run(), run()  # Traces and compiles.
+    rates = {name: [] for name in rows}
+    for _ in range(repetitions):
+        for name, run in rows.items():
+            began = time.perf_counter()
+            run()
+            rates[name].append(batch_size / (time.perf_counter() - began))
+    return rates
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["ViTTi16", "ViTB16"])
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--images", help="folder of JPEG files; made up where not given")
+    arguments = parser.parse_args()
+    files = jpeg_files(arguments.images, arguments.batch_size)
+    tables = {}
+    for name in arguments.models:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = runners(name, arguments.batch_size, files, folder)
+            tables[name] = measure(rows, arguments.batch_size, arguments.repetitions)
+    source = "files of --images" if arguments.images else "made-up JPEG of 500 x 375 px"
+    print(f"Batch {arguments.batch_size}, {IMAGE_SIZE} px, {source}, weights random")
+    print(f"Keras {keras.__version__}, keras-hub {version('keras-hub')}, ", end="")
+    print(f"TensorFlow {version('tensorflow')}, {platform.machine()} with {describe_machine()}")
+    print(f"{'':46}{'images/s':>10}{'min':>8}{'max':>8}{'x own forward':>15}{'x keras-hub':>13}")
+    for name, rates in tables.items():
+        medians = {row: statistics.median(found) for row, found in rates.items()}
+        own = max(medians[row] for row in FORWARD)
+        for row, found in rates.items():
+            hub = medians[HUB + (", bfloat16" if row.endswith("bfloat16") else "")]
+            print(
+                f"{name + ': ' + row:46}{medians[row]:10.1f}{min(found):8.1f}{max(found):8.1f}"
+                f"{medians[row] / own:15.2f}{medians[row] / hub:13.2f}"
+            )
+
+
+if __name__ == "__main__":
+    main()
