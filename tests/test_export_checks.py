@@ -101,7 +101,7 @@ def test_an_export_passes_every_check(tmp_path, on_error):
     )
     found = verdicts(folder)
     assert all(verdict.passed for verdict in found.values()), found
-    names = "attention, classify, embed, pixels, serving_default"
+    names = "serving_default, attention, classify, embed, pixels"
     assert found["signatures"].detail == names
     assert found["warm-up"].detail == "10 requests answered"
     assert found["batches"].detail == f"1 and 3 rows: {names}"

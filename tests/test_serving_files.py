@@ -89,7 +89,7 @@ def folder(exported, tmp_path):
 
 def test_signatures_are_read_off_the_file(folder):
     signatures = describe_signatures(folder)
-    assert list(signatures) == ["classify", "pair", "pixels", "serving_default"]
+    assert list(signatures) == ["serving_default", "classify", "pair", "pixels"]
     pixels = signatures["pixels"]
     assert pixels["method_name"] == "tensorflow/serving/predict"
     (name, row), *others = pixels["inputs"].items()
@@ -261,7 +261,7 @@ def test_warmup_has_a_request_for_each_signature_and_batch_size(folder):
         found.append((kind, request.model_spec.signature_name, size))
     assert found == [
         ("classify_log" if name == "classify" else "predict_log", name, size)
-        for name in ("classify", "pair", "pixels", "serving_default")
+        for name in ("serving_default", "classify", "pair", "pixels")
         for size in (1, 8)
     ]
 
@@ -275,7 +275,7 @@ def test_the_same_warmup_is_written_again(folder):
 def test_warmup_is_read_as_it_was_written(folder):
     path = write_warmup(folder, name=NAME, batch_sizes=(3,), image_size=IMAGE_SIZE)
     requests = list(read_warmup_requests(path))
-    kinds = ["classify_log", "predict_log", "predict_log", "predict_log"]
+    kinds = ["predict_log", "classify_log", "predict_log", "predict_log"]
     assert [request.kind for request in requests] == kinds
     signatures = tf.saved_model.load(str(folder)).signatures
     for request in requests:

@@ -69,7 +69,8 @@ def describe_signatures(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
         folder: Folder of one version, with `saved_model.pb`.
 
     Returns:
-        `{signature: {"method_name", "inputs", "outputs"}}`, sorted by name; inputs and outputs are
+        `{signature: {"method_name", "inputs", "outputs"}}`, the default first, then sorted by name;
+        inputs and outputs are
         `{name: {"dtype", "shape", "tensor"}}`. In a shape, None is any size; None for the shape is
         any rank. `tensor` is the tensor's name in the graph, `""` for one of several parts.
 
@@ -92,7 +93,7 @@ def describe_signatures(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
             "outputs": _describe_tensors(definitions[name].outputs),
         }
         # TensorFlow writes its initialisation as a signature.
-        for name in sorted(definitions)
+        for name in sorted(definitions, key=lambda name: (name != "serving_default", name))
         if not name.startswith("__saved_model_")
     }
 
@@ -165,15 +166,31 @@ def _check_name(name):
         )
 
 
+# What the inputs and outputs of an export hold, by their name.
+MEANINGS = {
+    "image_bytes": "JPEG or PNG files, whose sizes may differ",
+    "pixels": "RGB, 0 to 255, not resized beforehand",
+    "inputs": f"serialised `tf.Example`s with the feature `{IMAGE_FEATURE}`",
+    "classes": "names of the best classes, best first",
+    "scores": "their probabilities",
+    "probabilities": "of all classes, in the order of `assets/class_names.txt`",
+    "logits": "before the softmax",
+    "embedding": "what the classifier reads",
+    "attention": "how much each patch flows into the answer (attention rollout)",
+    "error": "why an image could not be taken, all else in its row zero; empty for a good one",
+}
+
+
 def _describe_signature(model_name, signature_name, signature):
     rows = "".join(
-        f"| {side} | `{name}` | {tensor['dtype']} | {_shape_text(tensor['shape'])} |\n"
+        f"| {side} | `{name}` | {tensor['dtype']} | {_shape_text(tensor['shape'])} | "
+        f"{MEANINGS.get(name, '')} |\n"
         for side in ("input", "output")
         for name, tensor in signature[f"{side}s"].items()
     )
     return (
         f"## {signature_name}\n\nMethod `{signature['method_name']}`.\n\n"
-        f"| | name | type | shape |\n|---|---|---|---|\n{rows}\n"
+        f"| | name | type | shape | |\n|---|---|---|---|---|\n{rows}\n"
         f"REST, with curl:\n\n```bash\n{_curl(model_name, signature_name, signature)}\n```\n\n"
         "gRPC, after `pip install tensorflow-serving-api`:\n\n"
         f"```python\n{_grpc(model_name, signature_name, signature)}\n```\n"
