@@ -2,6 +2,7 @@
 #   make quickstart   digits, end to end: train, report, export, ask the exported model
 #   make test         the whole suite on TensorFlow, then the pure Keras part on JAX
 #   make lint         formatting, lint rules, types, layering
+#   make serving-versions  the served model on the C libraries of older TensorFlow releases
 #   make zoo          docs/zoo.md, out of the table of models and the catalog of weights
 #   make recipes      docs/recipes.md, out of the protocols and the measured results
 #   make clean        removes what the others made
@@ -14,6 +15,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # `layers`, `models`, `checkpoints`, `zoo` and `inspection` run on every backend; so do their tests.
 PURE_KERAS_TESTS := $(wildcard $(foreach part,layers resampling models checkpoints zoo inspection,tests/test_$(part)*.py))
 PURE_KERAS_DOCTESTS := keras_vit/layers keras_vit/models keras_vit/checkpoints keras_vit/zoo keras_vit/inspection
+
+SERVING_VERSIONS := 2.19 2.20
 
 # Less of TensorFlow's start-up notes.
 export TF_CPP_MIN_LOG_LEVEL := 3
@@ -34,7 +37,7 @@ for name, score in zip(answer["classes"][0].numpy(), answer["scores"][0].numpy()
 endef
 export ASK
 
-.PHONY: quickstart test lint zoo recipes clean
+.PHONY: quickstart test lint serving-versions zoo recipes clean
 
 quickstart: $(VENV)/recipes-installed
 	$(BIN)/python recipes/digits.py
@@ -50,6 +53,13 @@ lint: $(VENV)/dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+serving-versions: $(VENV)/dev-installed $(SERVING_VERSIONS:%=build/tensorflow-%/installed)
+	for version in $(SERVING_VERSIONS); do \
+	    echo "TensorFlow $$version's C library:"; \
+	    KERAS_BACKEND=tensorflow KERAS_VIT_TENSORFLOW_LIBRARY=build/tensorflow-$$version/tensorflow \
+	        $(BIN)/python -m pytest -q tests/test_serving_consumer.py || exit 1; \
+	done
 
 zoo: $(VENV)/dev-installed
 	$(BIN)/python docs/make_zoo.py
@@ -70,4 +80,11 @@ $(VENV)/recipes-installed: pyproject.toml
 $(VENV)/dev-installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --editable ".[dev]"
+	touch $@
+
+# The library alone, about 2 GB each: none of its Python is imported, so any Python's wheel does.
+build/tensorflow-%/installed: | $(VENV)/dev-installed
+	rm -rf $(@D)
+	$(PIP) install --quiet --no-deps --only-binary=:all: --python-version 3.12 \
+	    --target $(@D) "tensorflow==$*.*"
 	touch $@

@@ -106,7 +106,7 @@ def test_an_export_passes_every_check(tmp_path, on_error):
     assert found["warm-up"].detail == "10 requests answered"
     assert found["batches"].detail == f"1 and 3 rows: {names}"
     if on_error == "row":
-        expected = "between two good images: attention, classify, embed, serving_default"
+        expected = "between two good images: serving_default, attention, classify, embed"
     else:
         expected = "exported with on_error='fail'"
     assert expected in found["bad image"].detail
