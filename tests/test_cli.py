@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import socket
 
 import keras
 import numpy as np
@@ -225,6 +226,37 @@ def test_export_writes_versions(capsys, run_folder, tmp_path):
         )
         assert printed.splitlines()[-1] == str(tmp_path / "served" / version)
         assert (tmp_path / "served" / version / "saved_model.pb").exists()
+
+
+def test_export_checks_what_it_wrote(capsys, run_folder, tmp_path):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("a SavedModel is exported on the TensorFlow backend")
+    options = ("--model", run_folder, "--output", tmp_path / "served", "--attention", "--top", "2")
+    printed_by(capsys, "export", *options, "--warmup-batch-sizes", "1", "--precision", "bfloat16")
+    folder = tmp_path / "served" / "1"
+    facts = json.loads((folder / "signatures.json").read_text())
+    assert facts["precision"] == "bfloat16" and facts["top"] == 2
+    assert set(facts["signatures"]) > {"serving_default", "attention"}
+    printed = printed_by(capsys, "export", "--check", folder)
+    assert "ready to be served, 15 of 15 checks passed" in printed
+    (folder / "variables" / "variables.index").unlink()
+    assert main(["export", "--check", str(folder)]) == 1
+    printed = capsys.readouterr().out
+    assert "FAIL  variables" in printed and "not ready to be served" in printed
+
+
+def test_export_says_what_is_missing(capsys, run_folder, tmp_path):
+    error = error_of(capsys, "export", "--model", run_folder)
+    assert "--model MODEL --output FOLDER" in error
+    error = error_of(capsys, "export", "--check", tmp_path, "--model", run_folder)
+    assert "leave out --model and --output" in error
+
+
+def test_serve_check_of_no_server(capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        assert address in error_of(capsys, "serve-check", address)
 
 
 def test_finetune_runs_a_recipe(capsys, tmp_path):
