@@ -273,7 +273,7 @@ def test_a_folder_of_images_calibrates(tmp_path):
     assert json.loads((folder / "signatures.json").read_text())["calibration_images"] == 5
 
 
-def test_only_products_with_weights_are_quantised(tmp_path):
+def test_only_products_of_the_blocks_are_quantised(tmp_path):
     onnx = pytest.importorskip("onnx", reason="reads what was written")
     pytest.importorskip("tf2onnx", reason="onnx models need tf2onnx")
     model = small_transformer()
@@ -288,9 +288,11 @@ def test_only_products_with_weights_are_quantised(tmp_path):
         for name, kind in kinds.items()
         if kind == onnx.TensorProto.INT8
     }
-    kernels = {weight.path for weight in model.weights if weight.path.endswith("/kernel")}
+    kernels = {w.path for w in model.weights if re.match("block_.*/kernel$", w.path)}
     assert {name for name in quantised if name.endswith("/kernel")} == kernels
-    assert len(kernels) == 1 + 4 * 2 + 1
+    assert len(kernels) == 4 * 2
+    # Products that are not quantised as they are would be computed in float32 all the same.
+    assert [node.op_type for node in graph.node].count("Gemm") == 4 * 2 + 1
 
 
 def test_the_graph_has_whole_operations(tmp_path):
@@ -300,6 +302,34 @@ def test_the_graph_has_whole_operations(tmp_path):
     operations = [node.op_type for node in onnx.load(folder / "model.onnx").graph.node]
     assert operations.count("LayerNormalization") == 5 and operations.count("Gelu") == 2
     assert "ReduceMean" not in operations and "Erf" not in operations
+
+
+@pytest.mark.parametrize("precision", FORMATS["onnx"].precisions)
+def test_a_model_too_large_for_one_onnx_file_has_its_weights_beside(
+    tmp_path, precision, monkeypatch
+):
+    pytest.importorskip("onnxruntime", reason="onnx models need onnxruntime")
+    pytest.importorskip("tf2onnx", reason="onnx models need tf2onnx")
+    from keras_vit.export import onnx_file
+
+    monkeypatch.setattr(onnx_file, "_LARGEST_FILE", 10_000)
+    model = small_transformer(depth=1, hidden_size=64)
+    images = [photograph(30, 20, seed) for seed in range(3)] if precision == "int8" else None
+    folder = export_engine(
+        model,
+        tmp_path,
+        "onnx",
+        class_names=NAMES,
+        precision=precision,
+        calibration_images=images,
+    )
+    files = {file.name: file.stat().st_size for file in folder.glob("model.*")}
+    assert set(files) == {"model.onnx", "model.onnx.data"}
+    assert files["model.onnx.data"] > 30_000
+    batch = pictures()[1]
+    bound = 1e-3 if precision == "float32" else 0.3 * probabilities(model, batch).std()
+    here = load_engine(folder)(batch)["logits"]
+    np.testing.assert_allclose(here, probabilities(model, batch), atol=bound)
 
 
 def test_pruning_takes_the_smallest_weights_of_each_kernel():
