@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import sys
 
 from keras_vit.export.pixel_graph import pixel_function
 
@@ -53,18 +54,36 @@ def openvino_example(precision):
 
 
 def _quantize(model, images):
-    import nncf
+    with _without_torch():
+        import nncf
 
-    with _quiet("nncf"):
-        return nncf.quantize(
-            model,
-            nncf.Dataset(images),
-            # With it, SmoothQuant, and what a transformer cannot have in 8 bits stays float.
-            model_type=nncf.ModelType.TRANSFORMER,
-            preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(images),
-            ignored_scope=nncf.IgnoredScope(patterns=["resize_and_crop/.*"]),
-        )
+        with _quiet("nncf"):
+            return nncf.quantize(
+                model,
+                nncf.Dataset(images),
+                # With it, SmoothQuant, and what a transformer cannot have in 8 bits stays float.
+                model_type=nncf.ModelType.TRANSFORMER,
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(images),
+                ignored_scope=nncf.IgnoredScope(patterns=["resize_and_crop/.*"]),
+            )
+
+
+@contextlib.contextmanager
+def _without_torch():
+    """NNCF imports PyTorch where it is, for models of PyTorch.
+
+    Some builds of it end a process that has TensorFlow.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    # What makes an import say that there is no such module.
+    sys.modules["torch"] = None
+    try:
+        yield
+    finally:
+        sys.modules.pop("torch", None)
 
 
 @contextlib.contextmanager
