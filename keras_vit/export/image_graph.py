@@ -9,8 +9,10 @@ from keras_vit.export.limits import MAX_SIDE
 
 # Images of one request that are decoded at a time.
 _PARALLEL_IMAGES = 16
-# Rows of an image that are float32 at a time.
-_BAND = 256
+# Outputs of an axis that share the source pixels they are summed from.
+_GROUP = 16
+# Of an image, that are float32 at a time: 32 MB.
+_VALUES_AT_A_TIME = 8_000_000
 
 
 def decode_and_prepare(encoded, image_size, preprocessing, limits, on_error):
@@ -81,23 +83,25 @@ def _map_rows(function, rows, default, on_error):
 
     count = tf.size(rows, out_type=tf.int64)
     data = tf.data.Dataset.from_tensor_slices((tf.range(count), rows))
-    data = data.map(
-        lambda index, row: (index, *function(row)),
-        num_parallel_calls=_PARALLEL_IMAGES,
-        deterministic=False,
-    )
+    data = data.map(lambda index, row: (index, *function(row)), num_parallel_calls=_PARALLEL_IMAGES)
     if on_error == "row":
         data = data.ignore_errors()
     # The last row keeps the batch from being empty.
     data = data.concatenate(tf.data.Dataset.from_tensors((count, *default)))
     index, *values = data.batch(count + 1).get_single_element()
-    outputs = []
-    for value, missing in zip(values, default, strict=True):
-        shape = tf.concat([[count + 1], tf.shape(missing, out_type=tf.int64)], 0)
-        filled = tf.broadcast_to(missing, shape)
-        output = tf.tensor_scatter_nd_update(filled, index[:, None], value)[:count]
-        outputs.append(tf.ensure_shape(output, (None, *missing.shape)))
-    return tuple(outputs)
+
+    def with_defaults():
+        found = tf.scatter_nd(index[:, None], tf.range(1, tf.size(index) + 1), [count + 1])
+        # Where nothing was found, the last value, which is the default.
+        places = tf.where(found > 0, found - 1, tf.size(index) - 1)
+        return [tf.gather(value, places[:-1]) for value in values]
+
+    complete = tf.equal(tf.size(index, out_type=tf.int64), count + 1)
+    outputs = tf.cond(complete, lambda: [value[:-1] for value in values], with_defaults)
+    return tuple(
+        tf.ensure_shape(output, (None, *missing.shape))
+        for output, missing in zip(outputs, default, strict=True)
+    )
 
 
 def _header_error(image_bytes, limits):
@@ -164,8 +168,8 @@ def prepare(images, image_size, preprocessing):
             rows, columns = (_nearest(*axis) for axis in axes)
             crop = tf.cast(tf.gather(tf.gather(images, rows, axis=1), columns, axis=2), tf.float32)
         else:
-            rows, columns = (_matrix(*axis, preprocessing.interpolation) for axis in axes)
-            crop = _resample(images, rows, columns)
+            rows, columns = (_windows(*axis, preprocessing.interpolation) for axis in axes)
+            crop = _resample(images, rows, columns, image_size)
         # Bicubic overshoots at edges.
         return tf.clip_by_value(tf.ensure_shape(crop, (None, *image_size, 3)), 0.0, 255.0)
 
@@ -193,22 +197,29 @@ def _nearest(source, resized, offset, size):
     return (2 * (tf.range(size, dtype=tf.int64) + offset) + 1) * source // (2 * resized)
 
 
-def _matrix(source, resized, offset, size, interpolation):
-    """Rows `offset` to `offset + size` of `resampling_matrix(source, resized, interpolation)`.
+def _windows(source, resized, offset, size, interpolation):
+    """The source pixels under a few outputs of one axis at a time, and their weights.
 
-    tf.image.resize computes positions in float32, which is not close enough: a trained ViT-Ti's
-    probabilities then differ by more than 1e-5.
+    They are rows `offset` to `offset + size` of `resampling_matrix(source, resized,
+    interpolation)`, in groups, without the zeros that make up most of it. tf.image.resize
+    computes positions in float32, which is not close enough: a trained ViT-Ti's probabilities
+    then differ by more than 1e-5.
+
+    Returns:
+        Indices of pixels, int64 `(groups, window)`, and weights, float32 `(groups, group size,
+        window)`; the last group may go on beyond `size`.
     """
     import tensorflow as tf
 
+    groups = math.ceil(size / _GROUP)
     step = tf.cast(source, tf.float64) / tf.cast(resized, tf.float64)
-    centre = (tf.range(size, dtype=tf.float64) + tf.cast(offset, tf.float64) + 0.5) * step - 0.5
+    output = tf.range(groups * _GROUP, dtype=tf.float64) + tf.cast(offset, tf.float64)
+    centre = tf.reshape((output + 0.5) * step - 0.5, (groups, _GROUP))
     stretch = tf.maximum(step, tf.ones((), tf.float64))
-    # Only the pixels under the kernel: the rest of a row is zero.
     radius = (1.0 if interpolation == "bilinear" else 2.0) * stretch
-    first = tf.math.floor(centre - radius)
-    taps = first[:, None] + tf.range(2.0 * radius + 2.0, dtype=tf.float64)
-    d = tf.abs(taps - centre[:, None]) / stretch
+    window = tf.math.ceil((_GROUP - 1) * step + 2.0 * radius) + 1.0
+    pixels = tf.math.floor(centre[:, :1] - radius) + tf.range(window, dtype=tf.float64)
+    d = tf.abs(pixels[:, None] - centre[:, :, None]) / stretch
     if interpolation == "bilinear":
         weights = tf.nn.relu(1.0 - d)
     else:
@@ -216,38 +227,48 @@ def _matrix(source, resized, offset, size, interpolation):
         inner = (1.5 * d - 2.5) * d * d + 1.0
         outer = ((2.5 - 0.5 * d) * d - 4.0) * d + 2.0
         weights = tf.where(d <= 1.0, inner, tf.where(d < 2.0, outer, tf.zeros_like(d)))
-    taps = tf.cast(taps, tf.int64)
-    inside = (taps >= 0) & (taps < source)
-    weights = tf.where(inside, weights, tf.zeros_like(weights))
-    weights = tf.cast(weights / tf.reduce_sum(weights, axis=1, keepdims=True), tf.float32)
-    row = tf.broadcast_to(tf.range(size, dtype=tf.int64)[:, None], tf.shape(taps))
-    places = tf.where(inside)
-    indices = tf.stack([tf.gather_nd(row, places), tf.gather_nd(taps, places)], axis=1)
-    return tf.scatter_nd(
-        indices, tf.gather_nd(weights, places), tf.stack([tf.constant(size, tf.int64), source])
-    )
+    inside = (pixels >= 0.0) & (pixels < tf.cast(source, tf.float64))
+    weights *= tf.cast(inside, tf.float64)[:, None]
+    weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=-1, keepdims=True))
+    last = tf.cast(source - 1, tf.float64)
+    indices = tf.cast(tf.clip_by_value(pixels, tf.zeros_like(last), last), tf.int64)
+    return indices, tf.cast(weights, tf.float32)
 
 
-def _resample(images, rows, columns):
+def _resample_axis(lines, windows, size):
+    """Weighted sums along axis 1 of `(batch, length, values)`: float32 `(batch, size, values)`."""
     import tensorflow as tf
 
-    batch, height, width, channels = tf.unstack(tf.shape(images))
-    lines = tf.reshape(images, (batch, height, width * channels))
-    # Rows first: their product needs no transposed copy of the large image.
-    size = rows.shape[0]
+    indices, weights = windows
+    groups, group = weights.shape[0], weights.shape[1]
+    batch, values = tf.shape(lines)[0], tf.shape(lines)[2]
+    # So many groups at a time that large images are not float32 as a whole.
+    values_of_group = batch * tf.shape(indices)[1] * values
+    some = tf.clip_by_value(_VALUES_AT_A_TIME // tf.maximum(values_of_group, 1), 1, groups)
 
-    def add_band(start, total):
-        band = tf.cast(lines[:, start : start + _BAND], tf.float32)
-        return start + _BAND, total + tf.matmul(rows[:, start : start + _BAND], band)
+    def add_groups(first, done):
+        taken = tf.cast(tf.gather(lines, indices[first : first + some], axis=1), tf.float32)
+        sums = tf.matmul(weights[first : first + some], taken)
+        return first + some, tf.concat([done, sums], axis=1)
 
-    _, lines = tf.while_loop(
-        lambda start, _: start < height,
-        add_band,
-        (0, tf.zeros(tf.stack([batch, size, width * channels]))),
-        shape_invariants=(tf.TensorShape(()), tf.TensorShape((None, size, None))),
+    _, sums = tf.while_loop(
+        lambda first, _: first < groups,
+        add_groups,
+        (0, tf.zeros(tf.stack([batch, 0, group, values]))),
+        shape_invariants=(tf.TensorShape(()), tf.TensorShape((None, None, group, None))),
     )
-    # The width to the front, so that one product does all rows and channels.
-    lines = tf.transpose(tf.reshape(lines, (batch, size, width, channels)), (0, 2, 1, 3))
-    crop = tf.matmul(columns, tf.reshape(lines, (batch, width, size * channels)))
-    crop = tf.reshape(crop, (batch, columns.shape[0], size, channels))
+    return tf.reshape(sums, (batch, groups * group, values))[:, :size]
+
+
+def _resample(images, rows, columns, image_size):
+    import tensorflow as tf
+
+    height, width = image_size
+    batch, source_height, source_width, channels = tf.unstack(tf.shape(images))
+    # Rows first: that needs no transposed copy of the large image.
+    lines = tf.reshape(images, (batch, source_height, source_width * channels))
+    lines = _resample_axis(lines, rows, height)
+    lines = tf.transpose(tf.reshape(lines, (batch, height, source_width, channels)), (0, 2, 1, 3))
+    lines = tf.reshape(lines, (batch, source_width, height * channels))
+    crop = tf.reshape(_resample_axis(lines, columns, width), (batch, width, height, channels))
     return tf.transpose(crop, (0, 2, 1, 3))
