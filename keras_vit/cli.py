@@ -230,11 +230,14 @@ def explain(
 def export_model(
     model: str | None = None,
     output: str | None = None,
+    format: Literal["saved_model", "onnx", "openvino", "litert"] = "saved_model",
     version: int | None = None,
-    top: int = 5,
+    precision: str = "float32",
     image_size: int | None = None,
     preprocessing: Literal["inception", "imagenet"] | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
+    sparsity: float = 0.0,
+    calibration: str | None = None,
+    top: int = 5,
     max_bytes: int = export.DEFAULT_LIMITS.max_bytes,
     max_pixels: int = export.DEFAULT_LIMITS.max_pixels,
     on_error: Literal["row", "fail"] = "row",
@@ -242,22 +245,28 @@ def export_model(
     warmup_batch_sizes: tuple[int, ...] = (1, 8),
     check: str | None = None,
 ) -> int:
-    """Writes a SavedModel for TensorFlow Serving, or checks one: `--check FOLDER/VERSION`.
+    """Writes a model for TensorFlow Serving or another engine, or checks one: --check FOLDER.
 
     Args:
         model: A run's folder, a .keras file, or a published checkpoint or its hub folder.
         output: Folder of the exported model, whose name it is served under; the version becomes a
             sub-folder of it.
+        format: "saved_model" takes encoded images or pixels; the others take pixels.
         version: Number of the version; None: the next free one.
-        top: Number of classes and scores that are handed back for an image.
+        precision: saved_model: "float32", "bfloat16", "int8-dynamic". onnx: "float32", "int8",
+            "int8-dynamic". openvino: "float32", "float16", "bfloat16", "int8". litert: "float32",
+            "float16", "int8-dynamic".
         image_size: Height and width of the images the network sees, in pixels; None: the model's.
         preprocessing: How pixels are scaled, where the checkpoint does not say.
-        precision: Of weights and products; the answers are float32.
-        max_bytes: Largest image file that is taken.
-        max_pixels: Largest image that is decoded, height times width.
-        on_error: What a bad image fails: its own row of the answer, or the call.
-        attention: Export the signature `attention` too.
-        warmup_batch_sizes: Sizes of the batches that the server runs before it takes requests.
+        sparsity: Share of each kernel's weights, the smallest, that are set to zero first.
+        calibration: Folder of images, about 100 of the training set, for precision "int8".
+        top: saved_model: number of classes and scores that are handed back for an image.
+        max_bytes: saved_model: largest image file that is taken.
+        max_pixels: saved_model: largest image that is decoded, height times width.
+        on_error: saved_model: what a bad image fails, its own row of the answer or the call.
+        attention: saved_model: export the signature `attention` too.
+        warmup_batch_sizes: saved_model: sizes of the batches that the server runs before it takes
+            requests.
         check: A SavedModel of any origin, such as saved_models/pets/1, to be checked instead of
             writing one. Exit status 1 if a check fails.
     """
@@ -267,21 +276,36 @@ def export_model(
         return _print_checks(check)
     if model is None or output is None:
         raise ValueError("say what to export and where to: --model MODEL --output FOLDER")
+    serving_options = {
+        "top": top,
+        "limits": export.ImageLimits(max_bytes, max_pixels),
+        "on_error": on_error,
+        "attention": attention,
+        "warmup_batch_sizes": warmup_batch_sizes,
+    }
+    if format == "saved_model" and calibration is not None:
+        raise ValueError("--calibration is for --precision int8, which a SavedModel does not have")
+    if format != "saved_model":
+        _refuse_unread(export.export_saved_model, serving_options, f"--format {format}")
     classifier, class_names = _load_classifier(model, image_size, preprocessing)
-    folder = export.export_saved_model(
-        classifier,
-        output,
-        class_names=class_names or _indices(classifier),
-        version=version,
-        top=top,
-        limits=export.ImageLimits(max_bytes, max_pixels),
-        on_error=on_error,
-        attention=attention,
-        precision=precision,
-        warmup_batch_sizes=warmup_batch_sizes,
-    )
-    print(folder)
+    class_names = class_names or _indices(classifier)
+    options = {"class_names": class_names, "version": version, "precision": precision}
+    if format == "saved_model":
+        classifier = export.prune(classifier, sparsity) if sparsity else classifier
+        print(export.export_saved_model(classifier, output, **options, **serving_options))
+    else:
+        options |= {"sparsity": sparsity, "calibration_images": calibration}
+        print(export.export_engine(classifier, output, format, **options))
     return 0
+
+
+def _refuse_unread(function, options, reason):
+    """Raises for options that are not at the default of `function`, which is not called."""
+    parameters = inspect.signature(function).parameters
+    unread = [name for name, value in options.items() if value != parameters[name].default]
+    if unread:
+        names = " and ".join(f"`{name}`" for name in unread)
+        raise ValueError(f"nothing reads {names} with {reason}: only a SavedModel has such options")
 
 
 def _print_checks(folder):

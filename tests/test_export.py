@@ -337,6 +337,17 @@ def test_bfloat16_on_request(tmp_path):
     assert {weight.dtype for weight in model.weights} == {"float32"}
 
 
+def test_eight_bits_on_request(tmp_path):
+    model = small_transformer()
+    folder = export_saved_model(model, tmp_path, class_names=NAMES, precision="int8-dynamic")
+    written = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
+    assert tf.int8 in written.get_variable_to_dtype_map().values()
+    files = mixed_files()
+    logits = expected(model, map(decode_image, files), (12, 20))
+    outputs = signature(folder)(image_bytes=tf.constant(files))
+    assert 0 < np.abs(outputs["logits"] - logits).max() < 0.1 * np.abs(logits).max()
+
+
 def test_class_names_are_an_asset(tmp_path):
     folder = export_saved_model(small_model(), tmp_path, class_names=NAMES)
     labels = folder / "assets" / "class_names.txt"
@@ -599,7 +610,11 @@ def compiled_layer():
         (small_model, {"class_names": "abcdefg"}, "sequence of non-empty strings"),
         (small_model, {"class_names": range(7)}, "sequence of non-empty strings"),
         (small_model, {"class_names": [*NAMES[:6], "two\nlines"]}, "must be one line"),
-        (small_model, {"precision": "int8"}, "`precision` must be one of float32, bfloat16"),
+        (
+            small_model,
+            {"precision": "int8"},
+            "`precision` must be one of float32, bfloat16, int8-dynamic",
+        ),
         (small_model, {"on_error": "ignore"}, "`on_error` must be one of row, fail"),
         (small_model, {"warmup_batch_sizes": [0]}, "must be positive integers"),
         (small_model, {"top": 0}, "`top` must be a positive integer"),

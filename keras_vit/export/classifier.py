@@ -2,11 +2,12 @@
 
 import keras
 
+from keras_vit.export.quantization import quantize_int8
 from keras_vit.layers.image_preprocessing import ImagePreprocessing
 from keras_vit.layers.token_pooling import TokenPooling
 from keras_vit.layers.transformer_block import TransformerBlock
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "int8-dynamic")
 
 
 def preprocessing_layer(model):
@@ -94,9 +95,9 @@ def last_block_for_the_head_only(model):
 
 
 def with_precision(model, precision):
-    """`model`, or a copy of it whose weights and products are of 16 bits.
+    """`model`, or a copy of it whose weights and products are of 16 or 8 bits.
 
-    Layers whose policy is float32 of old, such as the head of a model of mixed precision, stay so.
+    In bfloat16 the head stays as it is.
     """
     if precision not in PRECISIONS:
         raise ValueError(
@@ -104,6 +105,8 @@ def with_precision(model, precision):
         )
     if precision == "float32":
         return model
+    if precision == "int8-dynamic":
+        return quantize_int8(model)
     head = model.layers[-1]
 
     def copy(layer):
