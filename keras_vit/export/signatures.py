@@ -9,6 +9,7 @@ from keras_vit.export.classifier import (
     model_image_size,
     preprocessing_layer,
 )
+from keras_vit.export.folding import fold_constants
 from keras_vit.export.fused_norms import fused_norms
 from keras_vit.export.image_graph import decode_and_prepare, example_images, prepare
 from keras_vit.export.limits import DEFAULT_LIMITS, ImageLimits
@@ -63,6 +64,7 @@ def trace_signatures(model, class_names, options):
     import tensorflow as tf
 
     preprocessing, image_size = preprocessing_layer(model), model_image_size(model)
+    model = fold_constants(model)
     classifier = last_block_for_the_head_only(logits_model(model))
     embedder = last_block_for_the_head_only(features_model(model))
     looking = attention_rollout(model) if options.attention else None

@@ -70,8 +70,10 @@ class ImagePreprocessing(keras.layers.Layer):
         scale = [1.0 / (255.0 * std) for std in self.std]
         offset = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
         images = ops.cast(images, "float32")
-        images = images * ops.convert_to_tensor(scale, "float32")
-        images = images + ops.convert_to_tensor(offset, "float32")
+        if set(scale) != {1.0}:
+            images = images * ops.convert_to_tensor(scale, "float32")
+        if set(offset) != {0.0}:
+            images = images + ops.convert_to_tensor(offset, "float32")
         return ops.cast(images, self.compute_dtype)
 
     def compute_output_shape(self, input_shape):

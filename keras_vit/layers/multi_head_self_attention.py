@@ -100,6 +100,8 @@ class MultiHeadSelfAttention(keras.layers.Layer):
                 f"Received: width={hidden_size}, num_heads={self.num_heads}"
             )
         self.head_dim = hidden_size // self.num_heads
+        # An export folds it into the weights and sets it to one.
+        self.query_scale = self.head_dim**-0.5
         self.query_key_value = self._dense(
             3 * hidden_size, "query_key_value", self.use_bias is True, columns=3
         )
@@ -175,7 +177,9 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         return query, key, value
 
     def _weights(self, query, key):
-        scores = ops.matmul(query * self.head_dim**-0.5, ops.swapaxes(key, -1, -2))
+        if self.query_scale != 1.0:
+            query = query * self.query_scale
+        scores = ops.matmul(query, ops.swapaxes(key, -1, -2))
         if self.positions == "relative":
             scores = self.relative_position_bias(scores)
         return attention_softmax(scores)

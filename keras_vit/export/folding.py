@@ -1,0 +1,64 @@
+"""Constants of a model folded into its weights, for serving."""
+
+import keras
+import numpy as np
+
+from keras_vit.layers.image_preprocessing import ImagePreprocessing
+from keras_vit.layers.patch_encoder import PatchEncoder
+from keras_vit.layers.transformer_block import TransformerBlock
+
+
+def fold_constants(model):
+    """A copy of a Vision Transformer that makes two passes over its values fewer.
+
+    The scaling of the queries goes into their weights, and that of the pixels, in float32, into
+    the patch projection. The numbers are the same up to rounding. Models of other kinds, quantised
+    ones, and those with adapters (LoRA) that are not merged are handed back as they are.
+    """
+    blocks = [layer for layer in model.layers if isinstance(layer, TransformerBlock)]
+    if not blocks or any(_is_altered(layer) for layer in model._flatten_layers()):
+        return model
+    folded = keras.models.clone_model(model)
+    folded.set_weights(model.get_weights())
+    layers = {layer.name: layer for layer in folded.layers}
+    for block in blocks:
+        _fold_query_scale(layers[block.name].attention)
+    encoder, scaling = layers.get("patch_encoder"), layers.get("preprocessing")
+    if (
+        isinstance(encoder, PatchEncoder)
+        and isinstance(scaling, ImagePreprocessing)
+        and encoder.use_bias
+        and encoder.compute_dtype == scaling.compute_dtype == "float32"
+        and "stem" not in layers
+    ):
+        _fold_scaling(encoder, scaling)
+    return folded
+
+
+def _is_altered(layer):
+    return getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None)
+
+
+def _fold_query_scale(attention):
+    scale, width = attention.query_scale, attention.num_heads * attention.head_dim
+    attention.query_scale = 1.0
+    if attention.qk_norm:
+        for weight in attention.query_norm.weights:
+            weight.assign(weight * scale)
+        return
+    of_queries = np.where(np.arange(3 * width) < width, scale, 1.0)
+    for weight in attention.query_key_value.weights:
+        weight.assign(weight * keras.ops.cast(of_queries, weight.dtype))
+    if attention.query_value_bias is not None:
+        bias = attention.query_value_bias
+        bias.assign(bias * keras.ops.cast([[scale], [1.0]], bias.dtype))
+
+
+def _fold_scaling(encoder, scaling):
+    kernel, bias = map(np.array, encoder.projection.get_weights())
+    # Channels are the last of a patch's axes.
+    mean, std = (np.resize(values, len(kernel)) for values in (scaling.mean, scaling.std))
+    kernel = kernel.astype("float64") / std[:, None]
+    encoder.projection.set_weights([kernel / 255.0, bias - mean @ kernel])
+    # Neither scale nor offset is left.
+    scaling.mean, scaling.std = (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)
