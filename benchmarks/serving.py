@@ -109,16 +109,17 @@ def runners(name, batch_size, files, folder):
     return rows
 
 
-def measure(rows, batch_size, repetitions):
-    """Images a second of each row, one value a repetition."""
+def measure(rows, batch_size, repetitions, batches):
+    """Images a second of each row, one value a repetition of so many batches."""
     for run in rows.values():
         run(), run()  # Traces and compiles.
     rates = {name: [] for name in rows}
     for _ in range(repetitions):
         for name, run in rows.items():
             began = time.perf_counter()
-            run()
-            rates[name].append(batch_size / (time.perf_counter() - began))
+            for _ in range(batches):
+                run()
+            rates[name].append(batches * batch_size / (time.perf_counter() - began))
     return rates
 
 
@@ -127,6 +128,7 @@ def main():
     parser.add_argument("--models", nargs="+", default=["ViTTi16", "ViTB16"])
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--batches", type=int, default=5, help="in a row, a repetition")
     parser.add_argument("--images", help="folder of JPEG files; made up where not given")
     arguments = parser.parse_args()
     files = jpeg_files(arguments.images, arguments.batch_size)
@@ -134,7 +136,9 @@ def main():
     for name in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
             rows = runners(name, arguments.batch_size, files, folder)
-            tables[name] = measure(rows, arguments.batch_size, arguments.repetitions)
+            tables[name] = measure(
+                rows, arguments.batch_size, arguments.repetitions, arguments.batches
+            )
     source = "files of --images" if arguments.images else "made-up JPEG of 500 x 375 px"
     print(f"Batch {arguments.batch_size}, {IMAGE_SIZE} px, {source}, weights random")
     print(f"Keras {keras.__version__}, keras-hub {version('keras-hub')}, ", end="")
