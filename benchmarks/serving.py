@@ -1,19 +1,22 @@
 """How fast an exported model answers, from bytes: `python -m benchmarks.serving`.
 
 For each architecture, in one process and in turn, so that a drift of the machine's speed meets all
-alike: our SavedModel from JPEG bytes (decoding and resizing included) and from pixels; the model's
-own forward pass on pixels of its size that are decoded already, as a `tf.function`, compiled by XLA
-and by `predict_on_batch`, of which the fastest counts; and the SavedModel that keras-hub exports of
-the same architecture, fed floats of its size. Weights are random. Medians over the repetitions are
-printed with the ratio to the own forward pass and to keras-hub.
+alike: our SavedModel from JPEG bytes (decoding and resizing included) and from pixels, in a
+session, as the model server runs it; the model's own forward pass on pixels of its size that are
+decoded already, as a `tf.function`, compiled by XLA (which a stock server does not have) and by
+`predict_on_batch`, of which the fastest counts; and the SavedModel that keras-hub exports of the
+same architecture, in a session too, fed floats of its size. Weights are random. Medians over the
+repetitions are printed with the ratio to the own forward pass and to keras-hub.
 """
 
 import argparse
+import contextlib
 import io
 import platform
 import statistics
 import tempfile
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,6 +26,9 @@ from PIL import Image
 
 import keras_vit
 from keras_vit.finetune.report import describe_machine
+from keras_vit.serving.checked_model import read_model
+from keras_vit.serving.files import describe_signatures
+from keras_vit.serving.running_checks import load_model
 
 IMAGE_SIZE = 224
 FORWARD = ("own forward, tf.function", "own forward, XLA", "own forward, predict_on_batch")
@@ -46,15 +52,11 @@ def jpeg_files(folder, count):
     return files
 
 
-def exported(model, folder, precision):
-    """The signatures of an export of `model`."""
-    import tensorflow as tf
-
-    names = [str(index) for index in range(1000)]
-    path = keras_vit.export_saved_model(
-        model, folder, class_names=names, precision=precision, warmup_batch_sizes=()
-    )
-    return tf.saved_model.load(str(path))
+def mounted(folder, stack):
+    """A function of a signature's name and its inputs: a session, as the model server has one."""
+    _, model = read_model(Path(folder))
+    _, run = load_model(model, stack)
+    return run
 
 
 def keras_hub_model(config, precision):
@@ -72,7 +74,7 @@ def keras_hub_model(config, precision):
     return keras_hub.models.ViTImageClassifier(backbone, num_classes=1000)
 
 
-def runners(name, batch_size, files, folder):
+def runners(name, batch_size, files, folder, stack):
     """What is timed, by its row: functions of no arguments that end with the numbers at hand."""
     import tensorflow as tf
 
@@ -80,8 +82,7 @@ def runners(name, batch_size, files, folder):
     pixels = np.random.default_rng(0).integers(
         0, 256, (batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), dtype="uint8"
     )
-    images, image_bytes = tf.constant(pixels), tf.constant(files)
-    floats = tf.constant(pixels / np.float32(255), tf.float32)
+    images, floats = tf.constant(pixels), pixels / np.float32(255)
     plain = tf.function(lambda batch: model(batch, training=False), autograph=False)
     compiled = tf.function(
         lambda batch: model(batch, training=False), autograph=False, jit_compile=True
@@ -92,20 +93,27 @@ def runners(name, batch_size, files, folder):
         FORWARD[2]: lambda: model.predict_on_batch(pixels),
     }
     config = keras_vit.models.config_of(model)
+    names = [str(index) for index in range(1000)]
     for precision in ("float32", "bfloat16"):
-        ours = exported(model, f"{folder}/{name}", precision)
+        ours = keras_vit.export_saved_model(
+            model, f"{folder}/{name}", class_names=names, precision=precision
+        )
         hub = keras_hub_model(config, precision)
         assert hub.count_params() == model.count_params()
         hub.export(f"{folder}/hub_{name}_{precision}", verbose=False)
-        theirs = tf.saved_model.load(f"{folder}/hub_{name}_{precision}")
+        ask = mounted(ours, stack)
+        ask_hub = mounted(f"{folder}/hub_{name}_{precision}", stack)
+        (hub_input,) = describe_signatures(f"{folder}/hub_{name}_{precision}")["serving_default"][
+            "inputs"
+        ]
         ending = "" if precision == "float32" else f", {precision}"
-        rows[f"keras_vit SavedModel, bytes{ending}"] = lambda ours=ours: ours.signatures[
-            "serving_default"
-        ](image_bytes=image_bytes)["scores"].numpy()
-        rows[f"keras_vit SavedModel, pixels{ending}"] = lambda ours=ours: ours.signatures["pixels"](
-            pixels=images
-        )["scores"].numpy()
-        rows[f"{HUB}{ending}"] = lambda theirs=theirs: theirs.serve(floats).numpy()
+        rows |= {
+            f"keras_vit SavedModel, bytes{ending}": partial(
+                ask, "serving_default", {"image_bytes": np.array(files, dtype=object)}
+            ),
+            f"keras_vit SavedModel, pixels{ending}": partial(ask, "pixels", {"pixels": pixels}),
+            f"{HUB}{ending}": partial(ask_hub, "serving_default", {hub_input: floats}),
+        }
     return rows
 
 
@@ -134,8 +142,8 @@ def main():
     files = jpeg_files(arguments.images, arguments.batch_size)
     tables = {}
     for name in arguments.models:
-        with tempfile.TemporaryDirectory() as folder:
-            rows = runners(name, arguments.batch_size, files, folder)
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            rows = runners(name, arguments.batch_size, files, folder, stack)
             tables[name] = measure(
                 rows, arguments.batch_size, arguments.repetitions, arguments.batches
             )

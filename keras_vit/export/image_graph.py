@@ -235,29 +235,33 @@ def _windows(source, resized, offset, size, interpolation):
     return indices, tf.cast(weights, tf.float32)
 
 
-def _resample_axis(lines, windows, size):
-    """Weighted sums along axis 1 of `(batch, length, values)`: float32 `(batch, size, values)`."""
+def _sums(lines, indices, weights):
+    """Weighted sums of groups: `(batch, length, values)` to `(batch, groups, group, values)`."""
     import tensorflow as tf
 
-    indices, weights = windows
+    return tf.matmul(weights, tf.cast(tf.gather(lines, indices, axis=1), tf.float32))
+
+
+def _sums_in_parts(lines, indices, weights):
+    """The same, a few groups at a time: the pixels under them alone are float32 then."""
+    import tensorflow as tf
+
     groups, group = weights.shape[0], weights.shape[1]
     batch, values = tf.shape(lines)[0], tf.shape(lines)[2]
-    # So many groups at a time that large images are not float32 as a whole.
-    values_of_group = batch * tf.shape(indices)[1] * values
-    some = tf.clip_by_value(_VALUES_AT_A_TIME // tf.maximum(values_of_group, 1), 1, groups)
+    values_of_group = tf.size(indices[0], tf.int64) * tf.size(lines[:, 0], tf.int64)
+    some = tf.cast(tf.clip_by_value(_VALUES_AT_A_TIME // values_of_group, 1, groups), tf.int32)
 
-    def add_groups(first, done):
-        taken = tf.cast(tf.gather(lines, indices[first : first + some], axis=1), tf.float32)
-        sums = tf.matmul(weights[first : first + some], taken)
-        return first + some, tf.concat([done, sums], axis=1)
+    def add(first, done):
+        part = slice(first, first + some)
+        return first + some, tf.concat([done, _sums(lines, indices[part], weights[part])], axis=1)
 
     _, sums = tf.while_loop(
         lambda first, _: first < groups,
-        add_groups,
+        add,
         (0, tf.zeros(tf.stack([batch, 0, group, values]))),
         shape_invariants=(tf.TensorShape(()), tf.TensorShape((None, None, group, None))),
     )
-    return tf.reshape(sums, (batch, groups * group, values))[:, :size]
+    return sums
 
 
 def _resample(images, rows, columns, image_size):
@@ -265,10 +269,16 @@ def _resample(images, rows, columns, image_size):
 
     height, width = image_size
     batch, source_height, source_width, channels = tf.unstack(tf.shape(images))
-    # Rows first: that needs no transposed copy of the large image.
     lines = tf.reshape(images, (batch, source_height, source_width * channels))
-    lines = _resample_axis(lines, rows, height)
-    lines = tf.transpose(tf.reshape(lines, (batch, height, source_width, channels)), (0, 2, 1, 3))
-    lines = tf.reshape(lines, (batch, source_width, height * channels))
-    crop = tf.reshape(_resample_axis(lines, columns, width), (batch, width, height, channels))
-    return tf.transpose(crop, (0, 2, 1, 3))
+    # Rows first: that needs no transposed copy of the large image.
+    lines = tf.cond(
+        tf.size(rows[0], tf.int64) * tf.size(lines[:, 0], tf.int64) <= _VALUES_AT_A_TIME,
+        lambda: _sums(lines, *rows),
+        lambda: _sums_in_parts(lines, *rows),
+    )
+    lines = tf.reshape(lines, (batch, -1, source_width, channels))
+    lines = tf.transpose(lines, (0, 2, 1, 3))
+    padded = tf.shape(lines)[2]
+    lines = tf.reshape(lines, (batch, source_width, padded * channels))
+    crop = tf.reshape(_sums(lines, *columns), (batch, -1, padded, channels))
+    return tf.transpose(crop, (0, 2, 1, 3))[:, :height, :width]
