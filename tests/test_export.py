@@ -542,7 +542,8 @@ def test_the_graph_resizes_as_prepare_image(interpolation):
     """Also for noise of full contrast, the worst case for weights that are not exact."""
     policy = ImagePreprocessing(crop_fraction=0.9, interpolation=interpolation)
     rng = np.random.default_rng(0)
-    for source in [(500, 375), (64, 48), (31, 200), (5, 3)]:
+    # The largest is resized in parts.
+    for source in [(500, 375), (64, 48), (31, 200), (5, 3), (1400, 2100)]:
         image = rng.integers(0, 2, (*source, 3), dtype="uint8") * np.uint8(255)
         here = prepare(tf.constant(image[None]), (64, 48), policy)[0].numpy()
         assert here.min() >= 0 and here.max() <= 255
