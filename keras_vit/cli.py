@@ -276,7 +276,7 @@ def export_model(
         return _print_checks(check)
     if model is None or output is None:
         raise ValueError("say what to export and where to: --model MODEL --output FOLDER")
-    serving_options = {
+    serving_options: dict[str, Any] = {
         "top": top,
         "limits": export.ImageLimits(max_bytes, max_pixels),
         "on_error": on_error,
@@ -289,7 +289,11 @@ def export_model(
         _refuse_unread(export.export_saved_model, serving_options, f"--format {format}")
     classifier, class_names = _load_classifier(model, image_size, preprocessing)
     class_names = class_names or _indices(classifier)
-    options = {"class_names": class_names, "version": version, "precision": precision}
+    options: dict[str, Any] = {
+        "class_names": class_names,
+        "version": version,
+        "precision": precision,
+    }
     if format == "saved_model":
         classifier = export.prune(classifier, sparsity) if sparsity else classifier
         print(export.export_saved_model(classifier, output, **options, **serving_options))

@@ -167,6 +167,10 @@ def test_images_of_any_size_are_prepared_as_for_evaluation(tmp_path, engine, pol
     for batch in [*pictures(), photograph(700, 301)[None], photograph(12, 400)[None]]:
         logits = probabilities(model, batch)
         np.testing.assert_allclose(run(batch)["logits"], logits, atol=2e-5)
+    # Positions in it are beyond the engines' integers, unless it is squashed: no answer.
+    long = photograph(1, 12_000)[None]
+    expected = probabilities(model, long) if policy["crop_mode"] == "squash" else np.nan
+    np.testing.assert_allclose(run(long)["logits"], np.broadcast_to(expected, (1, 7)), atol=2e-5)
 
 
 CONSUMER = '''

@@ -1,11 +1,14 @@
 """What an export needs to know of a classifier: its images, its logits, its class names."""
 
+import dataclasses
+
 import keras
 
 from keras_vit.export.quantization import quantize_int8
 from keras_vit.layers.image_preprocessing import ImagePreprocessing
 from keras_vit.layers.token_pooling import TokenPooling
 from keras_vit.layers.transformer_block import TransformerBlock
+from keras_vit.models.preprocessing import Preprocessing
 
 PRECISIONS = ("float32", "bfloat16", "int8-dynamic")
 
@@ -19,6 +22,11 @@ def preprocessing_layer(model):
         "scaled. Build it with `include_preprocessing=True`, or put "
         "`keras_vit.layers.ImagePreprocessing(mean, std, name='preprocessing')` before it."
     )
+
+
+def preprocessing_policy(layer):
+    """How a `preprocessing` layer wants images resized, cropped and scaled."""
+    return {field.name: getattr(layer, field.name) for field in dataclasses.fields(Preprocessing)}
 
 
 def model_image_size(model):

@@ -18,6 +18,7 @@ from keras_vit.export.classifier import (
     logits_model,
     model_image_size,
     preprocessing_layer,
+    preprocessing_policy,
 )
 from keras_vit.export.engine_check import check_pictures, compare
 from keras_vit.export.engine_files import describe_engine
@@ -169,7 +170,7 @@ def export_engine(
         "runtime": _versions(engine.runtime),
         "written_with": _versions("keras", *engine.converters),
         "image_size": list(image_size),
-        "preprocessing": _policy(preprocessing),
+        "preprocessing": preprocessing_policy(preprocessing),
         "classes": len(class_names),
         "calibration_images": len(images),
     }
@@ -252,11 +253,6 @@ def _float32(model):
     longer = keras.models.clone_model(model, clone_function=copy)
     longer.set_weights(model.get_weights())
     return longer
-
-
-def _policy(preprocessing):
-    names = ("mean", "std", "crop_fraction", "crop_mode", "interpolation")
-    return {name: getattr(preprocessing, name) for name in names}
 
 
 def _versions(*packages):

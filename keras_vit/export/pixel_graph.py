@@ -84,7 +84,8 @@ def resize_and_crop(images, image_size, preprocessing):
         preprocessing: An `ImagePreprocessing` layer; only its evaluation policy is read.
 
     Returns:
-        A float32 tensor `(batch, *image_size, 3)` of pixels, 0 to 255, not rounded.
+        A float32 tensor `(batch, *image_size, 3)` of pixels, 0 to 255, not rounded; NaN for images
+        so long and narrow that a side times its size after resizing reaches 2²⁹.
     """
     import tensorflow as tf
 
@@ -105,7 +106,10 @@ def resize_and_crop(images, image_size, preprocessing):
         lines = tf.reshape(tf.matmul(rows, lines), tf.stack([-1, shape[2], 3]))
         crop = tf.reshape(tf.matmul(columns, lines), (-1, *image_size, 3))
     # Bicubic overshoots at edges.
-    return tf.clip_by_value(tf.ensure_shape(crop, (None, *image_size, 3)), 0.0, 255.0)
+    crop = tf.clip_by_value(tf.ensure_shape(crop, (None, *image_size, 3)), 0.0, 255.0)
+    # Beyond, the integers below would have run over: no answer rather than a wrong one.
+    largest = tf.reduce_max(tf.cast(source, tf.float32) * tf.cast(resized, tf.float32))
+    return tf.where(largest < 2.0**29, crop, math.nan)
 
 
 def _resized_size(height, width, image_size, preprocessing):

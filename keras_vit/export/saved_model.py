@@ -14,6 +14,7 @@ from keras_vit.export.classifier import (
     logits_model,
     model_image_size,
     preprocessing_layer,
+    preprocessing_policy,
     with_precision,
 )
 from keras_vit.export.limits import DEFAULT_LIMITS, ImageLimits
@@ -109,7 +110,7 @@ def export_saved_model(
         "keras_vit": __version__,
         "model": model.name,
         "image_size": list(image_size),
-        "preprocessing": _policy(preprocessing),
+        "preprocessing": preprocessing_policy(preprocessing),
         "precision": precision,
         "classes": len(class_names),
         "top": min(top, len(class_names)),
@@ -151,12 +152,6 @@ def _checked_batch_sizes(sizes):
             f"Received: warmup_batch_sizes={sizes!r}"
         )
     return sizes
-
-
-def _policy(preprocessing):
-    """How images are resized and scaled, without what every layer has."""
-    own = preprocessing.get_config().keys() - keras.layers.Layer(name="any").get_config().keys()
-    return {name: getattr(preprocessing, name) for name in sorted(own)}
 
 
 def _save(model, folder, class_names, options):
