@@ -314,13 +314,18 @@ def _refuse_unread(function, options, reason):
 
 def _print_checks(folder):
     verdicts = serving.check_saved_model(folder)
+    failed = [verdict for verdict in verdicts if not verdict.passed]
+    if verdicts[0] in failed:
+        raise ValueError(f"{folder} is no SavedModel: {verdicts[0].detail}")
     width = max(len(verdict.check) for verdict in verdicts)
     for verdict in verdicts:
-        print(f"{'ok' if verdict.passed else 'FAIL':6}{verdict.check:{width}}  {verdict.detail}")
-    failed = sum(not verdict.passed for verdict in verdicts)
+        sign = "FAIL" if verdict in failed else "ok" if verdict.applies else "n/a"
+        print(f"{sign:6}{verdict.check:{width}}  {verdict.detail}")
+    applicable = [verdict for verdict in verdicts if verdict.applies]
     print(f"\n{folder}: {'not ready to be served' if failed else 'ready to be served'}, ", end="")
-    print(f"{len(verdicts) - failed} of {len(verdicts)} checks passed")
-    return int(failed > 0)
+    print(f"{len(applicable) - len(failed)} of {len(applicable)} checks passed", end="")
+    print(f", {len(verdicts) - len(applicable)} do not apply")
+    return int(bool(failed))
 
 
 def serve_check(

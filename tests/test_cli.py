@@ -238,7 +238,7 @@ def test_export_checks_what_it_wrote(capsys, run_folder, tmp_path):
     assert facts["precision"] == "bfloat16" and facts["top"] == 2
     assert set(facts["signatures"]) > {"serving_default", "attention"}
     printed = printed_by(capsys, "export", "--check", folder)
-    assert "ready to be served, 15 of 15 checks passed" in printed
+    assert "ready to be served, 15 of 15 checks passed, 0 do not apply" in printed
     (folder / "variables" / "variables.index").unlink()
     assert main(["export", "--check", str(folder)]) == 1
     printed = capsys.readouterr().out
@@ -248,6 +248,7 @@ def test_export_checks_what_it_wrote(capsys, run_folder, tmp_path):
 def test_export_says_what_is_missing(capsys, run_folder, tmp_path):
     error = error_of(capsys, "export", "--model", run_folder)
     assert "--model MODEL --output FOLDER" in error
+    assert "is no SavedModel" in error_of(capsys, "export", "--check", tmp_path)
     error = error_of(capsys, "export", "--check", tmp_path, "--model", run_folder)
     assert "leave out --model and --output" in error
 

@@ -337,6 +337,20 @@ def test_bfloat16_on_request(tmp_path):
     assert {weight.dtype for weight in model.weights} == {"float32"}
 
 
+def test_adapters_that_are_not_merged(tmp_path):
+    model = small_transformer()
+    dense = model.get_layer("block_0").mlp.expansion
+    dense.enable_lora(2)
+    dense.lora_kernel_b.assign(np.ones(dense.lora_kernel_b.shape))
+    with pytest.raises(ValueError, match="adapters .LoRA. that are not merged"):
+        export_saved_model(model, tmp_path, class_names=NAMES, precision="bfloat16")
+    folder = export_saved_model(model, tmp_path, class_names=NAMES)
+    files = mixed_files()[:3]
+    logits = expected(model, map(decode_image, files), (12, 20))
+    outputs = signature(folder)(image_bytes=tf.constant(files))
+    np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-4, atol=1e-4)
+
+
 def test_eight_bits_on_request(tmp_path):
     model = small_transformer()
     folder = export_saved_model(model, tmp_path, class_names=NAMES, precision="int8-dynamic")
@@ -405,6 +419,12 @@ def bad_files():
     """Files that cannot be taken, and a part of the error each gets."""
     jpeg, png = mixed_files()[0], mixed_files()[2]
     no_header = jpeg[:20]
+    # A chunk that decoders pass over, where a smaller size is looked for.
+    large = encode(photograph(90, 90, 0), "PNG")
+    unknown = b"abCd" + large[16:29].replace(struct.pack(">II", 90, 90), struct.pack(">II", 9, 9))
+    feigned = struct.pack(">I", 13) + unknown + struct.pack(">I", zlib.crc32(unknown))
+    feigned = large[:8] + feigned + large[8:]
+    assert decode_image(feigned).shape == (90, 90, 3)
     return [
         (b"", "empty"),
         (b"no image", "neither a JPEG nor a PNG"),
@@ -414,10 +434,14 @@ def bad_files():
         (jpeg[: len(jpeg) // 2], "cannot be decoded"),
         (png[: len(png) // 2], "cannot be decoded"),
         (png[:20], "cannot be decoded"),
+        (png[:16] + png[20:], "pixels: at most 4096"),
         (png[:60] + bytes(len(png) - 60), "cannot be decoded"),
         (png_of_size(60_000, 60_000), "60000 x 60000 pixels: at most 4096"),
         (png_of_size(2**31 - 1, 2**31 - 1), "2147483647 x 2147483647 pixels"),
+        (png_of_size(2**32 - 1, 2), "4294967295 x 2 pixels"),
         (png_of_size(0, 5), "0 x 5 pixels"),
+        (feigned, "does not begin with its size"),
+        (png[:10], "does not begin with its size"),
         (png_of_size(2, 20_000), "2 x 20000 pixels: at most 4096 and no side above 16384"),
         (encode(photograph(65, 64, 0), "JPEG"), "65 x 64 pixels: at most 4096"),
         (encode(photograph(40, 40, 0), "BMP") * 50, "bytes: at most 50000"),
@@ -464,6 +488,19 @@ def test_a_picture_at_its_limits_is_taken(tmp_path):
     assert outputs["scores"].numpy()[0, 0] > 0
 
 
+def test_pixels_have_limits_too(tmp_path):
+    model = small_model()
+    folder = export_saved_model(model, tmp_path, class_names=NAMES, limits=LIMITS)
+    ask = signature(folder, "pixels")
+    for size in [(65, 64), (1, 20_000), (0, 5)]:
+        with pytest.raises(tf.errors.InvalidArgumentError, match="found .rows, columns"):
+            ask(pixels=tf.zeros((1, *size, 3), tf.uint8))
+    # Lines that are too long to be resized for all images at once.
+    long = np.stack([photograph(1, 4096, seed) for seed in range(20)])
+    logits = ask(pixels=tf.constant(long))["logits"].numpy()
+    np.testing.assert_allclose(logits, expected(model, long, (12, 20)), atol=1e-4)
+
+
 def test_strict_mode_fails_the_call(tmp_path):
     folder = export_saved_model(
         small_model(), tmp_path, class_names=NAMES, limits=LIMITS, on_error="fail"
@@ -503,7 +540,7 @@ def test_classify_takes_examples(tmp_path):
     assert not outputs["scores"].numpy()[3:].any()
     errors = outputs["classes"].numpy()[3:]
     assert [error[0].split(b":")[0].split(b" ")[0] for error in errors] == [
-        *(b"empty", b"neither", b"empty")
+        *(b"no", b"neither", b"no")
     ]
     assert not any(errors[:, 1:].ravel())
 
@@ -638,6 +675,9 @@ def test_what_cannot_be_exported_is_refused_before_writing(tmp_path, build, argu
 
 
 def test_a_path_that_is_a_file_is_refused(tmp_path):
+    version = export_saved_model(small_model(), tmp_path / "x", class_names=NAMES)
+    with pytest.raises(FileExistsError, match="is an exported version itself"):
+        export_saved_model(small_model(), version, class_names=NAMES)
     (tmp_path / "out").write_text("mine")
     with pytest.raises(FileExistsError, match="is a file"):
         export_saved_model(small_model(), tmp_path / "out", class_names=NAMES)

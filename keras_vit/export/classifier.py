@@ -113,6 +113,11 @@ def with_precision(model, precision):
         )
     if precision == "float32":
         return model
+    if any(getattr(layer, "lora_enabled", False) for layer in model._flatten_layers()):
+        raise ValueError(
+            f"Model {model.name!r} has adapters (LoRA) that are not merged: it cannot be exported "
+            f"as {precision}. Save and load it, which merges them, or export it in float32."
+        )
     if precision == "int8-dynamic":
         return quantize_int8(model)
     head = model.layers[-1]

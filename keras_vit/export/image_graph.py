@@ -111,17 +111,30 @@ def _header_error(image_bytes, limits):
     size = tf.strings.length(image_bytes)
     is_jpeg = tf.equal(tf.strings.substr(image_bytes, 0, tf.minimum(size, 3)), b"\xff\xd8\xff")
     is_png = tf.equal(tf.strings.substr(image_bytes, 0, tf.minimum(size, 8)), b"\x89PNG\r\n\x1a\n")
+    # The size must come first: libpng would pass over a chunk before it that feigns another.
+    has_header = tf.equal(
+        tf.strings.substr(
+            image_bytes, tf.minimum(size, 8), tf.minimum(size - tf.minimum(size, 8), 8)
+        ),
+        b"\x00\x00\x00\rIHDR",
+    )
 
     def size_error():
         sides = tf.cond(
             is_jpeg,
-            lambda: tf.image.extract_jpeg_shape(image_bytes)[:2],
-            # Height follows width, both big-endian, in the first chunk.
-            lambda: tf.io.decode_raw(
-                tf.strings.substr(image_bytes, 16, 8), tf.int32, little_endian=False
-            )[::-1],
+            lambda: tf.cast(tf.image.extract_jpeg_shape(image_bytes)[:2], tf.int64),
+            # Height follows width, both big-endian and without a sign, in the first chunk.
+            lambda: (
+                tf.cast(
+                    tf.io.decode_raw(
+                        tf.strings.substr(image_bytes, 16, 8), tf.int32, little_endian=False
+                    )[::-1],
+                    tf.int64,
+                )
+                % 2**32
+            ),
         )
-        pixels = tf.reduce_prod(tf.cast(sides, tf.int64))
+        pixels = tf.reduce_prod(sides)
         fits = (pixels <= limits.max_pixels) & tf.reduce_all((sides > 0) & (sides <= MAX_SIDE))
         found = tf.strings.format("{} x {} pixels", (sides[0], sides[1]))
         bound = f": at most {limits.max_pixels} and no side above {MAX_SIDE} are taken"
@@ -132,6 +145,10 @@ def _header_error(image_bytes, limits):
             [
                 (tf.equal(size, 0), lambda: tf.constant("empty: expected a JPEG or PNG file")),
                 (
+                    is_png & (size <= limits.max_bytes),
+                    lambda: tf.constant("cannot be decoded: the PNG does not begin with its size"),
+                ),
+                (
                     size > limits.max_bytes,
                     lambda: tf.strings.format(
                         "{} bytes: at most " + f"{limits.max_bytes} are taken", (size,)
@@ -141,7 +158,7 @@ def _header_error(image_bytes, limits):
             default=lambda: tf.constant("neither a JPEG nor a PNG file"),
         )
 
-    readable = (is_jpeg | is_png) & (size <= limits.max_bytes)
+    readable = (is_jpeg | (is_png & has_header)) & (size <= limits.max_bytes)
     return tf.cond(readable, size_error, file_error)
 
 
@@ -172,6 +189,18 @@ def prepare(images, image_size, preprocessing):
             crop = _resample(images, rows, columns, image_size)
         # Bicubic overshoots at edges.
         return tf.clip_by_value(tf.ensure_shape(crop, (None, *image_size, 3)), 0.0, 255.0)
+
+
+def prepare_each(images, image_size, preprocessing):
+    """The same as `prepare`, image by image: memory for long lines is that of a few images."""
+    import tensorflow as tf
+
+    return tf.map_fn(
+        lambda image: prepare(image[None], image_size, preprocessing)[0],
+        images,
+        fn_output_signature=tf.TensorSpec((*image_size, 3), tf.float32),
+        parallel_iterations=_PARALLEL_IMAGES,
+    )
 
 
 def _resized_size(source, image_size, preprocessing):

@@ -8,9 +8,10 @@ MAX_SIDE = 16_384
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """Bounds on an encoded image; what lies beyond them is refused before it is decoded.
+    """Bounds on an image; what lies beyond them is refused before it is decoded.
 
-    No side may be longer than 16,384 pixels, whatever `max_pixels` is.
+    No side may be longer than 16,384 pixels, whatever `max_pixels` is. Decoded images, as the
+    signature `pixels` takes them, are held to their number of pixels too.
 
     Args:
         max_bytes: Size of the file, in bytes.

@@ -58,12 +58,16 @@ def calibration_arrays(images: str | os.PathLike | Sequence[np.ndarray] | None) 
     """
     if images is None:
         raise ValueError(
-            "int8 takes the ranges of the activations from images: give `calibration_images`, a "
-            "folder of JPEG or PNG files or a sequence of uint8 arrays (height, width, 3), such as "
-            "100 of the training images."
+            "int8 takes the ranges of the activations from images: give `calibration_images` "
+            "(--calibration), a folder of JPEG or PNG files such as 100 of the training images, or "
+            "a sequence of uint8 arrays (height, width, 3)."
         )
     if isinstance(images, (str, os.PathLike)):
         folder = Path(images)
+        if not folder.is_dir():
+            raise NotADirectoryError(
+                f"The calibration images must be a folder. Found none: {folder}"
+            )
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
         if not files:
             raise ValueError(f"{folder} holds no .jpg, .jpeg or .png file to calibrate with.")

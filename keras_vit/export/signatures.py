@@ -11,11 +11,19 @@ from keras_vit.export.classifier import (
 )
 from keras_vit.export.folding import fold_constants
 from keras_vit.export.fused_norms import fused_norms
-from keras_vit.export.image_graph import decode_and_prepare, example_images, prepare
-from keras_vit.export.limits import DEFAULT_LIMITS, ImageLimits
+from keras_vit.export.image_graph import (
+    decode_and_prepare,
+    example_images,
+    prepare,
+    prepare_each,
+)
+from keras_vit.export.limits import DEFAULT_LIMITS, MAX_SIDE, ImageLimits
 from keras_vit.inspection import attention_rollout
 
 ON_ERROR = ("row", "fail")
+NO_IMAGE = "no image: expected a tf.Example with one value of bytes in the feature image/encoded"
+# Values of the first lines of a batch of pixels.
+_SHORT_LINES = 64 * 1024 * 3
 
 
 @dataclass(frozen=True)
@@ -102,17 +110,31 @@ def trace_signatures(model, class_names, options):
         return _without_bad_rows(classify(images), error)
 
     def classify_pixels(pixels):
-        size = tf.shape(pixels)[1:3]
-        message = "pixels must be of at least one row and one column; found (rows, columns):"
-        check = tf.debugging.Assert(tf.reduce_all(size > 0), [message, size])
+        size = tf.shape(pixels, out_type=tf.int64)[1:3]
+        fits = (tf.reduce_prod(size) <= options.limits.max_pixels) & (
+            tf.reduce_max(size) <= MAX_SIDE
+        )
+        message = (
+            "pixels must have at least one row and one column, no side above "
+            f"{MAX_SIDE} and at most {options.limits.max_pixels} pixels; found (rows, columns):"
+        )
+        check = tf.debugging.Assert(fits & tf.reduce_all(size > 0), [message, size])
         with tf.control_dependencies([check]):
-            return classify(prepare(pixels, image_size, preprocessing))
+            # Lines of a batch at once are faster, unless they are long.
+            images = tf.cond(
+                tf.size(pixels[:, 0], tf.int64) <= _SHORT_LINES,
+                lambda: prepare(pixels, image_size, preprocessing),
+                lambda: prepare_each(pixels, image_size, preprocessing),
+            )
+        return classify(images)
 
     def classify_examples(inputs):
-        outputs = classify_bytes(example_images(inputs))
+        encoded = example_images(inputs)
+        outputs = classify_bytes(encoded)
         # Two outputs are all that the server's classification API knows: the first class
         # carries the error.
-        error, classes = outputs["error"][:, None], outputs["classes"]
+        error, classes = outputs["error"], outputs["classes"]
+        error = tf.where(tf.equal(encoded, ""), NO_IMAGE, error)[:, None]
         first = tf.concat([error, classes[:, 1:]], axis=1)
         return {
             "classes": tf.where(tf.equal(error, ""), classes, first),

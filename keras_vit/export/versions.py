@@ -17,10 +17,15 @@ def version_folder(path: Path, version: int | None) -> Path:
 
     Raises:
         ValueError: If the version is no positive number.
-        FileExistsError: If the version exists, or `path` is no folder.
+        FileExistsError: If the version exists, or `path` is no folder or a version itself.
     """
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file. Give a folder to export to.")
+    if (path / "saved_model.pb").exists():
+        raise FileExistsError(
+            f"{path} is an exported version itself. Give the folder that holds the versions, such "
+            f"as {path.parent}."
+        )
     if version is None:
         present = [int(entry.name) for entry in path.glob("*") if entry.name.isdecimal()]
         version = max(present, default=0) + 1

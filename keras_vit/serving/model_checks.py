@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from keras_vit.serving.checked_model import CheckFailed, first_line, read_model
+from keras_vit.serving.checked_model import NOT_APPLICABLE, CheckFailed, first_line, read_model
 from keras_vit.serving.running_checks import RUNNING_CHECKS, load_model
 from keras_vit.serving.static_checks import STATIC_CHECKS
 
@@ -26,6 +26,11 @@ class Verdict:
     check: str
     passed: bool
     detail: str
+
+    @property
+    def applies(self) -> bool:
+        """Whether there was something to check."""
+        return not self.detail.startswith(NOT_APPLICABLE)
 
 
 def check_saved_model(folder: str | os.PathLike, *, run: bool = True) -> tuple[Verdict, ...]:
@@ -56,7 +61,8 @@ def check_saved_model(folder: str | os.PathLike, *, run: bool = True) -> tuple[V
         - `warm-up file`: whole, and its requests suit the signatures.
         - `loads`: variables are restored and the model is initialised.
         - `warm-up`: every request of the file is answered.
-        - `batches`: requests of 1 and 3 rows are answered, with as many rows.
+        - `batches`: requests of 1 and 3 rows are answered, with as many rows, each row alone as
+          among the others.
         - `mixed sizes`: images of several sizes are answered, each as if it were alone.
         - `bad image`: does not change the answers for its neighbours in the batch.
 

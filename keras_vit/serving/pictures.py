@@ -40,7 +40,8 @@ def bad_pictures() -> Mapping[str, bytes]:
         "text": b"This is no picture.",
         "truncated JPEG": jpeg[: len(jpeg) // 2],
         "random bytes": np.random.default_rng(0).bytes(2000),
-        "60000 x 60000 PNG": _png_header(60000, 60000),
+        "60000 x 60000 PNG": _png(60000, 60000),
+        "60000 x 60000 PNG that feigns 10 x 10": _png(60000, 60000, feigned=(10, 10)),
     }
 
 
@@ -69,15 +70,20 @@ def encode(image: np.ndarray, kind: str, mode: str | None = None, **options) -> 
     return stream.getvalue()
 
 
-def _png_header(width, height):
-    """A PNG whose header promises a size, and whose pixels are a few zeros."""
+def _png(width, height, feigned=None):
+    """A PNG whose header promises a size, and whose pixels are a few zeros.
+
+    A chunk that decoders do not know may stand before, with a `feigned` size where that of the
+    header is looked for.
+    """
 
     def chunk(kind, data):
         content = kind + data
         return struct.pack(">I", len(data)) + content + struct.pack(">I", zlib.crc32(content))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(b"\0" * 10000)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    )
+    def header(*sides):
+        return struct.pack(">IIBBBBB", *sides, 8, 2, 0, 0, 0)
+
+    chunks = [] if feigned is None else [chunk(b"abCd", header(*feigned))]
+    chunks += [chunk(b"IHDR", header(width, height)), chunk(b"IDAT", zlib.compress(b"\0" * 10000))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + chunk(b"IEND", b"")

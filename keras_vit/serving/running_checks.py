@@ -78,6 +78,8 @@ def _answers(run, name, inputs, good=True):
             )
         if value.dtype.kind == "f" and np.isnan(value).any():
             raise CheckFailed(f"{name!r} gives {output!r} that is not a number (NaN)")
+        if value.dtype.kind == "f" and value.size and np.isinf(value).all():
+            raise CheckFailed(f"{name!r} gives {output!r} that is infinite")
     if good and "error" in outputs and any(outputs["error"]):
         raise CheckFailed(
             f"{name!r} says of a good image: {next(filter(None, outputs['error']))!r}"
@@ -104,8 +106,11 @@ def _batches(model, run):
         if model.request(signature, 1) is None:
             left.append(name)
             continue
-        for batch_size in (1, 3):
-            _answers(run, name, model.request(signature, batch_size))
+        request = model.request(signature, 3)
+        together = _answers(run, name, request)
+        for row in range(3):
+            alone = {key: value[row : row + 1] for key, value in request.items()}
+            _check_same(name, together, row, _answers(run, name, alone), 0, "alone")
         done.append(name)
     unknown = f"what {', '.join(left)} takes cannot be guessed"
     if not done:

@@ -163,6 +163,13 @@ def _assets(model):
     ]
     if wrong:
         raise CheckFailed(f"{some(wrong)}. Copy the whole folder {model.folder}, or export again.")
+    classes = model.facts().get("classes")
+    if isinstance(classes, int) and "class_names.txt" in names:
+        found = len((assets / "class_names.txt").read_text("utf-8").splitlines())
+        if found != classes:
+            raise CheckFailed(
+                f"class_names.txt has {count(found, 'line')} for {count(classes, 'class')}"
+            )
     return ", ".join(names) or f"{NOT_APPLICABLE} the graph reads no files"
 
 
