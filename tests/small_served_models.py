@@ -135,7 +135,7 @@ def _error(encoded):
     is_jpeg = (tf.strings.substr(start, 0, 3) == b"\xff\xd8\xff") & (
         tf.strings.substr(end, 6, 2) == b"\xff\xd9"
     )
-    is_png = (tf.strings.substr(start, 0, 8) == b"\x89PNG\r\n\x1a\n") & (
+    is_png = (tf.strings.substr(start, 0, 16) == b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR") & (
         tf.strings.substr(end, 0, 4) == b"IEND"
     )
     sides = tf.io.decode_raw(tf.strings.substr(start, 16, 8), tf.int32, little_endian=False)

@@ -527,3 +527,20 @@ def test_proxies_of_the_environment_are_not_asked(served, monkeypatch):
     server.settimeout(0)
     with server, pytest.raises(BlockingIOError):
         server.accept()
+
+
+def test_an_answer_without_an_end_is_given_up():
+    class Endless(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(b" " * 2**16)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = RestClient(f"127.0.0.1:{server.server_port}", timeout=0.2)
+        with client, pytest.raises((TimeoutError, ConnectionError), match="did not|more than"):
+            client.call("GET", "/v1/models/pets")
+        server.shutdown()

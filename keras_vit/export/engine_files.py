@@ -15,9 +15,10 @@ programs.
 | input | `pixels` | uint8 | batch, height, width, 3 |
 | output | `probabilities`, `logits` | float32 | batch, {classes} |
 
-The batch, the height and the width may have any size: the graph resizes, crops and scales what it
-is given, for a network of {size} pixels. Give decoded RGB images as they are, those of one batch of
-one size.
+The batch, the height and the width may have any size from 1 on: the graph resizes, crops and scales
+what it is given, for a network of {size} pixels. Give decoded RGB images as they are, those of one
+batch of one size. An image so long and narrow that a side times what it is resized to reaches 2^29,
+such as 3 x 16384, gets no numbers (NaN).
 
 When it was written, {runtime} {installed} was compared with the Keras model on {images} pictures:
 the largest difference of a probability was {max_probability_difference:.1e}, and {same_best_class}

@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import json
 import threading
+import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ CLASSIFY = "tensorflow/serving/classify"
 
 Values = Sequence[bytes] | np.ndarray
 Layout = Literal["rows", "shorthand", "columns"]
+
+# Bytes of an answer: at a time, and at the most.
+_PART, _LONGEST_ANSWER = 2**16, 2**28
 
 _DTYPES = {"DT_FLOAT": "float32", "DT_DOUBLE": "float64", "DT_HALF": "float16"}
 
@@ -299,7 +303,15 @@ class RestClient:
         with contextlib.suppress(BrokenPipeError):
             connection.request(method, path, body, {"Content-Type": "application/json"})
         response = connection.getresponse()
-        return response.status, response.read()
+        # A time-out of the socket ends only silence, not an answer without an end.
+        deadline, answer = time.monotonic() + self.timeout, bytearray()
+        while part := response.read1(_PART):
+            answer += part
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            if len(answer) > _LONGEST_ANSWER:
+                raise ConnectionError(f"the answer has more than {_LONGEST_ANSWER} bytes")
+        return response.status, bytes(answer)
 
     def _json(self, method, path):
         status, body = self.call(method, path)

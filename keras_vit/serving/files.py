@@ -369,7 +369,8 @@ model_config_list {{
     # model_version_policy {{ specific {{ versions: 1 }} }}
     #
     # Both versions at once, each with a label that clients ask for
-    # (/v1/models/{name}/labels/stable:predict). To go back, move the label.
+    # (/v1/models/{name}/labels/stable:predict). To go back, move the label. A server that starts
+    # with labels in this file needs --allow_version_labels_for_unavailable_models=true.
     # model_version_policy {{ specific {{ versions: 1 versions: 2 }} }}
     # version_labels {{ key: "stable" value: 1 }}
     # version_labels {{ key: "canary" value: 2 }}
