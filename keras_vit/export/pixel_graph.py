@@ -108,8 +108,9 @@ def resize_and_crop(images, image_size, preprocessing):
     # Bicubic overshoots at edges.
     crop = tf.clip_by_value(tf.ensure_shape(crop, (None, *image_size, 3)), 0.0, 255.0)
     # Beyond, the integers below would have run over: no answer rather than a wrong one.
-    largest = tf.reduce_max(tf.cast(source, tf.float32) * tf.cast(resized, tf.float32))
-    return tf.where(largest < 2.0**29, crop, math.nan)
+    # Roots, because an engine of 16-bit constants does not have 2²⁹.
+    roots = tf.sqrt(tf.cast(source, tf.float32)) * tf.sqrt(tf.cast(resized, tf.float32))
+    return tf.where(tf.reduce_max(roots) < 2.0**14.5, crop, math.nan)
 
 
 def _resized_size(height, width, image_size, preprocessing):
