@@ -1,20 +1,11 @@
 """Vision Transformers in Keras 3: published weights in, fine-tuned, SavedModel out."""
 
-from keras_vit import (
-    checkpoints,
-    data,
-    export,
-    finetune,
-    inspection,
-    layers,
-    models,
-    serving,
-    zoo,
-)
+import importlib
+from typing import TYPE_CHECKING
+
+from keras_vit import checkpoints, layers, models, zoo
 from keras_vit._version import __version__
 from keras_vit.checkpoints import load_checkpoint, save_checkpoint
-from keras_vit.export import export_saved_model
-from keras_vit.inspection import attention_maps, attention_rollout, features
 from keras_vit.zoo import (
     ViTB8,
     ViTB16,
@@ -33,6 +24,11 @@ from keras_vit.zoo import (
     list_weights,
     resize,
 )
+
+if TYPE_CHECKING:
+    from keras_vit import data, export, finetune, inspection, serving
+    from keras_vit.export import export_saved_model
+    from keras_vit.inspection import attention_maps, attention_rollout, features
 
 __all__ = [
     "ViTB8",
@@ -68,3 +64,28 @@ __all__ = [
     "serving",
     "zoo",
 ]
+
+# What building and loading a model does not need is imported when it is first asked for.
+_LAZY = {
+    "attention_maps": "inspection",
+    "attention_rollout": "inspection",
+    "export_saved_model": "export",
+    "features": "inspection",
+    "data": None,
+    "export": None,
+    "finetune": None,
+    "inspection": None,
+    "serving": None,
+}
+
+
+def __getattr__(name):
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    folder = _LAZY[name]
+    module = importlib.import_module(f"{__name__}.{folder or name}")
+    return module if folder is None else getattr(module, name)
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -6,8 +6,6 @@ import keras
 
 from keras_vit.export.quantization import quantize_int8
 from keras_vit.layers.image_preprocessing import ImagePreprocessing
-from keras_vit.layers.token_pooling import TokenPooling
-from keras_vit.layers.transformer_block import TransformerBlock
 from keras_vit.models.preprocessing import Preprocessing
 
 PRECISIONS = ("float32", "bfloat16", "int8-dynamic")
@@ -77,29 +75,6 @@ def features_model(model):
     if len(features) == 2:
         features = [keras.ops.mean(keras.ops.stack(features), axis=0)]
     return keras.Model(model.input, features[0], name=f"{model.name}_features")
-
-
-def last_block_for_the_head_only(model):
-    """`model`, its last block computing only the tokens that are read afterwards.
-
-    A model that pools its class token reads one of the hundreds of tokens of the last block; with
-    that block's other queries and its MLP on them, some 6 % of the work of a base model is left
-    out. The weights are shared, the numbers the same. A model that reads all tokens stays as
-    it is.
-    """
-    blocks = [layer for layer in model.layers if isinstance(layer, TransformerBlock)]
-    pools = [layer for layer in model.layers if isinstance(layer, TokenPooling)]
-    read = {"token": 1, "distillation": 2}
-    if not blocks or not pools or any(pool.pooling not in read for pool in pools):
-        return model
-    tokens = max(read[pool.pooling] for pool in pools)
-
-    def call(layer, *arguments, **options):
-        if layer is blocks[-1]:
-            options["output_tokens"] = tokens
-        return layer(*arguments, **options)
-
-    return keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
 
 
 def with_precision(model, precision):

@@ -14,7 +14,6 @@ from keras_vit._version import __version__
 from keras_vit.export import litert_model, onnx_model, openvino_model
 from keras_vit.export.classifier import (
     checked_class_names,
-    last_block_for_the_head_only,
     logits_model,
     model_image_size,
     preprocessing_layer,
@@ -25,6 +24,7 @@ from keras_vit.export.engine_files import describe_engine
 from keras_vit.export.pruning import prune
 from keras_vit.export.quantization import calibration_arrays
 from keras_vit.export.versions import version_folder, written_whole
+from keras_vit.models import without_unread_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +177,7 @@ def export_engine(
     with written_whole(destination) as folder:
         folder.mkdir()
         file = folder / engine.file
-        engine.write(last_block_for_the_head_only(classifier), file, precision, images)
+        engine.write(without_unread_tokens(classifier), file, precision, images)
         pictures = [*check_pictures(image_size), *images[:4]]
         facts["check"] = compare(
             engine.load(file, precision, None), classifier, pictures, precision

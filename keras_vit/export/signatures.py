@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from keras_vit.export.classifier import (
     features_model,
-    last_block_for_the_head_only,
     logits_model,
     model_image_size,
     preprocessing_layer,
@@ -19,6 +18,7 @@ from keras_vit.export.image_graph import (
 )
 from keras_vit.export.limits import DEFAULT_LIMITS, MAX_SIDE, ImageLimits
 from keras_vit.inspection import attention_rollout
+from keras_vit.models import without_unread_tokens
 
 ON_ERROR = ("row", "fail")
 NO_IMAGE = "no image: expected a tf.Example with one value of bytes in the feature image/encoded"
@@ -73,8 +73,8 @@ def trace_signatures(model, class_names, options):
 
     preprocessing, image_size = preprocessing_layer(model), model_image_size(model)
     model = fold_constants(model)
-    classifier = last_block_for_the_head_only(logits_model(model))
-    embedder = last_block_for_the_head_only(features_model(model))
+    classifier = without_unread_tokens(logits_model(model))
+    embedder = without_unread_tokens(features_model(model))
     looking = attention_rollout(model) if options.attention else None
     top = min(options.top, classifier.output_shape[-1])
 

@@ -4,6 +4,7 @@ import keras
 
 from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.rules import WeightPlan, weight_plans
+from keras_vit.models import without_unread_tokens
 
 HEADS = ("head", "head_distillation")
 
@@ -62,4 +63,5 @@ def split_at_head(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     features = [model.get_layer(name).input for name in names]
     # What lies between the heads' inputs and the output, built anew on inputs of its own.
     classifier = keras.Model(features, model.output, name="classifier")
-    return keras.Model(model.input, features, name="backbone"), classifier
+    backbone = keras.Model(model.input, features, name="backbone")
+    return without_unread_tokens(backbone), classifier

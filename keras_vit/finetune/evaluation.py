@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_vit.data import EvaluationBatches, ImageSet, ResizeAndCrop, prefetch
+from keras_vit.models import without_unread_tokens
 
 # Two-sided 95 % quantile of the normal distribution.
 QUANTILE_95 = 1.959963984540054
@@ -201,9 +202,10 @@ def with_device_resizing(model: keras.Model, image_set: ImageSet) -> keras.Model
         A functional model.
     """
     height, width = model.input_shape[1:3]
+    answer = without_unread_tokens(model)
     if image_set.image_size is None:
         inputs = keras.Input((height, width, 3), name="images")
-        return keras.Model(inputs, model(inputs), name="on_device")
+        return keras.Model(inputs, answer(inputs), name="on_device")
     inputs = keras.Input((*image_set.image_size, 3), dtype="uint8", name="images")
     policy = model.get_layer("preprocessing")
     resize = ResizeAndCrop(
@@ -213,7 +215,7 @@ def with_device_resizing(model: keras.Model, image_set: ImageSet) -> keras.Model
         crop_mode=policy.crop_mode,
         name="resize_and_crop",
     )
-    return keras.Model(inputs, model(resize(inputs)), name="on_device")
+    return keras.Model(inputs, answer(resize(inputs)), name="on_device")
 
 
 def check_outputs(model: keras.Model, num_classes: int) -> None:

@@ -18,6 +18,7 @@ from keras_vit.finetune.loop import compile_for_training
 from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.rules import WeightPlan, format_plans
 from keras_vit.finetune.splits import Splits
+from keras_vit.models import without_unread_tokens
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def _image_training(model, recipe, splits):
         for name, (shape, dtype) in batches.input_spec.items()
     }
     augment = Augment(batches.augmentation, name="augment")
-    compiled = keras.Model(inputs, model(augment(inputs)), name="training")
+    outputs = without_unread_tokens(model)(augment(inputs))
+    compiled = keras.Model(inputs, outputs, name="training")
     # One graph for all sets whose images have the same size.
     graphs: dict = {}
 

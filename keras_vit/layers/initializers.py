@@ -4,7 +4,10 @@ import contextlib
 import contextvars
 
 import keras
+import numpy as np
 
+# Numbers drawn at once: what stays in the cache.
+_BLOCK = 2**16
 _draws = contextvars.ContextVar("draws", default=True)
 
 
@@ -21,6 +24,53 @@ def zeros_drawn():
         _draws.reset(token)
 
 
+@keras.saving.register_keras_serializable(package="keras_vit")
+class XavierUniform(keras.initializers.VarianceScaling):
+    """Xavier uniform ([Glorot & Bengio, 2010](https://proceedings.mlr.press/v9/glorot10a.html)).
+
+    Matrices are drawn with NumPy: faster than by Keras' own initializer, and the same seed gives
+    the same weights on every backend.
+
+    Args:
+        columns: Number of equal matrices side by side in a fused kernel; each is drawn as if it
+            stood alone.
+        seed: Optional int; None: from `keras.utils.set_random_seed`, or any.
+
+    Example:
+
+    >>> kernel = keras.ops.convert_to_numpy(XavierUniform(seed=0)((2, 4), "float32"))
+    >>> bool((abs(kernel) <= 1).all()), kernel.shape
+    (True, (2, 4))
+    """
+
+    def __init__(self, columns=1, seed=None):
+        # Fan-in d, fan-out columns * d: the scale restores the limit sqrt(6 / (d + d)).
+        super().__init__(
+            scale=(1.0 + columns) / 2.0, mode="fan_avg", distribution="uniform", seed=seed
+        )
+        self.columns = columns
+
+    def __call__(self, shape, dtype=None):
+        if len(shape) != 2:
+            return super().__call__(shape, dtype)
+        fan_in, fan_out = shape
+        scale = np.float32(np.sqrt(6.0 * self.scale / (fan_in + fan_out)) / 2**31)
+        random = np.random.default_rng(self.seed)
+        values = np.empty(fan_in * fan_out, np.float32)
+        for start in range(0, len(values), _BLOCK):
+            part = values[start : start + _BLOCK]
+            # Whole numbers of 64 bits are the fastest to draw; each is two of 32.
+            drawn = random.integers(-(2**63), 2**63, -(-len(part) // 2), dtype=np.int64)
+            np.multiply(drawn.view(np.int32)[: len(part)], scale, out=part, dtype=np.float32)
+        return keras.ops.convert_to_tensor(values.reshape(shape), dtype)
+
+    def get_config(self):
+        return {
+            "columns": self.columns,
+            "seed": keras.saving.serialize_keras_object(self._init_seed),
+        }
+
+
 def kernel_initializer(columns=1):
     """Xavier uniform; `columns` equal matrices that share a fused kernel are drawn as if apart.
 
@@ -31,10 +81,7 @@ def kernel_initializer(columns=1):
     """
     if not _draws.get():
         return "zeros"
-    # Fan-in d, fan-out columns * d: the scale restores the limit sqrt(6 / (d + d)).
-    return keras.initializers.VarianceScaling(
-        scale=(1.0 + columns) / 2.0, mode="fan_avg", distribution="uniform"
-    )
+    return XavierUniform(columns)
 
 
 def bias_initializer():

@@ -3,6 +3,7 @@
 from keras_vit.models.config import VisionTransformerConfig
 from keras_vit.models.counts import count_flops, count_macs, count_parameters
 from keras_vit.models.preprocessing import PRESETS, Preprocessing
+from keras_vit.models.unread_tokens import without_unread_tokens
 from keras_vit.models.variants import VARIANTS
 from keras_vit.models.vision_transformer import config_of, vision_transformer
 
@@ -16,4 +17,5 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "vision_transformer",
+    "without_unread_tokens",
 ]
