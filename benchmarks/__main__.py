@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -133,6 +134,8 @@ def main(arguments=None):
     # Of this process, before it imports Keras; it computes nothing itself.
     os.environ.update(ENVIRONMENT)
     os.environ.setdefault("KERAS_BACKEND", "tensorflow" if find_spec("tensorflow") else "jax")
+    # What ends this process ends its workers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     good = True
     for suite in suites:
         print(f"== {suite}", flush=True)

@@ -9,8 +9,8 @@ from benchmarks.worker import Step
 from keras_vit.finetune import Recipe
 from keras_vit.finetune.adaptation import prepare_for_training
 from keras_vit.finetune.loop import compile_for_training
-from keras_vit.finetune.report import peak_memory
 from keras_vit.finetune.precision import find_accelerator
+from keras_vit.finetune.report import peak_memory
 
 # Dtype of the table → dtype policy of Keras.
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}

@@ -1,7 +1,7 @@
 """The matrix products of a model alone: what the machine could do, measured in the same run.
 
-A step computes every product of a forward pass once, with weights of its own for each layer, so that
-they come from memory as they do in the model. Nothing lies between the products.
+A step computes every product of a forward pass once, with weights of its own for each layer, so
+that they come from memory as they do in the model. Nothing lies between the products.
 """
 
 import dataclasses

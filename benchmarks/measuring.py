@@ -106,8 +106,8 @@ def measure_row(contenders, job, limits, folder, *, compare=None, say=print):
                 cell.difference = relative_difference(outputs, reference) if compare else None
                 if compare and cell.difference > tolerance:
                     raise Failed(
-                        f"differs by {cell.difference:.1e} of the largest value; {tolerance:.0e} is "
-                        "allowed"
+                        f"differs by {cell.difference:.1e} of the largest value, which may be "
+                        f"{tolerance:.0e}"
                     )
                 say(f"  {cell.name}: ready, {_differs(cell)}first {cell.first_seconds:.1f} s")
             except Absent as error:

@@ -28,11 +28,8 @@ class Row:
 
     @property
     def title(self):
-        return f"{self.suite}: {self.model}, {self.image_size} px, batch {self.batch_size}, {self.dtype}"
-
-    @property
-    def identity(self):
-        return f"{self.suite}-{self.model}-{self.image_size}-{self.batch_size}-{self.dtype}"
+        size = f"{self.image_size} px, batch {self.batch_size}"
+        return f"{self.suite}: {self.model}, {size}, {self.dtype}"
 
 
 def measure(row, options, folder, say=print):
