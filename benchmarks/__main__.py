@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import os
 import signal
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,8 @@ from benchmarks.processes import ENVIRONMENT
 from benchmarks.results import RESULTS
 
 SUITES = ("import", "build", "forward", "train", "input", "augment", "export", "memory", "scale")
+# Suites that are modules with a `main()`.
+MODULES = {"input": "input", "augment": "augmentation", "export": "serving"}
 # Batch sizes of a training step, by model.
 TRAIN_BATCHES = {"vit_b16": 4, "vit_ti16": 16}
 
@@ -82,21 +85,12 @@ def run(suite, options):
 
 
 def run_module(suite):
-    """The suites that are modules of their own, with options of their own."""
-    import importlib
-
-    module = {"augment": "augmentation", "export": "export_speed", "input": "input"}[suite]
-    try:
-        main = importlib.import_module(f"benchmarks.{module}").main
-    except ModuleNotFoundError as error:
-        print(f"{suite}: not installed: {error.name}")
-        return True
-    arguments, sys.argv = sys.argv, [f"benchmarks.{module}"]
-    try:
-        main()
-    finally:
-        sys.argv = arguments
-    return True
+    """The suites that are commands of their own, with the options that they have by default."""
+    module = "benchmarks." + MODULES[suite]
+    if find_spec(module) is None:
+        print(f"{suite}: there is no module {module}")
+        return False
+    return subprocess.run([sys.executable, "-m", module]).returncode == 0
 
 
 def parse(arguments=None):
