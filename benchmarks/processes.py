@@ -83,7 +83,7 @@ class Worker:
             line = b""
         if line is None:
             self.kill()
-            raise Absent(f"over {timeout:.0f} s")
+            raise Absent(f"over {timeout:g} s")
         if not line:
             self.kill()
             raise Failed(f"died with status {self._process.returncode}: {self._last_words()}")

@@ -128,7 +128,7 @@ def run_program(program, framework, timeout):
             timeout=timeout,
         )
     except subprocess.TimeoutExpired:
-        return f"over {timeout:.0f} s"
+        return f"over {timeout:g} s"
     if ended.returncode:
         return f"FAILED: {(ended.stderr.strip().splitlines() or ['no message'])[-1][:200]}"
     return json.loads(ended.stdout.strip().splitlines()[-1])

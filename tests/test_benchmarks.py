@@ -244,7 +244,7 @@ def test_start_of_a_program():
     assert seconds >= 0 and parameters == 2
     failed = startup.run_program("raise ValueError('no')", "tensorflow", 30)
     assert failed == "FAILED: ValueError: no"
-    assert startup.run_program("while True: pass", "tensorflow", 0.5) == "over 0 s"
+    assert startup.run_program("while True: pass", "tensorflow", 0.5) == "over 0.5 s"
 
 
 def test_models_of_different_size_are_not_compared():
