@@ -10,7 +10,7 @@ import pytest
 from conftest import REPOSITORY
 
 import keras_vit
-from benchmarks import contenders, results, startup
+from benchmarks import contenders, measuring, results, startup
 from benchmarks.__main__ import SUITES, parse, rows_of
 from benchmarks.matrix_products import products_of
 from benchmarks.measuring import (
@@ -48,6 +48,11 @@ def cell(name, *seconds, **fields):
 
 def measured(tmp_path, *rows, limits=LIMITS, compare=(None, 1e-3)):
     return measure_row(rows, {}, limits, tmp_path, compare=compare, say=lambda line: None)
+
+
+@pytest.fixture(autouse=True)
+def one_step_a_repetition(monkeypatch):
+    monkeypatch.setattr(measuring, "REPETITION_SECONDS", 1e-9)
 
 
 # Arithmetic and tables.
