@@ -170,7 +170,10 @@ def _time(cells, workers, limits, say):
                 f"{1000 * answer['seconds']:.1f} ms"
             )
     for cell in [cell for cell in cells if cell.absent is None]:
-        cell.peak_memory = workers[id(cell)].ask(limits.timeout, do="memory")["peak"]
+        try:
+            cell.peak_memory = workers[id(cell)].ask(limits.timeout, do="memory")["peak"]
+        except Absent as error:
+            cell.give_up(error)
 
 
 def run_once(make, job, environment, path, timeout):

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks import contenders, results
 from benchmarks.measuring import TOLERANCES, as_json, measure_row, run_once
 from benchmarks.ratios import matrix_rate
-from benchmarks.table import conclusion, idle_warning, markdown, row_table
+from benchmarks.table import conclusion, idle_warning, markdown, mebibytes, row_table
 
 CONTENDERS = {"forward": contenders.FORWARD, "train": contenders.TRAIN}
 # Losses of so many steps are compared before anything is timed.
@@ -121,7 +121,7 @@ def memory_table(measured):
     """Peak memory of each contender in each row, in MiB."""
     names = list(dict.fromkeys(cell.name for _, cells in measured for cell in cells))
     found = {
-        (row, cell.name): cell.absent or f"{cell.peak_memory / 2**20:.0f}"
+        (row, cell.name): cell.absent or mebibytes(cell.peak_memory)
         for row, cells in measured
         for cell in cells
     }

@@ -74,6 +74,7 @@ def is_ours(cell):
 
 def best_of_each(cells):
     """(our fastest cell, the fastest of the peers); either may be None."""
+    cells = list(cells)
     return best(filter(is_ours, cells)), best(cell for cell in cells if not is_ours(cell))
 
 

@@ -15,7 +15,7 @@ from benchmarks import results
 from benchmarks.contenders import Contender
 from benchmarks.measuring import as_json, measure_row
 from benchmarks.ratios import rounded, spread
-from benchmarks.table import markdown
+from benchmarks.table import markdown, mebibytes
 
 MODEL, IMAGE_SIZE, BATCH_SIZE = "vit_ti16", 224, 8
 # What changes → its values; the others stay.
@@ -78,8 +78,8 @@ def row_of(value, cell, batch_size):
     if cell.absent is not None:
         return [value, ("FAILED: " if cell.failed else "") + cell.absent, "", ""]
     rates = spread([batch_size / seconds for seconds in cell.seconds])
-    peak = "" if cell.peak_memory is None else f"{cell.peak_memory / 2**20:.0f}"
-    return [value, rates, rounded(1000 * batch_size / rates.median), peak]
+    milliseconds = rounded(1000 * batch_size / rates.median)
+    return [value, rates, milliseconds, mebibytes(cell.peak_memory)]
 
 
 def run(options, say=print):

@@ -19,6 +19,11 @@ def markdown(header, rows):
     return "\n".join([line(header), rule, *map(line, rows)])
 
 
+def mebibytes(number):
+    """A number of bytes in MiB; what says so where it is unknown."""
+    return "unknown" if number is None else f"{number / 2**20:.0f}"
+
+
 def row_table(cells, batch_size, *, flops=None, rate=None):
     """The table of one row of contenders.
 
@@ -50,7 +55,7 @@ def row_table(cells, batch_size, *, flops=None, rate=None):
                 speed_ratio(ours.seconds, cell.seconds) if ours else "",
                 "" if cell.difference is None else f"{cell.difference:.1e}",
                 f"{flops / median / rate:.0%}" if rate and flops else "",
-                "" if cell.peak_memory is None else f"{cell.peak_memory / 2**20:.0f}",
+                mebibytes(cell.peak_memory),
                 f"{cell.build_seconds:.1f}",
                 f"{cell.first_seconds:.1f}",
             ]
