@@ -1,0 +1,123 @@
+"""Who is measured: a table with a row for each contender. A new one is a new row."""
+
+import dataclasses
+
+OURS = "keras_vit"
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """A way to do a suite's step.
+
+    Args:
+        library: Whose model it is.
+        framework: What computes it: `"tensorflow"`, `"jax"` or `"torch"`.
+        how: What else tells it from the library's others.
+        make: `"module:function"` that makes the `Step` of a job.
+        packages: What must be installed.
+        options: Added to the job.
+        compiles: Whether its first step compiles and may take longer than a repetition.
+    """
+
+    library: str
+    framework: str
+    how: str
+    make: str
+    packages: tuple[str, ...]
+    options: dict = dataclasses.field(default_factory=dict)
+    compiles: bool = False
+
+    @property
+    def name(self):
+        return " ".join(filter(None, (self.library, self.framework, self.how)))
+
+    def environment(self, dtype):
+        """Environment variables of its process."""
+        variables = {}
+        if self.framework != "torch":
+            variables["KERAS_BACKEND"] = self.framework
+        if dtype == "float32":
+            # Float32 means it, on a GPU too.
+            variables["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+            variables["NVIDIA_TF32_OVERRIDE"] = "0"
+        return variables
+
+
+def _keras(library, framework, how, function, **options):
+    package = library.replace("-", "_")
+    return Contender(
+        library,
+        framework,
+        how,
+        f"benchmarks.keras_models:{function}",
+        (framework, package),
+        {"library": library, **options},
+        compiles=framework == "jax" or options.get("jit_compile", False) is not False,
+    )
+
+
+def _torch(library, how, function, **options):
+    return Contender(
+        library,
+        "torch",
+        how,
+        f"benchmarks.torch_models:{function}",
+        ("torch", library),
+        {"library": library, **options},
+        compiles=options.get("compile", False),
+    )
+
+
+FORWARD = (
+    _keras(OURS, "tensorflow", "", "forward", jit_compile=False),
+    _keras(OURS, "tensorflow", "XLA", "forward", jit_compile=True),
+    _keras(OURS, "jax", "", "forward"),
+    _keras("keras-hub", "tensorflow", "", "forward", jit_compile=False),
+    _keras("keras-hub", "tensorflow", "XLA", "forward", jit_compile=True),
+    _keras("keras-hub", "jax", "", "forward"),
+    _torch("timm", "eager", "forward"),
+    _torch("timm", "compile", "forward", compile=True),
+    _torch("transformers", "eager", "forward"),
+    _torch("transformers", "compile", "forward", compile=True),
+)
+TRAIN = (
+    _keras(OURS, "tensorflow", "", "train"),  # XLA or not: what keras_vit.finetune chooses.
+    _keras(OURS, "tensorflow", "XLA", "train", jit_compile=True),
+    _keras(OURS, "jax", "", "train"),
+    _keras("keras-hub", "tensorflow", "", "train", jit_compile=False),
+    _keras("keras-hub", "tensorflow", "XLA", "train", jit_compile=True),
+    _keras("keras-hub", "jax", "", "train"),
+    _torch("timm", "eager", "train"),
+    _torch("timm", "compile", "train", compile=True),
+    _torch("transformers", "eager", "train"),
+    _torch("transformers", "compile", "train", compile=True),
+)
+MATRIX_PRODUCTS = tuple(
+    Contender(
+        "matrix products",
+        framework,
+        "",
+        "benchmarks.matrix_products:products",
+        (framework,),
+        {"framework": framework},
+        compiles=framework == "jax",
+    )
+    for framework in ("tensorflow", "jax", "torch")
+)
+
+
+def chosen(contenders, patterns):
+    """The contenders whose name contains one of these texts; all without any.
+
+    Raises:
+        ValueError: If a text is in no name.
+    """
+    if not patterns:
+        return contenders
+    names = [contender.name for contender in contenders]
+    for pattern in patterns:
+        if not any(pattern in name for name in names):
+            raise ValueError(
+                f"No contender's name contains {pattern!r}. There are: {', '.join(names)}"
+            )
+    return tuple(c for c in contenders if any(pattern in c.name for pattern in patterns))

@@ -1,0 +1,298 @@
+"""The benchmarks: their arithmetic, their tables, and the protocol of their processes."""
+
+import dataclasses
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+
+import keras_vit
+from benchmarks import contenders, measuring, results, startup
+from benchmarks.__main__ import SUITES, parse, rows_of
+from benchmarks.matrix_products import products_of
+from benchmarks.measuring import (
+    TOLERANCES,
+    Cell,
+    Limits,
+    measure_row,
+    relative_difference,
+    run_once,
+)
+from benchmarks.ratios import best_of_each, matrix_rate, speed_ratio, spread
+from benchmarks.table import conclusion, idle_warning, markdown, row_table
+
+TESTS = Path(__file__).parent
+LIMITS = Limits(repetitions=2, timeout=30, compile_timeout=60)
+
+
+@dataclasses.dataclass(frozen=True)
+class StandIn(contenders.Contender):
+    """A contender of stand_in_contenders.py."""
+
+    def environment(self, dtype):
+        paths = str(REPOSITORY), str(TESTS), os.environ.get("PYTHONPATH", "")
+        return {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def stand_in(name, *, make="step", packages=("numpy",), **job):
+    job.setdefault("numbers", [1.0, -2.0])
+    return StandIn(name, "numpy", "", f"stand_in_contenders:{make}", packages, job)
+
+
+def cell(name, *seconds, **fields):
+    return Cell(name, seconds=list(seconds), build_seconds=1.0, first_seconds=1.0, **fields)
+
+
+def measured(tmp_path, *rows, limits=LIMITS, compare=(None, 1e-3)):
+    return measure_row(rows, {}, limits, tmp_path, compare=compare, say=lambda line: None)
+
+
+@pytest.fixture(autouse=True)
+def one_step_a_repetition(monkeypatch):
+    monkeypatch.setattr(measuring, "REPETITION_SECONDS", 1e-9)
+
+
+# Arithmetic and tables.
+
+
+def test_ratios_are_made_pair_by_pair():
+    # The machine became ten times slower in the last turn; each pair says the same.
+    ratio = speed_ratio([1.0, 2.0, 10.0], [1.5, 3.0, 15.0])
+    assert (ratio.median, ratio.least, ratio.most) == (1.5, 1.5, 1.5)
+    with pytest.raises(ValueError):
+        speed_ratio([1.0, 2.0], [1.0])
+
+
+def test_spread():
+    found = spread([5.0, 1.0, 4.0])
+    assert (found.median, found.least, found.most) == (4.0, 1.0, 5.0)
+
+
+def test_the_best_of_each_side():
+    cells = [
+        cell("keras_vit jax", 3.0),
+        cell("keras_vit tensorflow", 2.0),
+        cell("keras-hub jax", 2.5),
+        cell("timm torch eager", 1.0, 1.5, 9.0),
+        Cell("timm torch compile", absent="over 120 s"),
+    ]
+    ours, peer = best_of_each(cells)
+    assert (ours.name, peer.name) == ("keras_vit tensorflow", "timm torch eager")
+    assert best_of_each([]) == (None, None)
+
+
+def test_matrix_rate_is_that_of_the_fastest_framework():
+    cells = [cell("matrix products jax", 2.0), cell("matrix products torch", 1.0, 5.0, 0.5)]
+    assert matrix_rate(cells, 3e9) == 3e9
+    assert matrix_rate([Cell("matrix products jax", absent="not installed: jax")], 1) is None
+
+
+@pytest.mark.parametrize("outputs", [[1.0, np.nan], [1.0], [1.0, np.inf]])
+def test_what_cannot_be_compared_differs_infinitely(outputs):
+    assert relative_difference(np.array(outputs), np.array([1.0, 2.0])) == np.inf
+
+
+def test_difference_is_a_share_of_the_largest_value():
+    found = relative_difference(np.array([1.0, -4.0]), np.array([1.2, -4.0]))
+    assert found == pytest.approx(0.05)
+
+
+def test_table_says_why_a_figure_is_missing():
+    cells = [
+        cell("keras_vit jax", 0.1, 0.2, peak_memory=2**21, difference=1e-6),
+        cell("timm torch eager", 0.2, 0.4),
+        Cell("timm torch compile", absent="over 120 s"),
+        Cell("keras-hub jax", absent="differs", failed=True),
+    ]
+    lines = row_table(cells, 8, flops=15e9, rate=200e9).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    ours, peer, late, failed = lines[2:]
+    # 8 images in 0.1 and 0.2 s; 15 GFLOP in 0.15 s are half of 200 GFLOP/s.
+    assert (
+        "60.0 (40.0..80.0)" in ours
+        and "50%" in ours
+        and "1.0e-06" in ours
+        and "| 2 |" in (" ".join(ours.split()))
+    )
+    assert "2.00 (2.00..2.00)" in peer
+    assert "over 120 s" in late
+    assert "FAILED: differs" in failed
+
+
+def test_conclusion_names_the_best_peer_and_each_library():
+    cells = [cell("keras_vit jax", 1.0), cell("timm torch", 3.0), cell("keras-hub jax", 2.0)]
+    said = conclusion(cells)
+    assert "2.00 (2.00..2.00) x keras-hub jax, the best peer" in said
+    assert "3.00 (3.00..3.00) x timm torch" in said
+    assert conclusion(cells[:1]) == "Nothing to compare."
+
+
+def test_idle_contenders_that_compute_are_named():
+    assert idle_warning([cell("a", 1.0, idle=0.01)]) is None
+    assert "b (0.80 cores)" in idle_warning([cell("b", 1.0, idle=0.8)])
+
+
+def test_markdown():
+    assert markdown(["", "x"], [["a", 1], ["bb", 22]]).splitlines() == [
+        "|    |  x |",
+        "|----|---:|",
+        "| a  |  1 |",
+        "| bb | 22 |",
+    ]
+
+
+@pytest.mark.parametrize("variant", ["vit_ti16", "vit_b16"])
+def test_products_are_the_multiply_adds_of_the_model(variant):
+    config = keras_vit.models.VisionTransformerConfig(**keras_vit.models.VARIANTS[variant])
+    flops = sum(product.flops for product in products_of(config, batch_size=3))
+    assert flops == 3 * keras_vit.models.counts.count_flops(config)
+
+
+def test_results_are_written_with_command_and_machine(tmp_path):
+    bars = [("row", [("timm", spread([1.0, 1.2])), ("keras-hub", spread([0.5, 0.9]))])]
+    text = results.write("suite", {"rows": [1]}, "the table", bars=bars, folder=tmp_path)
+    assert "python -m benchmarks" in text and "cores" in text and "the table" in text
+    names = {"suite.json", "suite.md"} | ({"suite.png"} if find_spec("matplotlib") else set())
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+# The command line.
+
+
+def test_all_suites_without_a_name():
+    suites, options = parse([])
+    assert tuple(suites) == SUITES
+    titles = [row.title for row in rows_of("forward", options)]
+    assert "forward: vit_b16, 224 px, batch 8, bfloat16" in titles
+    assert len(titles) == 8
+    sizes = [(row.model, row.batch_size, row.dtype) for row in rows_of("train", options)]
+    assert sizes == [("vit_ti16", 16, "float32"), ("vit_b16", 4, "float32")]
+
+
+def test_unknown_suite(capsys):
+    with pytest.raises(SystemExit):
+        parse(["fordward"])
+    assert "no such suite: fordward" in capsys.readouterr().err
+
+
+def test_contenders_are_chosen_by_parts_of_their_names():
+    found = contenders.chosen(contenders.FORWARD, ["timm", "keras_vit jax"])
+    names = [contender.name for contender in found]
+    assert names == ["keras_vit jax", "timm torch eager", "timm torch compile"]
+    with pytest.raises(ValueError, match="No contender's name contains 'flax'"):
+        contenders.chosen(contenders.FORWARD, ["flax"])
+
+
+@pytest.mark.parametrize("table", [contenders.FORWARD, contenders.TRAIN])
+def test_names_of_contenders_are_unique(table):
+    assert len({contender.name for contender in table}) == len(table)
+
+
+# The processes.
+
+
+def test_equal_contenders_are_timed_in_pairs(tmp_path):
+    first, second = measured(tmp_path, stand_in("a"), stand_in("b"))
+    assert first.absent is second.absent is None
+    assert len(first.seconds) == len(second.seconds) == LIMITS.repetitions
+    assert first.difference == second.difference == 0
+    assert first.facts == {"device": "none"}
+
+
+def test_what_computes_something_else_fails_and_is_not_timed(tmp_path):
+    right, wrong = measured(tmp_path, stand_in("a"), stand_in("b", numbers=[1.0, -2.1]))
+    assert right.seconds
+    assert wrong.failed and "differs by 5.0e-02" in wrong.absent
+    assert not wrong.seconds
+
+
+def test_a_reference_that_is_given_counts_for_all(tmp_path):
+    compare = np.array([3.0, -2.0]), 1e-3
+    (found,) = measured(tmp_path, stand_in("a"), compare=compare)
+    assert found.failed
+
+
+def test_over_time_is_said_and_the_others_go_on(tmp_path):
+    limits = dataclasses.replace(LIMITS, timeout=0.5)
+    # The first call is the comparison; the second is timed.
+    late, other = measured(
+        tmp_path, stand_in("a", calls_before_sleep=1), stand_in("b"), limits=limits
+    )
+    assert late.absent.startswith("over ") and not late.failed and not late.seconds
+    assert len(other.seconds) == LIMITS.repetitions
+
+
+def test_a_contender_that_dies_has_failed(tmp_path):
+    dead, other = measured(tmp_path, stand_in("a", calls_before_death=1), stand_in("b"))
+    assert dead.failed and "status 3: the last words" in dead.absent
+    assert other.seconds
+
+
+def test_missing_packages_are_said(tmp_path):
+    rows = (
+        stand_in("a", packages=("numpy", "no_such_package")),
+        stand_in("b", make="missing"),
+        stand_in("c"),
+    )
+    *without, there = measured(tmp_path, *rows)
+    assert [found.absent for found in without] == ["not installed: no_such_package"] * 2
+    assert not any(found.failed for found in without)
+    assert there.seconds
+
+
+def test_start_of_a_program():
+    program = startup.Start("", "", "", "import math", "x = math.sqrt(4)", "x").program
+    seconds, parameters = startup.run_program(program, "tensorflow", 30)
+    assert seconds >= 0 and parameters == 2
+    failed = startup.run_program("raise ValueError('no')", "tensorflow", 30)
+    assert failed == "FAILED: ValueError: no"
+    assert startup.run_program("while True: pass", "tensorflow", 0.5) == "over 0.5 s"
+
+
+def test_models_of_different_size_are_not_compared():
+    rows = [
+        startup.Start("a", "sys", "keras_vit", "", "x = 1", "1"),
+        startup.Start("b", "sys", "numpy", "", "x = 1", "2"),
+    ]
+    startup.measure(rows, Limits(repetitions=1, timeout=30), say=lambda line: None)
+    assert all(row.absent.startswith("FAILED") for row in rows)
+
+
+TINY = {
+    "model": "vit_ti16",
+    "fields": {"hidden_size": 32, "depth": 2, "mlp_dim": 64, "num_heads": 2, "num_classes": 7},
+    "image_size": 32,
+    "batch_size": 2,
+    "dtype": "float32",
+    "steps_compared": 3,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["forward", "train"])
+def test_all_libraries_compute_the_same_from_the_same_weights(tmp_path, suite):
+    job = {**TINY, "weights": str(tmp_path)}
+    reference = run_once(
+        "benchmarks.inputs:write_weights",
+        {**job, "folder": str(tmp_path)},
+        {},
+        tmp_path / "reference.npy",
+        60,
+    )
+    # Torch's compiler takes longer than a test may.
+    table = {"forward": contenders.FORWARD, "train": contenders.TRAIN}[suite]
+    rows = [row for row in table if not row.options.get("compile")]
+    cells = measure_row(
+        rows,
+        job,
+        Limits(repetitions=1),
+        tmp_path,
+        compare=(reference if suite == "forward" else None, TOLERANCES[suite, "float32"]),
+        say=lambda line: None,
+    )
+    assert not [(found.name, found.absent) for found in cells if found.failed]
+    ours = [found for found in cells if found.name.startswith("keras_vit ")]
+    assert any(found.seconds and found.peak_memory for found in ours)
