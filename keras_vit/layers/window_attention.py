@@ -77,8 +77,7 @@ def partition_windows(patches, grid, window_size):
     x = ops.reshape(patches, (-1, heads, *grid, head_dim))
     counts = window_counts(grid, window_size)
     missing = [
-        count * side - length
-        for count, side, length in zip(counts, window_size, grid, strict=True)
+        count * side - length for count, side, length in zip(counts, window_size, grid, strict=True)
     ]
     if any(missing):
         x = ops.pad(x, [(0, 0), (0, 0), (0, missing[0]), (0, missing[1]), (0, 0)])
