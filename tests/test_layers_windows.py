@@ -84,7 +84,8 @@ def random_tokens(grid, prefix, batch=2):
     return np.random.default_rng(0).normal(size=shape).astype(DTYPE)
 
 
-@settings(max_examples=40)
+# On JAX every shape is compiled.
+@settings(max_examples=8 if IS_JAX else 40)
 @given(
     grid=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     window_size=st.tuples(st.integers(1, 7), st.integers(1, 7)),
@@ -100,13 +101,15 @@ def test_it_is_attention_with_the_mask_of_the_windows(
     tokens = random_tokens(grid, prefix)
     layer.build(tokens.shape)
     randomise(layer)
+    # The tables of rotary positions are float32.
+    tolerance = max(TOLERANCE, 2e-6 if positions else 0)
     expected = attention_by_its_mask(layer, tokens.astype("float64"), options, window_size)
-    np.testing.assert_allclose(to_numpy(layer(tokens)), expected, rtol=TOLERANCE, atol=TOLERANCE)
+    np.testing.assert_allclose(to_numpy(layer(tokens)), expected, rtol=tolerance, atol=tolerance)
     query, key, *_ = queries_keys_values(layer, tokens.astype("float64"), options)
     scores = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(WIDTH // HEADS)
     mask = seen(grid, window_size, prefix)
     weights = to_numpy(layer.attention_weights(tokens))
-    np.testing.assert_allclose(weights, softmax(np.where(mask, scores, -np.inf)), atol=TOLERANCE)
+    np.testing.assert_allclose(weights, softmax(np.where(mask, scores, -np.inf)), atol=tolerance)
     assert not weights[:, :, ~mask].any()
 
 

@@ -82,8 +82,8 @@ def partition_windows(patches, grid, window_size):
     if any(missing):
         x = ops.pad(x, [(0, 0), (0, 0), (0, missing[0]), (0, missing[1]), (0, 0)])
     (rows, columns), (height, width) = counts, window_size
-    x = ops.reshape(x, (-1, heads * rows, height, columns, width, head_dim))
-    x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
+    # All axes that keep their order as one: four are transposed faster than six.
+    x = ops.transpose(ops.reshape(x, (-1, height, columns, width * head_dim)), (0, 2, 1, 3))
     return ops.reshape(x, (-1, heads, rows * columns, height * width, head_dim))
 
 
@@ -107,8 +107,8 @@ def join_windows(windows, grid, window_size):
     """
     heads, head_dim = windows.shape[1], windows.shape[-1]
     (rows, columns), (height, width) = window_counts(grid, window_size), window_size
-    x = ops.reshape(windows, (-1, heads * rows, columns, height, width, head_dim))
-    x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
+    x = ops.reshape(windows, (-1, columns, height, width * head_dim))
+    x = ops.transpose(x, (0, 2, 1, 3))
     x = ops.reshape(x, (-1, heads, rows * height, columns * width, head_dim))
     return ops.reshape(x[:, :, : grid[0], : grid[1]], (-1, heads, grid[0] * grid[1], head_dim))
 
