@@ -18,10 +18,8 @@ import keras_vit
 from benchmarks.memory import in_a_fresh_process, memory_gigabytes
 from keras_vit.finetune.report import describe_machine
 
-STEPS = 2
 
-
-def steps(variant, image_size, batch_size, remat):
+def steps(variant, image_size, batch_size, remat, count):
     """Gigabytes before the first step and at the peak, and the seconds of each step."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (batch_size, image_size, image_size, 3), dtype="uint8")
@@ -30,7 +28,7 @@ def steps(variant, image_size, batch_size, remat):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(1e-3), loss, jit_compile=False)
     before, seconds = memory_gigabytes(peak=False), []
-    for step in range(STEPS + 1):
+    for step in range(count + 1):
         began = time.perf_counter()
         model.train_on_batch(images, labels)
         if step:
@@ -43,6 +41,7 @@ def main():
     parser.add_argument("--variant", default="vit_b16")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=2, help="of a process, after the first")
     parser.add_argument("--repetitions", type=int, default=2)
     parser.add_argument("--case", type=json.loads, help="measure this case alone")
     options = parser.parse_args()
@@ -53,7 +52,9 @@ def main():
     found = {False: [], True: []}
     for _ in range(options.repetitions):
         for remat, runs in found.items():
-            runs.append(in_a_fresh_process("benchmarks.remat", remat=remat, **case))
+            run = in_a_fresh_process("benchmarks.remat", remat=remat, count=options.steps, **case)
+            runs.append(run)
+            print(f"remat {remat}: {run}", flush=True)
     print(f"{case}, {keras.backend.backend()} backend, float32,")
     print(f"{platform.machine()} with {describe_machine()}")
     print(f"{'remat':>6}{'before, GB':>12}{'peak, GB':>10}{'ratio':>7}{'step, s':>10}{'ratio':>7}")

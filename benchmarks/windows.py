@@ -19,8 +19,6 @@ import keras_vit
 from benchmarks.memory import in_a_fresh_process, memory_gigabytes
 from keras_vit.finetune.report import describe_machine
 
-WINDOWS = (None, 14, 16)
-
 
 def compiled_model(variant, image_size, window_size):
     model = keras_vit.create(variant, 10, image_size=image_size, window_size=window_size)
@@ -35,11 +33,11 @@ def batch(image_size, size):
     return images, random.integers(0, 10, size)
 
 
-def seconds(variant, image_size, batch_size, repetitions):
+def seconds(variant, image_size, batch_size, windows, repetitions):
     """(seconds of forward passes, of training steps) by window."""
     images, labels = batch(image_size, batch_size)
-    models = {window: compiled_model(variant, image_size, window) for window in WINDOWS}
-    found = {window: ([], []) for window in WINDOWS}
+    models = {window: compiled_model(variant, image_size, window) for window in windows}
+    found = {window: ([], []) for window in windows}
     for repetition in range(repetitions + 1):
         for window, model in models.items():
             began = time.perf_counter()
@@ -67,6 +65,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variant", default="vit_ti16")
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 384, 512, 768, 1024])
+    parser.add_argument("--windows", type=int, nargs="+", default=[14, 16])
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--parts", nargs="+", default=["speed", "memory"])
@@ -75,13 +74,13 @@ def main():
     if options.case:
         print(json.dumps(memory_of_a_step(**options.case)))
         return
-    variant, batch_size = options.variant, options.batch_size
+    variant, batch_size, windows = options.variant, options.batch_size, [None, *options.windows]
     print(f"{variant}, batch {batch_size}, {keras.backend.backend()} backend, float32,")
     print(f"{platform.machine()} with {describe_machine()}")
     if "speed" in options.parts:
         print(f"{'px':>5}{'window':>8}{'forward, ms':>13}{'ratio':>7}{'step, ms':>11}{'ratio':>7}")
     for image_size in options.sizes if "speed" in options.parts else ():
-        found = seconds(variant, image_size, batch_size, options.repetitions)
+        found = seconds(variant, image_size, batch_size, windows, options.repetitions)
         base = [statistics.median(times) for times in found[None]]
         for window, times in found.items():
             forward, step = map(statistics.median, times)
@@ -93,7 +92,7 @@ def main():
     if "memory" in options.parts:
         print(f"{'px':>5}{'window':>8}{'before, GB':>12}{'peak, GB':>10}")
     for image_size in options.sizes if "memory" in options.parts else ():
-        for window in WINDOWS:
+        for window in windows:
             case = {"variant": variant, "image_size": image_size, "batch_size": batch_size}
             found = in_a_fresh_process("benchmarks.windows", window_size=window, **case)
             print(

@@ -85,7 +85,7 @@ def random_tokens(grid, prefix, batch=2):
 
 
 # On JAX every shape is compiled.
-@settings(max_examples=8 if IS_JAX else 40)
+@settings(max_examples=4 if IS_JAX else 40)
 @given(
     grid=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     window_size=st.tuples(st.integers(1, 7), st.integers(1, 7)),
