@@ -102,6 +102,33 @@ SWITCHES = {
         WITH_PREFIX,
         WITH_PREFIX,
     ),
+    "attention_in_windows": (
+        layers.MultiHeadSelfAttention,
+        {
+            "num_heads": 4,
+            "positions": "rope",
+            "grid": (2, 3),
+            "prefix_tokens": 2,
+            "window_size": (2, 2),
+            "dropout": 0.1,
+        },
+        WITH_PREFIX,
+        WITH_PREFIX,
+    ),
+    "block_in_windows_with_remat": (
+        layers.TransformerBlock,
+        {
+            "num_heads": 4,
+            "mlp_dim": 32,
+            "grid": (2, 3),
+            "window_size": (1, 2),
+            "dropout": 0.1,
+            "drop_path": 0.2,
+            "remat": True,
+        },
+        TOKENS,
+        TOKENS,
+    ),
     "block_with_relative_positions": (
         layers.TransformerBlock,
         {

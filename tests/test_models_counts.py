@@ -174,6 +174,9 @@ def configs(draw):
         fields["pooling"] = "avg"
     if fields["pooling"] is None:
         fields["pool_norm"] = False
+    if attention != "relative" and fields["depth"] > 1 and draw(st.booleans()):
+        window_size = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+        fields |= {"window_size": window_size, "global_blocks": 1}
     patch = (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
     grid = (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
     stride = {None: 1, (): 4, (1,): 4, (2, 1): 8}[fields["stem_blocks"]]

@@ -354,10 +354,10 @@ def test_the_architecture_is_the_checkpoints_unless_it_is_named(finished):
     )
     path = finished[0].parent / "pooled.keras"
     vision_transformer(source).save(path)
-    recipe = dataclasses.replace(RECIPE, weights=str(path), drop_path=0.1)
+    recipe = dataclasses.replace(RECIPE, weights=str(path), drop_path=0.1, remat=True)
     config = model_config(recipe, num_classes=4)
     assert (config.pooling, config.class_token) == ("avg", False)
-    assert (config.activation, config.drop_path) == ("gelu_tanh", 0.1)
+    assert (config.activation, config.drop_path, config.remat) == ("gelu_tanh", 0.1, True)
     assert config.preprocessing.mean == (0.485, 0.456, 0.406)
     assert build_model(recipe, config).output_shape == (None, 4)
 

@@ -59,7 +59,10 @@ GROUPS = 50
 # Longest side of a picture in the report, in pixels; small images are enlarged to about that.
 PICTURE_SIZE = 224
 # Parts of an architecture that a run takes from the recipe and the data instead.
-_FROM_RECIPE = ("num_classes", "image_size", "dropout", "attention_dropout", "drop_path")
+_FROM_RECIPE = (
+    *("num_classes", "image_size"),
+    *("dropout", "attention_dropout", "drop_path", "remat"),
+)
 
 
 def write_report(

@@ -268,6 +268,10 @@ class Recipe:
     drop_path: float = 0.0
     """Stochastic depth: rate of the last block, rising linearly from the first."""
 
+    remat: bool = False
+    """Whether each block's activations are computed again in the backward pass instead of being
+    kept: less memory, more time, the same training."""
+
     ema_decay: float = 0.0
     """Share of the running average of the weights that a step keeps; the average is what is
     evaluated and saved. 0: none."""
@@ -454,7 +458,7 @@ _READ_WHERE: tuple[tuple[tuple[str, ...], str, Any], ...] = (
             *("crop", "resize_size", "crop_min_area", "crop_padding", "augment", "color_jitter"),
             *("random_erasing", "mixup", "cutmix", "repeated_augmentation", "horizontal_flip"),
             *("dropout", "attention_dropout", "drop_path", "layer_decay", "trainable_blocks"),
-            *("trainable_rules",),
+            *("trainable_rules", "remat"),
         ),
         "adapt is full or lora (the head is fitted to features that are computed once)",
         lambda recipe: recipe.adapt != "head",

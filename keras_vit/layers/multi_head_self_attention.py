@@ -1,11 +1,14 @@
 """Multi-head self-attention with one projection for queries, keys and values."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
+from keras_vit.layers.patches import as_pair
 from keras_vit.layers.relative_position_bias import RelativePositionBias
 from keras_vit.layers.rotary_positions import rotary_tables, rotate
+from keras_vit.layers.window_attention import inner_window, window_attention, window_mask
 
 POSITIONS = ("rope", "relative", None)
 
@@ -26,8 +29,12 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             ([Dehghani et al., 2023](https://arxiv.org/abs/2302.05442)).
         positions: `"rope"` turns queries and keys by the patches' places, `"relative"` adds a
             learned bias for each offset of two patches, None does neither.
-        grid: Rows and columns of patches; positions need them.
-        prefix_tokens: Number of tokens before the patches; positions need it.
+        grid: Rows and columns of patches; positions and windows need them.
+        prefix_tokens: Number of tokens before the patches; positions and windows need it.
+        window_size: Rows and columns of patches in a window: a patch attends to its window and to
+            the tokens before the patches, these attend to all
+            ([ViTDet](https://arxiv.org/abs/2203.16527)). An int for a square, None for attention to
+            all tokens.
         rope_base: Longest period of the rotary positions, in units of half a grid.
         layer_norm_epsilon: Epsilon of the norms of queries and keys.
         dropout: Share of the attention weights that are dropped in training, in [0, 1).
@@ -43,8 +50,8 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         The same; with `output_tokens`, so many tokens.
 
     Raises:
-        ValueError: If `num_heads` does not divide the width of the tokens, or positions are asked
-            for without a grid.
+        ValueError: If `num_heads` does not divide the width of the tokens, positions or windows
+            are asked for without a grid, or both windows and relative positions.
 
     Example:
 
@@ -63,6 +70,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         positions=None,
         grid=None,
         prefix_tokens=0,
+        window_size=None,
         rope_base=100.0,
         layer_norm_epsilon=1e-6,
         dropout=0.0,
@@ -81,12 +89,17 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             )
         if positions is not None and grid is None:
             raise ValueError(f"`positions={positions!r}` needs `grid`. Received: grid=None")
+        if window_size is not None:
+            window_size = as_pair(window_size, "window_size")
+            _check_windows(window_size, grid, positions)
         self.num_heads = num_heads
         self.use_bias = use_bias
         self.qk_norm = qk_norm
         self.positions = positions
         self.grid = None if grid is None else tuple(grid)
         self.prefix_tokens = prefix_tokens
+        self.window_size = window_size
+        self._windows = inner_window(window_size, self.grid)
         self.rope_base = rope_base
         self.layer_norm_epsilon = layer_norm_epsilon
         self.dropout_rate = dropout
@@ -147,9 +160,13 @@ class MultiHeadSelfAttention(keras.layers.Layer):
 
     def call(self, tokens, training=None, output_tokens=None):
         query, key, value = self._query_key_value(tokens)
-        weights = self._weights(query[:, :, :output_tokens], key)
-        weights = self.dropout(weights, training=training)
-        attended = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
+        if self._windows is None:
+            weights = self._weights(query[:, :, :output_tokens], key)
+            weights = self.dropout(weights, training=training)
+            attended = ops.matmul(weights, value)
+        else:
+            attended = self._attend_in_windows(query, key, value, training)[:, :, :output_tokens]
+        attended = ops.transpose(attended, (0, 2, 1, 3))
         # Flat, for a plain matrix product: TensorFlow adds the bias in the same pass.
         flat = ops.reshape(attended, (-1, self.num_heads * self.head_dim))
         tokens_out = output_tokens or ops.shape(tokens)[1]
@@ -158,7 +175,24 @@ class MultiHeadSelfAttention(keras.layers.Layer):
     def attention_weights(self, tokens):
         """How much each token attends to each other: `(batch, heads, tokens, tokens)`."""
         query, key, _ = self._query_key_value(tokens)
-        return self._weights(query, key)
+        if self._windows is None:
+            return self._weights(query, key)
+        return self._weights(query, key, window_mask(self.grid, self._windows, self.prefix_tokens))
+
+    def _attend_in_windows(self, query, key, value, training):
+        def attend(query, key, value, mask):
+            weights = self.dropout(self._weights(query, key, mask), training=training)
+            return ops.matmul(weights, value)
+
+        return window_attention(
+            query,
+            key,
+            value,
+            grid=self.grid,
+            window_size=self._windows,
+            prefix_tokens=self.prefix_tokens,
+            attend=attend,
+        )
 
     def _query_key_value(self, tokens):
         qkv = self.query_key_value(ops.reshape(tokens, (-1, tokens.shape[-1])))
@@ -176,12 +210,14 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             key = rotate(key, *self._rotary_tables, self.prefix_tokens)
         return query, key, value
 
-    def _weights(self, query, key):
+    def _weights(self, query, key, mask=None):
         if self.query_scale != 1.0:
             query = query * self.query_scale
         scores = ops.matmul(query, ops.swapaxes(key, -1, -2))
         if self.positions == "relative":
             scores = self.relative_position_bias(scores)
+        if mask is not None:
+            scores = ops.where(mask, scores, ops.cast(-np.inf, scores.dtype))
         return attention_softmax(scores)
 
     def compute_output_shape(self, input_shape):
@@ -200,10 +236,22 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             "positions": self.positions,
             "grid": self.grid,
             "prefix_tokens": self.prefix_tokens,
+            "window_size": self.window_size,
             "rope_base": self.rope_base,
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "dropout": self.dropout_rate,
         }
+
+
+def _check_windows(window_size, grid, positions):
+    if grid is None:
+        raise ValueError(f"`window_size={window_size}` needs `grid`. Received: grid=None")
+    if positions == "relative":
+        raise ValueError(
+            "Relative positions are defined between all patches, not inside windows: leave out "
+            '`window_size`, or take other positions. Received: positions="relative", '
+            f"window_size={window_size}"
+        )
 
 
 def attention_softmax(scores):

@@ -6,6 +6,7 @@ from keras_vit.layers.drop_path import DropPath
 from keras_vit.layers.layer_scale import LayerScale
 from keras_vit.layers.mlp import MLP
 from keras_vit.layers.multi_head_self_attention import MultiHeadSelfAttention
+from keras_vit.layers.rematerialization import rematerialize
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
@@ -23,13 +24,17 @@ class TransformerBlock(keras.layers.Layer):
         qk_norm: Whether queries and keys are normed per head.
         layer_scale: Initial value of learned scales of both branches, or None for none.
         positions: `"rope"`, `"relative"` or None, as of `MultiHeadSelfAttention`.
-        grid: Rows and columns of patches; positions need them.
-        prefix_tokens: Number of tokens before the patches; positions need it.
+        grid: Rows and columns of patches; positions and windows need them.
+        prefix_tokens: Number of tokens before the patches; positions and windows need it.
+        window_size: Rows and columns of patches in a window of attention, as of
+            `MultiHeadSelfAttention`; None for attention to all tokens.
         rope_base: Longest period of the rotary positions.
         dropout: Share of each branch's values that are dropped in training, in [0, 1).
         attention_dropout: Share of the attention weights that are dropped, likewise.
         drop_path: Probability of leaving out a branch for a sample, likewise.
         layer_norm_epsilon: Epsilon of all norms.
+        remat: Whether the block's activations are computed again in the backward pass of training
+            instead of being kept ([Chen et al., 2016](https://arxiv.org/abs/1604.06174)).
 
     Call arguments:
         output_tokens: Number of tokens to compute, from the first; None for all. Each looks at
@@ -65,11 +70,13 @@ class TransformerBlock(keras.layers.Layer):
         positions=None,
         grid=None,
         prefix_tokens=0,
+        window_size=None,
         rope_base=100.0,
         dropout=0.0,
         attention_dropout=0.0,
         drop_path=0.0,
         layer_norm_epsilon=1e-6,
+        remat=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -88,6 +95,7 @@ class TransformerBlock(keras.layers.Layer):
         self.attention_dropout = attention_dropout
         self.drop_path_rate = drop_path
         self.layer_norm_epsilon = layer_norm_epsilon
+        self.remat = remat
         policy = {"dtype": self.dtype_policy}
         self.attention_norm = keras.layers.LayerNormalization(
             epsilon=layer_norm_epsilon, name="attention_norm", **policy
@@ -99,6 +107,7 @@ class TransformerBlock(keras.layers.Layer):
             positions=positions,
             grid=grid,
             prefix_tokens=prefix_tokens,
+            window_size=window_size,
             rope_base=rope_base,
             layer_norm_epsilon=layer_norm_epsilon,
             dropout=attention_dropout,
@@ -111,6 +120,7 @@ class TransformerBlock(keras.layers.Layer):
         self.mlp = MLP(
             mlp_dim, activation=activation, gated=gated_mlp, dropout=dropout, name="mlp", **policy
         )
+        self.window_size = self.attention.window_size
         self.attention_scale = self.mlp_scale = None
         if layer_scale is not None:
             self.attention_scale = LayerScale(layer_scale, name="attention_scale", **policy)
@@ -125,6 +135,11 @@ class TransformerBlock(keras.layers.Layer):
                 layer.build(input_shape)
 
     def call(self, tokens, training=None, output_tokens=None):
+        if self.remat and training:
+            return rematerialize(self, lambda x: self._forward(x, True, output_tokens), tokens)
+        return self._forward(tokens, training, output_tokens)
+
+    def _forward(self, tokens, training, output_tokens):
         branch = self.attention(
             self.attention_norm(tokens), training=training, output_tokens=output_tokens
         )
@@ -161,9 +176,11 @@ class TransformerBlock(keras.layers.Layer):
             "positions": self.positions,
             "grid": self.grid,
             "prefix_tokens": self.prefix_tokens,
+            "window_size": self.window_size,
             "rope_base": self.rope_base,
             "dropout": self.dropout_rate,
             "attention_dropout": self.attention_dropout,
             "drop_path": self.drop_path_rate,
             "layer_norm_epsilon": self.layer_norm_epsilon,
+            "remat": self.remat,
         }

@@ -16,10 +16,13 @@ CHOICES = {
     "position_slots": ("patches", "class", "all"),
     "qkv_bias": (True, False, "query_value"),
     "stem_rule": ("google", "timm"),
+    "remat": (False, True),
 }
 # Added to the tokens, and applied inside the attention; `positions` is one of either or "a+b".
 TOKEN_POSITIONS = ("learned", "sincos1d", "sincos2d")
 ATTENTION_POSITIONS = ("rope", "relative")
+# ViTDet's, of 12, 24 or 32.
+GLOBAL_BLOCKS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,11 @@ class VisionTransformerConfig:
         position_slots: Which tokens have learned positions: `"patches"`, `"class"` (the class and
             distillation tokens too) or `"all"` (the registers too).
         rope_base: Longest period of the rotary positions over half an image.
+        window_size: Patches on a side of a window of attention: an int, or (rows, columns); None
+            for attention between all patches
+            ([ViTDet](https://arxiv.org/abs/2203.16527)). It has no weights of its own.
+        global_blocks: With a window, how many blocks attend to all patches all the same, evenly
+            spaced, the last one among them.
         patch_bias: Whether the projection of the patches has a bias.
         pre_norm: Whether a norm precedes the first block, as in CLIP.
         qkv_bias: Whether queries, keys and values have biases; `"query_value"`: keys have none.
@@ -75,6 +83,9 @@ class VisionTransformerConfig:
         layer_norm_epsilon: Epsilon of every norm.
         pool_norm: Whether the last norm follows the pooling instead of preceding it, as in timm's
             mean-pooled models and MAE's.
+        remat: Whether training computes each block's activations again in the backward pass instead
+            of keeping them ([Chen et al., 2016](https://arxiv.org/abs/1604.06174)): less memory,
+            more time, the same numbers.
 
     Raises:
         ValueError: If a value is out of range or two contradict each other.
@@ -110,6 +121,8 @@ class VisionTransformerConfig:
     positions: str | None = "learned"
     position_slots: str = "class"
     rope_base: float = 100.0
+    window_size: Any = None
+    global_blocks: int = GLOBAL_BLOCKS
     patch_bias: bool = True
     pre_norm: bool = False
     qkv_bias: bool | str = True
@@ -123,6 +136,7 @@ class VisionTransformerConfig:
     drop_path: float = 0.0
     layer_norm_epsilon: float = 1e-6
     pool_norm: bool = False
+    remat: bool = False
 
     def __post_init__(self):
         set_field = object.__setattr__
@@ -136,12 +150,13 @@ class VisionTransformerConfig:
         get_activation(self.activation)
         self._check_numbers()
         self._check_positions()
+        self._check_windows()
         self._check_image_size()
         self._check_pooling()
         set_field(self, "position_slots", self._needed_slots())
 
     def _check_numbers(self):
-        counts = ("hidden_size", "depth", "mlp_dim", "num_heads", "stem_width")
+        counts = ("hidden_size", "depth", "mlp_dim", "num_heads", "stem_width", "global_blocks")
         if self.include_top:
             counts += ("num_classes",)
         if self.representation_size is not None:
@@ -184,6 +199,28 @@ class VisionTransformerConfig:
                 'Relative positions know patches and a class token only. Received: positions="'
                 f'{self.positions}", distillation_token={self.distillation_token}, '
                 f"register_tokens={self.register_tokens}"
+            )
+
+    def _check_windows(self):
+        if self.window_size is None:
+            if self.global_blocks != GLOBAL_BLOCKS:
+                raise ValueError(
+                    "Without windows every block attends to all patches: `global_blocks` needs a "
+                    f"`window_size`. Received: global_blocks={self.global_blocks}, window_size=None"
+                )
+            return
+        object.__setattr__(self, "window_size", as_pair(self.window_size, "window_size"))
+        if self.global_blocks >= self.depth:
+            raise ValueError(
+                "With a `window_size`, `global_blocks` must be less than `depth`; where all blocks "
+                f"are global, leave out the window. Received: global_blocks={self.global_blocks}, "
+                f"depth={self.depth}, window_size={self.window_size}"
+            )
+        if self.attention_positions == "relative":
+            raise ValueError(
+                "Relative positions are defined between all patches, not inside windows: leave out "
+                f'`window_size`, or take other positions. Received: positions="{self.positions}", '
+                f"window_size={self.window_size}"
             )
 
     def _check_image_size(self):
@@ -260,6 +297,24 @@ class VisionTransformerConfig:
     def prefix_tokens(self):
         """Number of tokens before the patches."""
         return self.class_token + self.distillation_token + self.register_tokens
+
+    @property
+    def window_sizes(self):
+        """The window of each block, None for those that attend to all patches.
+
+        Example:
+
+        >>> config = VisionTransformerConfig(
+        ...     patch_size=4, hidden_size=32, depth=6, mlp_dim=64, num_heads=4, image_size=32,
+        ...     window_size=4, global_blocks=2,
+        ... )
+        >>> config.window_sizes
+        ((4, 4), (4, 4), None, (4, 4), (4, 4), None)
+        """
+        many, depth = self.global_blocks, self.depth
+        # One where a multiple of depth / global_blocks is passed: the last block is.
+        is_global = [(index + 1) * many // depth > index * many // depth for index in range(depth)]
+        return tuple(None if whole else self.window_size for whole in is_global)
 
     @property
     def prefix_positions(self):

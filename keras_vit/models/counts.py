@@ -5,6 +5,7 @@ import math
 from keras_vit.layers.relative_position_bias import CLASS_TOKEN_ENTRIES
 from keras_vit.layers.residual_unit import EXPANSION
 from keras_vit.layers.resnet_stem import stem_channels
+from keras_vit.layers.window_attention import inner_window, window_counts
 
 
 def count_parameters(config):
@@ -74,8 +75,8 @@ def count_flops(config):
 def _parts(config):
     yield from _stem(config)
     yield from _embedding(config)
-    for _ in range(config.depth):
-        yield from _attention(config)
+    for window_size in config.window_sizes:
+        yield from _attention(config, window_size)
         yield from _mlp(config, _tokens(config), gated=config.gated_mlp)
         yield _norm(config.hidden_size, 2)
         if config.layer_scale is not None:
@@ -138,11 +139,11 @@ def _embedding(config):
         yield _norm(config.hidden_size)
 
 
-def _attention(config):
+def _attention(config, window_size=None):
     width, tokens = config.hidden_size, _tokens(config)
     yield _linear(width, 3 * width, tokens, bias=False)
     yield _learned(width, {True: 3, "query_value": 2, False: 0}[config.qkv_bias])
-    yield 0, 2 * tokens * tokens * width
+    yield 0, 2 * _attended(config, window_size) * width
     yield _linear(width, width, tokens)
     if config.qk_norm:
         yield _norm(width // config.num_heads, 2)
@@ -151,6 +152,16 @@ def _attention(config):
         offsets = (2 * rows - 1) * (2 * columns - 1)
         offsets += CLASS_TOKEN_ENTRIES * config.prefix_tokens
         yield _learned(offsets, config.num_heads)
+
+
+def _attended(config, window_size):
+    """Pairs of a query and a key, those with what fills up windows among them."""
+    tokens, prefix = _tokens(config), config.prefix_tokens
+    window_size = inner_window(window_size, config.grid)
+    if window_size is None:
+        return tokens * tokens
+    windows, patches = math.prod(window_counts(config.grid, window_size)), math.prod(window_size)
+    return prefix * tokens + windows * patches * (prefix + patches)
 
 
 def _mlp(config, times, gated=False):

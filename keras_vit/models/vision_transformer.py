@@ -60,11 +60,13 @@ def vision_transformer(config, *, dtype=None, name=None):
             positions=config.attention_positions,
             grid=config.grid,
             prefix_tokens=config.prefix_tokens,
+            window_size=config.window_sizes[index],
             rope_base=config.rope_base,
             dropout=config.dropout,
             attention_dropout=config.attention_dropout,
             drop_path=config.drop_path * index / max(1, config.depth - 1),
             layer_norm_epsilon=config.layer_norm_epsilon,
+            remat=config.remat,
             dtype=policy,
             name=f"block_{index}",
         )(x)
@@ -238,6 +240,9 @@ def config_of(model):
         "drop_path": blocks[-1].drop_path_rate,
     }
     fields |= {name: getattr(first, name) for name in _BLOCK_FIELDS}
+    windows = [block.window_size for block in blocks if block.window_size is not None]
+    if windows:
+        fields |= {"window_size": windows[0], "global_blocks": len(blocks) - len(windows)}
     if stem is not None:
         fields |= {
             "stem_blocks": stem.blocks,
@@ -264,5 +269,5 @@ def config_of(model):
 # Fields that a block knows by the same name.
 _BLOCK_FIELDS = (
     *("mlp_dim", "num_heads", "activation", "gated_mlp", "qkv_bias", "qk_norm", "layer_scale"),
-    *("rope_base", "attention_dropout", "layer_norm_epsilon"),
+    *("rope_base", "attention_dropout", "layer_norm_epsilon", "remat"),
 )

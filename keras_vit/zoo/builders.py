@@ -186,7 +186,7 @@ def checkpoint_config(path, num_classes=None, **fields):
 
 def _given(fields):
     """The fields that were given a value; None is one of some."""
-    nullable = ("pooling", "positions", "layer_scale", "representation_size")
+    nullable = ("pooling", "positions", "window_size", "layer_scale", "representation_size")
     return {key: value for key, value in fields.items() if value is not None or key in nullable}
 
 
@@ -213,7 +213,7 @@ def _accepted(fields):
 _NOT_ADOPTED = (
     *("patch_size", "hidden_size", "depth", "mlp_dim", "num_heads", "image_size", "num_classes"),
     *("include_top", "representation_size", "classifier_activation", "include_preprocessing"),
-    *("dropout", "attention_dropout", "drop_path", "head_output"),
+    *("dropout", "attention_dropout", "drop_path", "remat", "head_output"),
 )
 
 
