@@ -27,7 +27,10 @@ _FORMATS = {
     google.FORMAT: (google, google.described),
 }
 # What no format stores, and what the caller of a builder decides.
-_NOT_STORED = ("dropout", "attention_dropout", "drop_path", "include_preprocessing", "head_output")
+_NOT_STORED = (
+    *("dropout", "attention_dropout", "drop_path", "patch_dropout"),
+    *("include_preprocessing", "head_output"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from keras import ops
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
 from keras_vit.layers.relative_position_bias import RelativePositionBias
 from keras_vit.layers.rotary_positions import rotary_tables, rotate
+from keras_vit.layers.token_reduction import size_bias
 
 POSITIONS = ("rope", "relative", None)
 
@@ -33,8 +34,13 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         dropout: Share of the attention weights that are dropped in training, in [0, 1).
 
     Call arguments:
+        sizes: How many equal tokens each stands for, `(batch, tokens)`; it is attended to as so
+            many (proportional attention, [Bolya et al., 2022](https://arxiv.org/abs/2210.09461)).
+            None: each for itself.
         output_tokens: Number of tokens to compute, from the first; None for all. Each looks at
             all tokens all the same.
+        return_attention: Whether to hand on the keys `(batch, heads, tokens, head width)` and the
+            weights of attention `(batch, heads, output tokens, tokens)` beside the tokens.
 
     Input shape:
         `(batch, tokens, hidden_size)`.
@@ -145,15 +151,16 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         norm.build((None, None, None, self.head_dim))
         return norm
 
-    def call(self, tokens, training=None, output_tokens=None):
+    def call(self, tokens, sizes=None, training=None, output_tokens=None, return_attention=False):
         query, key, value = self._query_key_value(tokens)
-        weights = self._weights(query[:, :, :output_tokens], key)
-        weights = self.dropout(weights, training=training)
-        attended = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
+        weights = self._weights(query[:, :, :output_tokens], key, sizes)
+        dropped = self.dropout(weights, training=training)
+        attended = ops.transpose(ops.matmul(dropped, value), (0, 2, 1, 3))
         # Flat, for a plain matrix product: TensorFlow adds the bias in the same pass.
         flat = ops.reshape(attended, (-1, self.num_heads * self.head_dim))
         tokens_out = output_tokens or ops.shape(tokens)[1]
-        return ops.reshape(self.projection(flat), (-1, tokens_out, tokens.shape[-1]))
+        output = ops.reshape(self.projection(flat), (-1, tokens_out, tokens.shape[-1]))
+        return (output, key, weights) if return_attention else output
 
     def attention_weights(self, tokens):
         """How much each token attends to each other: `(batch, heads, tokens, tokens)`."""
@@ -176,20 +183,32 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             key = rotate(key, *self._rotary_tables, self.prefix_tokens)
         return query, key, value
 
-    def _weights(self, query, key):
+    def _weights(self, query, key, sizes=None):
         if self.query_scale != 1.0:
             query = query * self.query_scale
         scores = ops.matmul(query, ops.swapaxes(key, -1, -2))
         if self.positions == "relative":
             scores = self.relative_position_bias(scores)
+        if sizes is not None:
+            scores = scores + size_bias(sizes, scores.dtype)
         return attention_softmax(scores)
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
 
-    def compute_output_spec(self, tokens, training=None, output_tokens=None):
+    def compute_output_spec(
+        self, tokens, sizes=None, training=None, output_tokens=None, return_attention=False
+    ):
         batch, count, hidden_size = self.compute_output_shape(tokens.shape)
-        return keras.KerasTensor((batch, output_tokens or count, hidden_size), self.compute_dtype)
+        shape = (batch, output_tokens or count, hidden_size)
+        shapes = [shape]
+        if return_attention:
+            shapes += [
+                (batch, self.num_heads, count, self.head_dim),
+                (batch, self.num_heads, output_tokens or count, count),
+            ]
+        specs = tuple(keras.KerasTensor(shape, self.compute_dtype) for shape in shapes)
+        return specs if return_attention else specs[0]
 
     def get_config(self):
         return {
