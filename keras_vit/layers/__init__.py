@@ -12,8 +12,9 @@ from keras_vit.layers.patches import Patches
 from keras_vit.layers.relative_position_bias import RelativePositionBias
 from keras_vit.layers.residual_unit import ResidualUnit
 from keras_vit.layers.resnet_stem import ResNetStem
+from keras_vit.layers.token_merging_block import TokenMergingBlock
 from keras_vit.layers.token_pooling import TokenPooling
-from keras_vit.layers.token_reducing_block import TokenReducingBlock
+from keras_vit.layers.token_pruning_block import TokenPruningBlock
 from keras_vit.layers.transformer_block import TransformerBlock
 from keras_vit.layers.weight_standardized_conv import WeightStandardizedConv
 
@@ -30,8 +31,9 @@ __all__ = [
     "RelativePositionBias",
     "ResNetStem",
     "ResidualUnit",
+    "TokenMergingBlock",
     "TokenPooling",
-    "TokenReducingBlock",
+    "TokenPruningBlock",
     "TransformerBlock",
     "WeightStandardizedConv",
 ]

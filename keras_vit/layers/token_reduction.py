@@ -76,38 +76,32 @@ def merge_tokens(tokens, sizes, keys, count, prefix_tokens):
     )
 
 
-def prune_tokens(tokens, sizes, attention, keep_rate, prefix_tokens):
+def prune_tokens(tokens, attention, keep_rate, prefix_tokens):
     """Keeps the patch tokens that are attended to most, and fuses the others into one: EViT's step.
 
     [Liang et al., 2022](https://arxiv.org/abs/2202.07800), section 3. The fused token is the mean
-    of the others, weighted by the attention they get.
+    of the others, weighted by the attention they get; afterwards it is a token as the others.
 
     Args:
         tokens: `(batch, tokens, width)`.
-        sizes: How many patches each stands for: `(batch, tokens)`, float32.
         attention: What each gets of the class token's attention: `(batch, tokens)`.
         keep_rate: Share of the patch tokens that are kept, rounded up.
         prefix_tokens: Number of tokens before the patches; they are left alone.
 
     Returns:
-        tokens and sizes: the prefix, those kept, the most attended first, and the fused one. All
-        as they came, where there would not be fewer of them.
+        The prefix, the tokens kept, the most attended first, and the fused one. All as they came,
+        where there would not be fewer of them.
     """
     patches = tokens.shape[1] - prefix_tokens
     fewer = pruned_tokens(patches, keep_rate)
     if fewer == 0:
-        return tokens, sizes
+        return tokens
     kept = patches - fewer - 1
     attention, order = ops.top_k(ops.cast(attention[:, prefix_tokens:], "float32"), patches)
-    order = order + prefix_tokens
     shares = attention[:, kept:] / ops.sum(attention[:, kept:], axis=1, keepdims=True)
-    ranked, ranked_sizes = take_tokens(tokens, order), take_tokens(sizes, order)
+    ranked = take_tokens(tokens, prefix_tokens + order)
     fused = ops.matmul(ops.cast(shares[:, None], tokens.dtype), ranked[:, kept:])
-    fused_size = ops.sum(ranked_sizes[:, kept:], axis=1, keepdims=True)
-    return (
-        ops.concatenate([tokens[:, :prefix_tokens], ranked[:, :kept], fused], axis=1),
-        ops.concatenate([sizes[:, :prefix_tokens], ranked_sizes[:, :kept], fused_size], axis=1),
-    )
+    return ops.concatenate([tokens[:, :prefix_tokens], ranked[:, :kept], fused], axis=1)
 
 
 def take_tokens(values, indices):

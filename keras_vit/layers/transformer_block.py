@@ -173,3 +173,12 @@ class TransformerBlock(keras.layers.Layer):
             "drop_path": self.drop_path_rate,
             "layer_norm_epsilon": self.layer_norm_epsilon,
         }
+
+
+def check_output_tokens(output_tokens, prefix_tokens):
+    """Raises a ValueError where a block that leaves out patches is asked for some of them."""
+    if output_tokens is not None and output_tokens > prefix_tokens:
+        raise ValueError(
+            "`output_tokens` must be at most `prefix_tokens`: the tokens after them are merged or "
+            f"pruned. Received: output_tokens={output_tokens}, prefix_tokens={prefix_tokens}"
+        )

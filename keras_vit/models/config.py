@@ -255,9 +255,9 @@ class VisionTransformerConfig:
         if self.token_keep_rate < 1:
             if self.token_merging:
                 self._refuse_fewer_tokens("token_keep_rate", "token_merging", "is the other way")
-            if not self.class_token:
+            if self.pooling != "token":
                 self._refuse_fewer_tokens(
-                    "token_keep_rate", "class_token", "it asks for is what tells patches apart"
+                    "token_keep_rate", "pooling", "does not read the class token alone"
                 )
 
     def _refuse_fewer_tokens(self, option, other, reason):
@@ -285,27 +285,23 @@ class VisionTransformerConfig:
 
     @property
     def reduction(self):
-        """The field that has the blocks hand on fewer tokens, or None."""
+        """The field by which blocks leave out tokens, or None."""
         if self.token_merging:
             return "token_merging"
         return "token_keep_rate" if self.token_keep_rate < 1 else None
 
     @property
     def block_reductions(self):
-        """For each block what it does to its tokens: None, or arguments of `TokenReducingBlock`.
-
-        One that keeps all of them still needs to know what they stand for.
-        """
-        if not self.reduction:
-            return (None,) * self.depth
+        """For each block the field, with its value, by which it leaves out tokens; {} for none."""
         if self.token_merging:
             return ({"token_merging": self.token_merging},) * self.depth
+        if self.token_keep_rate == 1:
+            return ({},) * self.depth
         # Of 12 blocks the 4th, 7th and 10th, of 16 the 5th, 9th and 13th, as published.
         pruning = {self.depth * quarter // 4 for quarter in (1, 2, 3)}
-        rates = [self.token_keep_rate if i in pruning else 1.0 for i in range(self.depth)]
         return tuple(
-            {"token_keep_rate": rate} if index >= min(pruning) else None
-            for index, rate in enumerate(rates)
+            {"token_keep_rate": self.token_keep_rate} if index in pruning else {}
+            for index in range(self.depth)
         )
 
     @property

@@ -11,8 +11,9 @@ from keras_vit.layers.patch_dropout import PatchDropout
 from keras_vit.layers.patch_encoder import PatchEncoder
 from keras_vit.layers.patches import Patches
 from keras_vit.layers.resnet_stem import ResNetStem
+from keras_vit.layers.token_merging_block import TokenMergingBlock
 from keras_vit.layers.token_pooling import TokenPooling
-from keras_vit.layers.token_reducing_block import TokenReducingBlock
+from keras_vit.layers.token_pruning_block import TokenPruningBlock
 from keras_vit.layers.transformer_block import TransformerBlock
 from keras_vit.models.config import VisionTransformerConfig
 from keras_vit.models.preprocessing import Preprocessing
@@ -60,10 +61,10 @@ def vision_transformer(config, *, dtype=None, name=None):
 
 
 def _blocks(x, config, policy):
-    """The tokens after the blocks, and their sizes where those are not all one."""
+    """The tokens after the blocks, and a list of their sizes, empty where these are all one."""
     sizes = []
     for index, reduction in enumerate(config.block_reductions):
-        block = TransformerBlock if reduction is None else TokenReducingBlock
+        (block,) = [_REDUCING_BLOCKS[name] for name in reduction] or [TransformerBlock]
         x = block(
             config.num_heads,
             config.mlp_dim,
@@ -82,11 +83,14 @@ def _blocks(x, config, policy):
             layer_norm_epsilon=config.layer_norm_epsilon,
             dtype=policy,
             name=f"block_{index}",
-            **(reduction or {}),
+            **reduction,
         )(x, *sizes)
-        if reduction is not None:
+        if "token_merging" in reduction:
             x, *sizes = x
     return x, sizes
+
+
+_REDUCING_BLOCKS = {"token_merging": TokenMergingBlock, "token_keep_rate": TokenPruningBlock}
 
 
 def _tokens(images, config, policy):
