@@ -17,12 +17,12 @@ def config_with_places(model):
     """
     config = config_of(model)
     if config.reduction is not None:
-        whole = {"token_merging": 0, "token_keep_rate": 1.0}[config.reduction]
+        option, whole = config.reduction, {"token_merging": 0, "token_keep_rate": 1.0}
         raise ValueError(
             "Tokens that were merged or pruned have no place in the image to be shown at. "
-            f"Received: model={model.name!r}, {config.reduction}={getattr(config, config.reduction)}; look "
-            "into a model of the same weights without it: keras_vit.from_checkpoint(path, "
-            f"{config.reduction}={whole})"
+            f"Received: model={model.name!r}, {option}={getattr(config, option)}; look into a "
+            "model of the same weights without it: keras_vit.from_checkpoint(path, "
+            f"{option}={whole[option]})"
         )
     return config
 
