@@ -38,6 +38,17 @@ LAYERS = {
         TOKENS,
         TOKENS,
     ),
+    layers.PatchDropout: ({"rate": 0.5, "prefix_tokens": 2, "seed": 5}, TOKENS, TOKENS),
+    layers.TokenMergingBlock: (
+        {"num_heads": 4, "mlp_dim": 32, "token_merging": 1, "prefix_tokens": 2, "dropout": 0.1},
+        TOKENS,
+        ((2, 5, 16), (2, 5)),
+    ),
+    layers.TokenPruningBlock: (
+        {"num_heads": 4, "mlp_dim": 32, "token_keep_rate": 0.4, "prefix_tokens": 2},
+        TOKENS,
+        (2, 5, 16),
+    ),
     layers.AttentionPooling: ({"num_heads": 4, "mlp_dim": 32}, TOKENS, (2, 16)),
     layers.TokenPooling: ({"pooling": "token+avg", "prefix_tokens": 2}, TOKENS, (2, 32)),
     layers.LayerScale: ({"initial_value": 0.1}, TOKENS, TOKENS),
@@ -173,7 +184,23 @@ def build(row, **kwargs):
 
 
 def to_numpy(x):
-    return keras.ops.convert_to_numpy(keras.ops.cast(x, "float32"))
+    return keras.ops.convert_to_numpy(keras.ops.cast(first(x), "float32"))
+
+
+def first(outputs):
+    """The tokens alone, of a layer that hands on their sizes too."""
+    return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+
+
+def shapes(outputs):
+    if isinstance(outputs, (tuple, list)):
+        return tuple(tuple(output.shape) for output in outputs)
+    return tuple(outputs.shape)
+
+
+def model_of(layer, inputs):
+    symbolic = keras.Input(inputs.shape[1:])
+    return keras.Model(symbolic, first(layer(symbolic)))
 
 
 def test_the_table_covers_every_layer():
@@ -192,7 +219,8 @@ def test_config_round_trip(row):
     assert set(options) <= set(config)
     # Derived values do not belong in a config: all but the base layer's are arguments.
     base = set(keras.layers.Layer().get_config())
-    arguments = set(cls.__init__.__code__.co_varnames)
+    classes = [one for one in cls.__mro__ if one.__module__.startswith("keras_vit")]
+    arguments = {name for one in classes for name in one.__init__.__code__.co_varnames}
     assert set(config) - base <= arguments
 
 
@@ -206,15 +234,16 @@ def test_output_shape_is_the_computed_one(row):
     layer, inputs = build(row)
     _, _, input_shape, output_shape = ROWS[row]
     assert tuple(layer.compute_output_shape(input_shape)) == output_shape
-    assert tuple(layer(inputs).shape) == output_shape
+    assert shapes(layer(inputs)) == output_shape
 
 
 @every_layer
 def test_symbolic_and_dynamic_batch(row):
     layer, inputs = build(row)
-    symbolic = keras.Input(inputs.shape[1:])
-    model = keras.Model(symbolic, layer(symbolic))
-    assert model.output_shape == (None, *ROWS[row][3][1:])
+    model = model_of(layer, inputs)
+    expected = ROWS[row][3]
+    expected = expected[0] if isinstance(expected[0], tuple) else expected
+    assert model.output_shape == (None, *expected[1:])
     whole = model.predict(np.concatenate([inputs, inputs[:1]]), verbose=0)
     assert whole.shape[0] == 3
     np.testing.assert_allclose(
@@ -230,7 +259,8 @@ def test_dtype_policies(row, policy):
     if policy == "float64" and keras.backend.backend() == "jax":
         pytest.skip("JAX computes in float64 only where JAX_ENABLE_X64 is set")
     layer, inputs = build(row, dtype=policy)
-    outputs = layer(inputs, training=True) if "training" in call_args(row) else layer(inputs)
+    training = {"training": True} if "training" in call_args(row) else {}
+    outputs = first(layer(inputs, **training))
     policy = keras.dtype_policies.get(policy)
     assert keras.backend.standardize_dtype(outputs.dtype) == policy.compute_dtype
     assert {w.dtype for w in layer.weights} <= {policy.variable_dtype}
@@ -257,7 +287,7 @@ def test_dropout_only_in_training(row):
 ATTENDING = [
     row
     for row, (cls, *_) in ROWS.items()
-    if cls.__name__ in ("MultiHeadSelfAttention", "TransformerBlock")
+    if issubclass(cls, (layers.MultiHeadSelfAttention, layers.TransformerBlock))
 ]
 
 
@@ -266,18 +296,17 @@ def test_the_first_tokens_alone_are_what_they_are_among_all(row):
     layer, tokens = build(row)
     everything = to_numpy(layer(tokens))
     for count in (1, 2):
-        first = layer(tokens, output_tokens=count)
-        assert tuple(first.shape) == (*tokens.shape[:1], count, tokens.shape[-1])
-        np.testing.assert_allclose(to_numpy(first), everything[:, :count], atol=1e-5)
-        symbolic = layer(keras.Input(tokens.shape[1:]), output_tokens=count)
+        few = first(layer(tokens, output_tokens=count))
+        assert tuple(few.shape) == (*tokens.shape[:1], count, tokens.shape[-1])
+        np.testing.assert_allclose(to_numpy(few), everything[:, :count], atol=1e-5)
+        symbolic = first(layer(keras.Input(tokens.shape[1:]), output_tokens=count))
         assert symbolic.shape == (None, count, tokens.shape[-1])
 
 
 @every_layer
 def test_saved_file_reloads_in_safe_mode(row, tmp_path):
     layer, inputs = build(row)
-    symbolic = keras.Input(inputs.shape[1:])
-    model = keras.Model(symbolic, layer(symbolic))
+    model = model_of(layer, inputs)
     model.save(tmp_path / "model.keras")
     twin = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     np.testing.assert_array_equal(model.predict(inputs, verbose=0), twin.predict(inputs, verbose=0))
@@ -286,8 +315,7 @@ def test_saved_file_reloads_in_safe_mode(row, tmp_path):
 def test_a_process_that_only_imported_keras_vit_reloads_all(tmp_path):
     for row in ROWS:
         layer, inputs = build(row)
-        symbolic = keras.Input(inputs.shape[1:])
-        keras.Model(symbolic, layer(symbolic)).save(tmp_path / f"{row}.keras")
+        model_of(layer, inputs).save(tmp_path / f"{row}.keras")
     code = (
         "import sys, pathlib, keras_vit, keras\n"
         "for path in pathlib.Path(sys.argv[1]).glob('*.keras'):\n"

@@ -4,9 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vit.inspection.blocks import SharedLayers, block_indices
+from keras_vit.inspection.blocks import SharedLayers, block_indices, config_with_places
 from keras_vit.layers.multi_head_self_attention import attention_softmax
-from keras_vit.models import config_of
 
 HEAD_FUSIONS = {"mean": ops.mean, "max": ops.max, "min": ops.min}
 
@@ -30,7 +29,8 @@ def attention_maps(model, blocks=None):
         the patches row by row.
 
     Raises:
-        ValueError: If `model` is no Vision Transformer of keras_vit or has not a block asked for.
+        ValueError: If `model` is no Vision Transformer of keras_vit, merges or prunes tokens, or
+            has not a block asked for.
 
     Example:
 
@@ -44,7 +44,7 @@ def attention_maps(model, blocks=None):
     {'block_0': (2, 4, 33, 33), 'block_2': (2, 4, 33, 33)}
     """
     outputs = {}
-    for index in block_indices(blocks, config_of(model).depth):
+    for index in block_indices(blocks, config_with_places(model).depth):
         block = model.get_layer(f"block_{index}")
         outputs[block.name] = SharedLayers([block], block.attention_weights)(block.input)
     if not outputs:
@@ -81,7 +81,7 @@ def patch_attention(model, block=-1, *, head_fusion=None):
     >>> patch_attention(model).output_shape
     (None, 4, 4, 8)
     """
-    config = config_of(model)
+    config = config_with_places(model)
     if head_fusion is not None:
         _check_head_fusion(head_fusion)
     (index,) = block_indices([block], config.depth)
@@ -120,8 +120,8 @@ def attention_rollout(model, *, head_fusion="mean", discard_ratio=0.0):
         patches.
 
     Raises:
-        ValueError: If `model` is no Vision Transformer of keras_vit, or an argument is out of its
-            range.
+        ValueError: If `model` is no Vision Transformer of keras_vit, merges or prunes tokens, or an
+            argument is out of its range.
 
     Example:
 
@@ -132,7 +132,7 @@ def attention_rollout(model, *, head_fusion="mean", discard_ratio=0.0):
     >>> attention_rollout(model).output_shape
     (None, 4, 8)
     """
-    config = config_of(model)
+    config = config_with_places(model)
     _check_head_fusion(head_fusion)
     if not 0 <= discard_ratio < 1:
         raise ValueError(

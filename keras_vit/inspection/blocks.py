@@ -5,6 +5,27 @@ from numbers import Integral
 
 import keras
 
+from keras_vit.models import config_of
+
+
+def config_with_places(model):
+    """`config_of(model)`, of a model whose blocks all hold every patch in its place.
+
+    Raises:
+        ValueError: If `model` is no Vision Transformer of keras_vit, or one that merges or prunes
+            tokens.
+    """
+    config = config_of(model)
+    if config.reduction is not None:
+        option, whole = config.reduction, {"token_merging": 0, "token_keep_rate": 1.0}
+        raise ValueError(
+            "Tokens that were merged or pruned have no place in the image to be shown at. "
+            f"Received: model={model.name!r}, {option}={getattr(config, option)}; look into a "
+            "model of the same weights without it: keras_vit.from_checkpoint(path, "
+            f"{option}={whole[option]})"
+        )
+    return config
+
 
 def block_indices(blocks, depth):
     """The indices of the blocks asked for, each once, in the order of the network.

@@ -3,8 +3,7 @@
 import keras
 from keras import ops
 
-from keras_vit.inspection.blocks import SharedLayers, block_indices
-from keras_vit.models import config_of
+from keras_vit.inspection.blocks import SharedLayers, block_indices, config_with_places
 
 
 def features(model, blocks=None, *, norm=False, blocks_only=False):
@@ -34,8 +33,8 @@ def features(model, blocks=None, *, norm=False, blocks_only=False):
           distilled model what the class token's takes, and `"pre_logits_distillation"` the other's.
 
     Raises:
-        ValueError: If `model` is no Vision Transformer of keras_vit or has not a block asked for,
-            or if `norm` is asked for and the norm follows the pooling.
+        ValueError: If `model` is no Vision Transformer of keras_vit, merges or prunes tokens or has
+            not a block asked for, or if `norm` is asked for and the norm follows the pooling.
 
     Example:
 
@@ -50,7 +49,7 @@ def features(model, blocks=None, *, norm=False, blocks_only=False):
     >>> outputs["block_2"]["grid"].shape == (2, 4, 8, 32)
     True
     """
-    config = config_of(model)
+    config = config_with_places(model)
     indices = block_indices(blocks, config.depth)
     names = {layer.name for layer in model.layers}
     if norm and "encoder_norm" not in names:

@@ -6,6 +6,7 @@ from keras import ops
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
 from keras_vit.layers.mlp import MLP
 from keras_vit.layers.multi_head_self_attention import attention_softmax
+from keras_vit.layers.token_reduction import size_bias
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
@@ -22,6 +23,9 @@ class AttentionPooling(keras.layers.Layer):
         activation: `"gelu"` (exact), `"gelu_tanh"` or `"quick_gelu"`.
         prefix_tokens: Number of tokens before the patches; they are not looked at.
         layer_norm_epsilon: Epsilon of the norm.
+
+    Call arguments:
+        sizes: How many equal tokens each stands for, `(batch, tokens)`; None: each for itself.
 
     Input shape:
         `(batch, tokens, hidden_size)`.
@@ -90,14 +94,17 @@ class AttentionPooling(keras.layers.Layer):
             name=name,
         )
 
-    def call(self, tokens, training=None):
+    def call(self, tokens, sizes=None, training=None):
         tokens = tokens[:, self.prefix_tokens :]
         heads = (self.num_heads, self.head_dim)
         query = ops.reshape(self.query(self.probe), (1, 1, *heads)) * self.head_dim**-0.5
         query = ops.transpose(query, (0, 2, 1, 3))
         key_value = ops.reshape(self.key_value(tokens), (-1, ops.shape(tokens)[1], 2, *heads))
         key, value = ops.unstack(ops.transpose(key_value, (2, 0, 3, 1, 4)), 2, axis=0)
-        weights = attention_softmax(ops.matmul(query, ops.swapaxes(key, -1, -2)))
+        scores = ops.matmul(query, ops.swapaxes(key, -1, -2))
+        if sizes is not None:
+            scores = scores + size_bias(sizes[:, self.prefix_tokens :], scores.dtype)
+        weights = attention_softmax(scores)
         attended = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
         pooled = self.projection(ops.reshape(attended, (-1, 1, self.num_heads * self.head_dim)))
         pooled = pooled + self.mlp(self.norm(pooled), training=training)

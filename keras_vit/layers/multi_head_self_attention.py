@@ -8,6 +8,7 @@ from keras_vit.layers.initializers import bias_initializer, kernel_initializer
 from keras_vit.layers.patches import as_pair
 from keras_vit.layers.relative_position_bias import RelativePositionBias
 from keras_vit.layers.rotary_positions import rotary_tables, rotate
+from keras_vit.layers.token_reduction import size_bias
 from keras_vit.layers.window_attention import inner_window, window_attention, window_mask
 
 POSITIONS = ("rope", "relative", None)
@@ -40,8 +41,13 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         dropout: Share of the attention weights that are dropped in training, in [0, 1).
 
     Call arguments:
+        sizes: How many equal tokens each stands for, `(batch, tokens)`; it is attended to as so
+            many (proportional attention, [Bolya et al., 2022](https://arxiv.org/abs/2210.09461)).
+            None: each for itself.
         output_tokens: Number of tokens to compute, from the first; None for all. Each looks at
             all tokens all the same.
+        return_attention: Whether to hand on the keys `(batch, heads, tokens, head width)` and the
+            weights of attention `(batch, heads, output tokens, tokens)` beside the tokens.
 
     Input shape:
         `(batch, tokens, hidden_size)`.
@@ -158,30 +164,48 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         norm.build((None, None, None, self.head_dim))
         return norm
 
-    def call(self, tokens, training=None, output_tokens=None):
-        query, key, value = self._query_key_value(tokens)
-        if self._windows is None:
-            weights = self._weights(query[:, :, :output_tokens], key)
-            weights = self.dropout(weights, training=training)
-            attended = ops.matmul(weights, value)
+    def call(self, tokens, sizes=None, training=None, output_tokens=None, return_attention=False):
+        weights = None
+        if self._is_fused(sizes, training) and not return_attention:
+            query, key, value = self._query_key_value(tokens, heads_first=False)
+            attended = ops.dot_product_attention(
+                query[:, :output_tokens], key, value, scale=self.query_scale
+            )
         else:
-            attended = self._attend_in_windows(query, key, value, training)[:, :, :output_tokens]
-        attended = ops.transpose(attended, (0, 2, 1, 3))
+            query, key, value = self._query_key_value(tokens)
+            if self._windows is None:
+                weights = self._weights(query[:, :, :output_tokens], key, sizes)
+                attended = ops.matmul(self.dropout(weights, training=training), value)
+            else:
+                attended = self._attend_in_windows(query, key, value, training)
+                attended = attended[:, :, :output_tokens]
+            attended = ops.transpose(attended, (0, 2, 1, 3))
         # Flat, for a plain matrix product: TensorFlow adds the bias in the same pass.
         flat = ops.reshape(attended, (-1, self.num_heads * self.head_dim))
         tokens_out = output_tokens or ops.shape(tokens)[1]
-        return ops.reshape(self.projection(flat), (-1, tokens_out, tokens.shape[-1]))
+        output = ops.reshape(self.projection(flat), (-1, tokens_out, tokens.shape[-1]))
+        return (output, key, weights) if return_attention else output
+
+    def _is_fused(self, sizes, training):
+        """Whether the backend's own attention computes all there is: cuDNN's or flash attention.
+
+        TensorFlow has none, and none of them drops weights or adds these biases.
+        """
+        drops = bool(training) and self.dropout_rate > 0
+        plain = self.positions != "relative" and self._windows is None and sizes is None
+        return plain and not drops and keras.backend.backend() != "tensorflow"
 
     def attention_weights(self, tokens):
         """How much each token attends to each other: `(batch, heads, tokens, tokens)`."""
         query, key, _ = self._query_key_value(tokens)
         if self._windows is None:
             return self._weights(query, key)
-        return self._weights(query, key, window_mask(self.grid, self._windows, self.prefix_tokens))
+        mask = window_mask(self.grid, self._windows, self.prefix_tokens)
+        return self._weights(query, key, mask=mask)
 
     def _attend_in_windows(self, query, key, value, training):
         def attend(query, key, value, mask):
-            weights = self.dropout(self._weights(query, key, mask), training=training)
+            weights = self.dropout(self._weights(query, key, mask=mask), training=training)
             return ops.matmul(weights, value)
 
         return window_attention(
@@ -194,28 +218,37 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             attend=attend,
         )
 
-    def _query_key_value(self, tokens):
+    def _query_key_value(self, tokens, heads_first=True):
+        """`(batch, heads, tokens, head width)` each, or with the tokens before the heads."""
         qkv = self.query_key_value(ops.reshape(tokens, (-1, tokens.shape[-1])))
         if self.query_value_bias is not None:
             query_bias, value_bias = self.query_value_bias[0], self.query_value_bias[1]
             bias = ops.concatenate([query_bias, ops.zeros_like(query_bias), value_bias])
             qkv = qkv + ops.cast(bias, qkv.dtype)
-        shape = (-1, ops.shape(tokens)[1], 3, self.num_heads, self.head_dim)
-        qkv = ops.transpose(ops.reshape(qkv, shape), (2, 0, 3, 1, 4))
-        query, key, value = ops.unstack(qkv, 3, axis=0)
+        qkv = ops.reshape(qkv, (-1, ops.shape(tokens)[1], 3, self.num_heads, self.head_dim))
+        if heads_first:
+            query, key, value = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), 3, axis=0)
+        else:
+            query, key, value = ops.unstack(qkv, 3, axis=2)
         if self.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.positions == "rope":
-            query = rotate(query, *self._rotary_tables, self.prefix_tokens)
-            key = rotate(key, *self._rotary_tables, self.prefix_tokens)
+            query, key = (self._turned(x, heads_first) for x in (query, key))
         return query, key, value
 
-    def _weights(self, query, key, mask=None):
+    def _turned(self, x, heads_first):
+        if heads_first:
+            return rotate(x, *self._rotary_tables, self.prefix_tokens)
+        return ops.swapaxes(self._turned(ops.swapaxes(x, 1, 2), True), 1, 2)
+
+    def _weights(self, query, key, sizes=None, mask=None):
         if self.query_scale != 1.0:
             query = query * self.query_scale
         scores = ops.matmul(query, ops.swapaxes(key, -1, -2))
         if self.positions == "relative":
             scores = self.relative_position_bias(scores)
+        if sizes is not None:
+            scores = scores + size_bias(sizes, scores.dtype)
         if mask is not None:
             scores = ops.where(mask, scores, ops.cast(-np.inf, scores.dtype))
         return attention_softmax(scores)
@@ -223,9 +256,19 @@ class MultiHeadSelfAttention(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
 
-    def compute_output_spec(self, tokens, training=None, output_tokens=None):
+    def compute_output_spec(
+        self, tokens, sizes=None, training=None, output_tokens=None, return_attention=False
+    ):
         batch, count, hidden_size = self.compute_output_shape(tokens.shape)
-        return keras.KerasTensor((batch, output_tokens or count, hidden_size), self.compute_dtype)
+        shape = (batch, output_tokens or count, hidden_size)
+        shapes = [shape]
+        if return_attention:
+            shapes += [
+                (batch, self.num_heads, count, self.head_dim),
+                (batch, self.num_heads, output_tokens or count, count),
+            ]
+        specs = tuple(keras.KerasTensor(shape, self.compute_dtype) for shape in shapes)
+        return specs if return_attention else specs[0]
 
     def get_config(self):
         return {

@@ -16,6 +16,10 @@ class TokenPooling(keras.layers.Layer):
             `"token+avg"` (both, concatenated, as DINOv2's linear head takes them).
         prefix_tokens: Number of tokens before the patches; the mean leaves them out.
 
+    Call arguments:
+        sizes: How many patches each token stands for, `(batch, tokens)`, which weights the mean;
+            None: each for one.
+
     Input shape:
         `(batch, tokens, hidden_size)`.
 
@@ -48,15 +52,23 @@ class TokenPooling(keras.layers.Layer):
         self.pooling = pooling
         self.prefix_tokens = prefix_tokens
 
-    def call(self, tokens):
+    def call(self, tokens, sizes=None):
         if self.pooling == "distillation":
             return tokens[:, 1]
         pooled = []
         if "token" in self.pooling:
             pooled.append(tokens[:, 0])
         if "avg" in self.pooling:
-            pooled.append(ops.mean(tokens[:, self.prefix_tokens :], axis=1))
+            pooled.append(self._mean_of_patches(tokens, sizes))
         return pooled[0] if len(pooled) == 1 else ops.concatenate(pooled, axis=-1)
+
+    def _mean_of_patches(self, tokens, sizes):
+        patches = tokens[:, self.prefix_tokens :]
+        if sizes is None:
+            return ops.mean(patches, axis=1)
+        sizes = ops.cast(sizes[:, self.prefix_tokens :], "float32")
+        shares = sizes / ops.sum(sizes, axis=1, keepdims=True)
+        return ops.squeeze(ops.matmul(ops.cast(shares, tokens.dtype)[:, None], patches), axis=1)
 
     def compute_output_shape(self, input_shape):
         width = 2 if self.pooling == "token+avg" else 1

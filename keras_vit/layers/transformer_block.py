@@ -143,10 +143,16 @@ class TransformerBlock(keras.layers.Layer):
         branch = self.attention(
             self.attention_norm(tokens), training=training, output_tokens=output_tokens
         )
+        tokens = self._add_attention(tokens[:, :output_tokens], branch, training)
+        return self._add_mlp(tokens, training)
+
+    def _add_attention(self, tokens, branch, training):
         branch = self.dropout(branch, training=training)
         if self.attention_scale is not None:
             branch = self.attention_scale(branch)
-        tokens = tokens[:, :output_tokens] + self.drop_path(branch, training=training)
+        return tokens + self.drop_path(branch, training=training)
+
+    def _add_mlp(self, tokens, training):
         branch = self.mlp(self.mlp_norm(tokens), training=training)
         if self.mlp_scale is not None:
             branch = self.mlp_scale(branch)
@@ -184,3 +190,12 @@ class TransformerBlock(keras.layers.Layer):
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "remat": self.remat,
         }
+
+
+def check_output_tokens(output_tokens, prefix_tokens):
+    """Raises a ValueError where a block that leaves out patches is asked for some of them."""
+    if output_tokens is not None and output_tokens > prefix_tokens:
+        raise ValueError(
+            "`output_tokens` must be at most `prefix_tokens`: the tokens after them are merged or "
+            f"pruned. Received: output_tokens={output_tokens}, prefix_tokens={prefix_tokens}"
+        )

@@ -80,6 +80,13 @@ class VisionTransformerConfig:
         attention_dropout: Dropout rate of the attention weights, in [0, 1).
         drop_path: Stochastic depth rate of the last block, in [0, 1); it rises linearly from zero
             at the first.
+        patch_dropout: Share of the patches that each sample leaves out in training, in [0, 1)
+            ([Liu et al., 2022](https://arxiv.org/abs/2208.07220)).
+        token_merging: Number of tokens that each block merges with their likes, at most half of
+            its patches ([Bolya et al., 2022](https://arxiv.org/abs/2210.09461)).
+        token_keep_rate: Share of the patches that three blocks, after one, two and three quarters
+            of the depth, keep; each fuses those that the class token attends to least
+            ([Liang et al., 2022](https://arxiv.org/abs/2202.07800)). In (0, 1].
         layer_norm_epsilon: Epsilon of every norm.
         pool_norm: Whether the last norm follows the pooling instead of preceding it, as in timm's
             mean-pooled models and MAE's.
@@ -134,6 +141,9 @@ class VisionTransformerConfig:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     drop_path: float = 0.0
+    patch_dropout: float = 0.0
+    token_merging: int = 0
+    token_keep_rate: float = 1.0
     layer_norm_epsilon: float = 1e-6
     pool_norm: bool = False
     remat: bool = False
@@ -153,6 +163,7 @@ class VisionTransformerConfig:
         self._check_windows()
         self._check_image_size()
         self._check_pooling()
+        self._check_fewer_tokens()
         set_field(self, "position_slots", self._needed_slots())
 
     def _check_numbers(self):
@@ -161,8 +172,9 @@ class VisionTransformerConfig:
             counts += ("num_classes",)
         if self.representation_size is not None:
             counts += ("representation_size",)
-        for name in (*counts, "register_tokens"):
-            value, least = getattr(self, name), int(name != "register_tokens")
+        may_be_zero = ("register_tokens", "token_merging")
+        for name in (*counts, *may_be_zero):
+            value, least = getattr(self, name), int(name not in may_be_zero)
             if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
                 kind = "a positive int" if least else "an int of at least 0"
                 raise ValueError(f"`{name}` must be {kind}. Received: {name}={value!r}")
@@ -172,7 +184,7 @@ class VisionTransformerConfig:
                 "`hidden_size` must be a multiple of `num_heads`. Received: "
                 f"hidden_size={self.hidden_size}, num_heads={self.num_heads}"
             )
-        for name in ("dropout", "attention_dropout", "drop_path"):
+        for name in ("dropout", "attention_dropout", "drop_path", "patch_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
                     f"`{name}` must be in [0, 1). Received: {name}={getattr(self, name)}"
@@ -263,6 +275,39 @@ class VisionTransformerConfig:
                 f"Received: distillation_token=True, {name}={getattr(self, name)!r}"
             )
 
+    def _check_fewer_tokens(self):
+        if not 0 < self.token_keep_rate <= 1:
+            raise ValueError(
+                "`token_keep_rate` must be in (0, 1]. Received: "
+                f"token_keep_rate={self.token_keep_rate}"
+            )
+        for option in ("patch_dropout" if self.patch_dropout else None, self.reduction):
+            for other in ("positions", "window_size"):
+                needs_places = (
+                    self.attention_positions if other == "positions" else self.window_size
+                )
+                if option and needs_places:
+                    self._refuse_fewer_tokens(option, other, "needs every patch in its place")
+        if not self.reduction:
+            return
+        if self.remat:
+            self._refuse_fewer_tokens(self.reduction, "remat", "is not there for such blocks")
+        if self.pooling is None:
+            self._refuse_fewer_tokens(self.reduction, "pooling", "hands on patches in their places")
+        if self.token_keep_rate < 1:
+            if self.token_merging:
+                self._refuse_fewer_tokens("token_keep_rate", "token_merging", "is the other way")
+            if self.pooling != "token":
+                self._refuse_fewer_tokens(
+                    "token_keep_rate", "pooling", "does not read the class token alone"
+                )
+
+    def _refuse_fewer_tokens(self, option, other, reason):
+        raise ValueError(
+            f"`{option}` does not go with this `{other}`, which {reason}. Received: "
+            f"{option}={getattr(self, option)!r}, {other}={getattr(self, other)!r}"
+        )
+
     def _needed_slots(self):
         """The least `position_slots` that says the same."""
         slots = self.position_slots if self.token_positions == "learned" else "patches"
@@ -279,6 +324,27 @@ class VisionTransformerConfig:
     def attention_positions(self):
         """The positions that the attention applies, or None."""
         return _member(self.positions, ATTENTION_POSITIONS)
+
+    @property
+    def reduction(self):
+        """The field by which blocks leave out tokens, or None."""
+        if self.token_merging:
+            return "token_merging"
+        return "token_keep_rate" if self.token_keep_rate < 1 else None
+
+    @property
+    def block_reductions(self):
+        """For each block the field, with its value, by which it leaves out tokens; {} for none."""
+        if self.token_merging:
+            return ({"token_merging": self.token_merging},) * self.depth
+        if self.token_keep_rate == 1:
+            return ({},) * self.depth
+        # Of 12 blocks the 4th, 7th and 10th, of 16 the 5th, 9th and 13th, as published.
+        pruning = {self.depth * quarter // 4 for quarter in (1, 2, 3)}
+        return tuple(
+            {"token_keep_rate": self.token_keep_rate} if index in pruning else {}
+            for index in range(self.depth)
+        )
 
     @property
     def patch_stride(self):

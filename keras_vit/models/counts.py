@@ -5,6 +5,7 @@ import math
 from keras_vit.layers.relative_position_bias import CLASS_TOKEN_ENTRIES
 from keras_vit.layers.residual_unit import EXPANSION
 from keras_vit.layers.resnet_stem import stem_channels
+from keras_vit.layers.token_reduction import merged_tokens, pruned_tokens
 from keras_vit.layers.window_attention import inner_window, window_counts
 
 
@@ -31,8 +32,9 @@ def count_macs(config):
 
     Counted are convolutions, linear layers and the two products of attention, queries with keys
     and weights with values. Norms, softmax, activations, biases and other operations on single
-    values are not. Published tables count likewise: 17.6 G for ViT-B/16 at 224 px. Tools that do
-    not see into fused attention miss its products, 0.7 G of these.
+    values are not, nor is what finds and merges tokens. Published tables count likewise: 17.6 G for
+    ViT-B/16 at 224 px. Tools that do not see into fused attention miss its products, 0.7 G of
+    these.
 
     Args:
         config: A `VisionTransformerConfig`.
@@ -75,9 +77,11 @@ def count_flops(config):
 def _parts(config):
     yield from _stem(config)
     yield from _embedding(config)
-    for window_size in config.window_sizes:
-        yield from _attention(config, window_size)
-        yield from _mlp(config, _tokens(config), gated=config.gated_mlp)
+    tokens, *after = _tokens_after_blocks(config)
+    for left, window_size in zip(after, config.window_sizes, strict=True):
+        yield from _attention(config, tokens, window_size)
+        yield from _mlp(config, left, gated=config.gated_mlp)
+        tokens = left
         yield _norm(config.hidden_size, 2)
         if config.layer_scale is not None:
             yield _learned(config.hidden_size, 2)
@@ -86,8 +90,15 @@ def _parts(config):
     yield from _top(config)
 
 
-def _tokens(config):
-    return math.prod(config.grid) + config.prefix_tokens
+def _tokens_after_blocks(config):
+    """The number of tokens before the first block, and after each."""
+    patches = math.prod(config.grid)
+    counts = [patches]
+    for reduction in config.block_reductions:
+        patches -= merged_tokens(patches, reduction.get("token_merging", 0))
+        patches -= pruned_tokens(patches, reduction.get("token_keep_rate", 1.0))
+        counts.append(patches)
+    return [config.prefix_tokens + count for count in counts]
 
 
 def _linear(inputs, outputs, times, bias=True):
@@ -139,11 +150,11 @@ def _embedding(config):
         yield _norm(config.hidden_size)
 
 
-def _attention(config, window_size=None):
-    width, tokens = config.hidden_size, _tokens(config)
+def _attention(config, tokens, window_size=None):
+    width = config.hidden_size
     yield _linear(width, 3 * width, tokens, bias=False)
     yield _learned(width, {True: 3, "query_value": 2, False: 0}[config.qkv_bias])
-    yield 0, 2 * _attended(config, window_size) * width
+    yield 0, 2 * _attended(config, tokens, window_size) * width
     yield _linear(width, width, tokens)
     if config.qk_norm:
         yield _norm(width // config.num_heads, 2)
@@ -154,9 +165,9 @@ def _attention(config, window_size=None):
         yield _learned(offsets, config.num_heads)
 
 
-def _attended(config, window_size):
+def _attended(config, tokens, window_size):
     """Pairs of a query and a key, those with what fills up windows among them."""
-    tokens, prefix = _tokens(config), config.prefix_tokens
+    prefix = config.prefix_tokens
     window_size = inner_window(window_size, config.grid)
     if window_size is None:
         return tokens * tokens
@@ -170,7 +181,7 @@ def _mlp(config, times, gated=False):
 
 
 def _attention_pooling(config):
-    width, patches = config.hidden_size, math.prod(config.grid)
+    width, patches = config.hidden_size, _tokens_after_blocks(config)[-1] - config.prefix_tokens
     yield _learned(width)  # the probe
     yield _linear(width, width, 1)
     yield _linear(width, 2 * width, patches)
@@ -184,7 +195,7 @@ def _top(config):
     if config.pooling == "map":
         yield from _attention_pooling(config)
     width = config.hidden_size * (2 if config.pooling == "token+avg" else 1)
-    times = _tokens(config) if config.pooling is None else 1
+    times = _tokens_after_blocks(config)[-1] if config.pooling is None else 1
     if config.pool_norm:
         yield _norm(width)
     if config.representation_size is not None:

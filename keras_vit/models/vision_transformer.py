@@ -7,10 +7,13 @@ import keras
 from keras_vit.layers.attention_pooling import AttentionPooling
 from keras_vit.layers.image_preprocessing import ImagePreprocessing
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
+from keras_vit.layers.patch_dropout import PatchDropout
 from keras_vit.layers.patch_encoder import PatchEncoder
 from keras_vit.layers.patches import Patches
 from keras_vit.layers.resnet_stem import ResNetStem
+from keras_vit.layers.token_merging_block import TokenMergingBlock
 from keras_vit.layers.token_pooling import TokenPooling
+from keras_vit.layers.token_pruning_block import TokenPruningBlock
 from keras_vit.layers.transformer_block import TransformerBlock
 from keras_vit.models.config import VisionTransformerConfig
 from keras_vit.models.preprocessing import Preprocessing
@@ -19,10 +22,10 @@ from keras_vit.models.preprocessing import Preprocessing
 def vision_transformer(config, *, dtype=None, name=None):
     """Builds the Vision Transformer that `config` describes, with random weights.
 
-    The layers are called `images → preprocessing → stem → patches → patch_encoder → pre_norm →
-    block_0 … → encoder_norm → pool → pool_norm → pre_logits → head`; those that the config leaves
-    out are absent ([Dosovitskiy et al., 2020](https://arxiv.org/abs/2010.11929)). A distilled model
-    has `pool_distillation` and `head_distillation` beside `pool` and `head`.
+    The layers are called `images → preprocessing → stem → patches → patch_encoder → patch_dropout →
+    pre_norm → block_0 … → encoder_norm → pool → pool_norm → pre_logits → head`; those that the
+    config leaves out are absent ([Dosovitskiy et al., 2020](https://arxiv.org/abs/2010.11929)). A
+    distilled model has `pool_distillation` and `head_distillation` beside `pool` and `head`.
 
     Args:
         config: A `VisionTransformerConfig`.
@@ -48,8 +51,21 @@ def vision_transformer(config, *, dtype=None, name=None):
     policy = keras.dtype_policies.get(dtype)
     images = keras.Input((*config.image_size, 3), name="images")
     x = _tokens(images, config, policy)
-    for index in range(config.depth):
-        x = TransformerBlock(
+    x, sizes = _blocks(x, config, policy)
+    if not config.pool_norm:
+        x = _norm(config, policy, "encoder_norm")(x)
+    outputs = _distilled_top(x, config, policy) if config.distillation_token else None
+    if outputs is None:
+        outputs = _top(x, sizes, config, policy)
+    return keras.Model(images, outputs, name=name or "vision_transformer")
+
+
+def _blocks(x, config, policy):
+    """The tokens after the blocks, and a list of their sizes, empty where these are all one."""
+    sizes = []
+    for index, reduction in enumerate(config.block_reductions):
+        (block,) = [_REDUCING_BLOCKS[name] for name in reduction] or [TransformerBlock]
+        x = block(
             config.num_heads,
             config.mlp_dim,
             activation=config.activation,
@@ -69,13 +85,14 @@ def vision_transformer(config, *, dtype=None, name=None):
             remat=config.remat,
             dtype=policy,
             name=f"block_{index}",
-        )(x)
-    if not config.pool_norm:
-        x = _norm(config, policy, "encoder_norm")(x)
-    outputs = _distilled_top(x, config, policy) if config.distillation_token else None
-    if outputs is None:
-        outputs = _top(x, config, policy)
-    return keras.Model(images, outputs, name=name or "vision_transformer")
+            **reduction,
+        )(x, *sizes)
+        if "token_merging" in reduction:
+            x, *sizes = x
+    return x, sizes
+
+
+_REDUCING_BLOCKS = {"token_merging": TokenMergingBlock, "token_keep_rate": TokenPruningBlock}
 
 
 def _tokens(images, config, policy):
@@ -106,10 +123,17 @@ def _tokens(images, config, policy):
         dtype=policy,
         name="patch_encoder",
     )(x)
+    if config.patch_dropout:
+        x = PatchDropout(
+            config.patch_dropout,
+            prefix_tokens=config.prefix_tokens,
+            dtype=policy,
+            name="patch_dropout",
+        )(x)
     return _norm(config, policy, "pre_norm")(x) if config.pre_norm else x
 
 
-def _top(x, config, policy):
+def _top(x, sizes, config, policy):
     if config.pooling == "map":
         x = AttentionPooling(
             config.num_heads,
@@ -119,9 +143,10 @@ def _top(x, config, policy):
             layer_norm_epsilon=config.layer_norm_epsilon,
             dtype=policy,
             name="pool",
-        )(x)
+        )(x, *sizes)
     elif config.pooling is not None:
-        x = _pool(x, config.pooling, config, policy, "pool")
+        sizes = [] if config.pooling == "token" else sizes
+        x = _pool(x, config.pooling, config, policy, "pool", sizes)
     if config.pool_norm:
         x = _norm(config, policy, "pool_norm")(x)
     if config.representation_size is not None:
@@ -172,8 +197,9 @@ def _norm(config, policy, name):
     )
 
 
-def _pool(x, pooling, config, policy, name):
-    return TokenPooling(pooling, prefix_tokens=config.prefix_tokens, dtype=policy, name=name)(x)
+def _pool(x, pooling, config, policy, name, sizes=()):
+    pool = TokenPooling(pooling, prefix_tokens=config.prefix_tokens, dtype=policy, name=name)
+    return pool(x, *sizes)
 
 
 def _head(config, policy, name, activation):
@@ -238,6 +264,9 @@ def config_of(model):
         "pool_norm": "pool_norm" in layers,
         "dropout": first.dropout_rate,
         "drop_path": blocks[-1].drop_path_rate,
+        "patch_dropout": getattr(layers.get("patch_dropout"), "rate", 0.0),
+        "token_merging": getattr(blocks[-1], "token_merging", 0),
+        "token_keep_rate": min(getattr(block, "token_keep_rate", 1.0) for block in blocks),
     }
     fields |= {name: getattr(first, name) for name in _BLOCK_FIELDS}
     windows = [block.window_size for block in blocks if block.window_size is not None]

@@ -1,0 +1,120 @@
+"""Fewer tokens: the like merged, the unattended fused."""
+
+import math
+
+from keras import ops
+
+
+def merged_tokens(patches, count):
+    """How many of `patches` tokens a block merges that is asked for `count`: at most half.
+
+    Example:
+
+    >>> merged_tokens(196, 8), merged_tokens(5, 8)
+    (8, 2)
+    """
+    return min(count, patches // 2)
+
+
+def pruned_tokens(patches, keep_rate):
+    """How many tokens fewer than `patches` a pruning block hands on; the one it fuses counts.
+
+    Example:
+
+    >>> pruned_tokens(196, 0.5), pruned_tokens(196, 1.0)
+    (97, 0)
+    """
+    # Less a rounding error: 0.7 * 10 is above 7.
+    kept = math.ceil(round(keep_rate * patches, 6))
+    return max(0, patches - kept - 1)
+
+
+def merge_tokens(tokens, sizes, keys, count, prefix_tokens):
+    """Merges the patch tokens that are most alike: one step of ToMe.
+
+    [Bolya et al., 2022](https://arxiv.org/abs/2210.09461), section 3: every other token is paired
+    with the most similar of the rest, by the cosine of their keys, and the most similar pairs
+    become one, the mean weighted by sizes.
+
+    Args:
+        tokens: `(batch, tokens, width)`.
+        sizes: How many patches each stands for: `(batch, tokens)`, float32.
+        keys: The keys of attention: `(batch, heads, tokens, head width)`; their mean over the
+            heads is compared.
+        count: Number of tokens to merge; at most half of the patches are.
+        prefix_tokens: Number of tokens before the patches; they are left alone.
+
+    Returns:
+        tokens and sizes, `count` fewer: the prefix, those of the first half that stayed, the
+        second half, each in their order.
+    """
+    count = merged_tokens(tokens.shape[1] - prefix_tokens, count)
+    if count == 0:
+        return tokens, sizes
+    # As published, the halves alternate from the first token on, whatever it is.
+    first, second = prefix_tokens + prefix_tokens % 2, prefix_tokens + 1 - prefix_tokens % 2
+    targets, target_sizes = tokens[:, second::2], sizes[:, second::2]
+    keys = ops.cast(ops.mean(keys, axis=1), "float32")
+    keys = keys * ops.rsqrt(ops.maximum(ops.sum(keys**2, axis=-1, keepdims=True), 1e-12))
+    likeness = ops.matmul(keys[:, first::2], ops.swapaxes(keys[:, second::2], 1, 2))
+    nearest = ops.argmax(likeness, axis=-1)
+    _, order = ops.top_k(ops.max(likeness, axis=-1), likeness.shape[1])
+    merged, stay = order[:, :count], ops.sort(order[:, count:], axis=-1)
+    # (batch, targets, merged): which goes where.
+    goes = ops.one_hot(take_tokens(nearest, merged), targets.shape[1], axis=1, dtype="float32")
+    merged, stay = first + 2 * merged, first + 2 * stay
+    merged_sizes = take_tokens(sizes, merged)
+    new_sizes = target_sizes + ops.squeeze(ops.matmul(goes, merged_sizes[..., None]), -1)
+    goes = goes * (merged_sizes[:, None] / new_sizes[..., None])
+    remains = (target_sizes / new_sizes)[..., None]
+    targets = targets * ops.cast(remains, tokens.dtype) + ops.matmul(
+        ops.cast(goes, tokens.dtype), take_tokens(tokens, merged)
+    )
+    return (
+        ops.concatenate([tokens[:, :prefix_tokens], take_tokens(tokens, stay), targets], axis=1),
+        ops.concatenate([sizes[:, :prefix_tokens], take_tokens(sizes, stay), new_sizes], axis=1),
+    )
+
+
+def prune_tokens(tokens, attention, keep_rate, prefix_tokens):
+    """Keeps the patch tokens that are attended to most, and fuses the others into one: EViT's step.
+
+    [Liang et al., 2022](https://arxiv.org/abs/2202.07800), section 3. The fused token is the mean
+    of the others, weighted by the attention they get; afterwards it is a token as the others.
+
+    Args:
+        tokens: `(batch, tokens, width)`.
+        attention: What each gets of the class token's attention: `(batch, tokens)`.
+        keep_rate: Share of the patch tokens that are kept, rounded up.
+        prefix_tokens: Number of tokens before the patches; they are left alone.
+
+    Returns:
+        The prefix, the tokens kept, the most attended first, and the fused one. All as they came,
+        where there would not be fewer of them.
+    """
+    patches = tokens.shape[1] - prefix_tokens
+    fewer = pruned_tokens(patches, keep_rate)
+    if fewer == 0:
+        return tokens
+    kept = patches - fewer - 1
+    attention, order = ops.top_k(ops.cast(attention[:, prefix_tokens:], "float32"), patches)
+    shares = attention[:, kept:] / ops.sum(attention[:, kept:], axis=1, keepdims=True)
+    ranked = take_tokens(tokens, prefix_tokens + order)
+    fused = ops.matmul(ops.cast(shares[:, None], tokens.dtype), ranked[:, kept:])
+    return ops.concatenate([tokens[:, :prefix_tokens], ranked[:, :kept], fused], axis=1)
+
+
+def take_tokens(values, indices):
+    """`values` `(batch, tokens, …)` at each sample's own `indices` `(batch, taken)`."""
+    batch, count = ops.shape(values)[0], values.shape[1]
+    # One flat gather, which every backend has as one operation.
+    rows = indices + ops.cast(count * ops.arange(batch), indices.dtype)[:, None]
+    return ops.take(ops.reshape(values, (-1, *values.shape[2:])), rows, axis=0)
+
+
+def size_bias(sizes, dtype):
+    """What is added to scores so that a token of a size is attended to as so many equal ones.
+
+    ToMe's proportional attention: `(batch, 1, 1, tokens)` for `(batch, tokens)`.
+    """
+    return ops.cast(ops.log(ops.cast(sizes, "float32")), dtype)[:, None, None]

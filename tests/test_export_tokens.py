@@ -1,0 +1,87 @@
+"""Models that merge or prune tokens, served: by TensorFlow alone, and by the other engines."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_vit.export import export_saved_model
+from keras_vit.export.classifier import last_block_for_the_head_only
+from keras_vit.models import VisionTransformerConfig, vision_transformer
+from keras_vit.serving.model_checks import check_saved_model
+
+pytest.importorskip("tensorflow", reason="a SavedModel needs TensorFlow")
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("a SavedModel is exported on the TensorFlow backend", allow_module_level=True)
+
+NAMES = ("cat", "dog", "ox")
+OPTIONS = [
+    {"token_merging": 5, "patch_dropout": 0.2},
+    {"token_merging": 5, "pooling": "avg", "class_token": False},
+    {"token_keep_rate": 0.5, "register_tokens": 1},
+]
+CONSUMER = """
+import json, sys
+import numpy as np, tensorflow as tf
+
+model = tf.saved_model.load(sys.argv[1])
+pixels = tf.constant(np.load(sys.argv[2]))
+answers = [model.signatures["pixels"](pixels=pixels[:n])["logits"].numpy() for n in (3, 1)]
+assert "keras_vit" not in sys.modules
+print(json.dumps([answer.tolist() for answer in answers]))
+"""
+
+
+def tiny(**fields):
+    model = vision_transformer(
+        VisionTransformerConfig(
+            **{"patch_size": 4, "hidden_size": 16, "depth": 3, "mlp_dim": 24, "num_heads": 2},
+            **{"image_size": 24, "num_classes": 3, **fields},
+        )
+    )
+    generator = np.random.default_rng(1)
+    for weight in model.weights:
+        weight.assign(generator.normal(0.1, 0.4, weight.shape))
+    return model
+
+
+def pictures():
+    return np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), "uint8")
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options))
+def test_tensorflow_alone_serves_the_numbers_of_the_model(tmp_path, options):
+    model = tiny(**options)
+    folder = export_saved_model(model, tmp_path / "pets", class_names=NAMES)
+    # Only operations that a stock server has, among other things.
+    refused = [check for check in check_saved_model(folder) if not check.passed]
+    assert not refused
+    np.save(tmp_path / "pixels.npy", pictures())
+    result = subprocess.run(
+        [sys.executable, "-c", CONSUMER, folder, tmp_path / "pixels.npy"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    whole, first = map(np.array, json.loads(result.stdout))
+    expected = model.predict(pictures(), verbose=0)
+    np.testing.assert_allclose(whole, expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(first, expected[:1], atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[2]], ids=["merging", "pruning"])
+def test_the_last_block_computes_what_the_head_reads(options):
+    model = tiny(**options)
+    shorter = last_block_for_the_head_only(model)
+    np.testing.assert_allclose(
+        shorter.predict(pictures(), verbose=0), model.predict(pictures(), verbose=0), atol=1e-4
+    )
+
+
+def test_a_map_of_places_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="token_merging=5"):
+        export_saved_model(tiny(token_merging=5), tmp_path, class_names=NAMES, attention=True)
