@@ -92,7 +92,10 @@ def _blocks(x, config, policy):
     return x, sizes
 
 
-_REDUCING_BLOCKS = {"token_merging": TokenMergingBlock, "token_keep_rate": TokenPruningBlock}
+_REDUCING_BLOCKS: dict[str, type[TransformerBlock]] = {
+    "token_merging": TokenMergingBlock,
+    "token_keep_rate": TokenPruningBlock,
+}
 
 
 def _tokens(images, config, policy):
