@@ -136,6 +136,16 @@ def augment(policy, inputs):
     return keras.ops.convert_to_numpy(Augment(policy)(inputs))
 
 
+def augment_in_graph(policy, inputs):
+    """As in training: TensorFlow then works on one image at a time, with fused operations."""
+    specification = {
+        name: keras.Input(array.shape[1:], dtype=str(array.dtype), name=name)
+        for name, array in inputs.items()
+    }
+    model = keras.Model(specification, Augment(policy)(specification))
+    return model.predict_on_batch(inputs)
+
+
 def operate(images, kinds, values, policy="randaugment", **options):
     """`Augment` with the operations given."""
     policy = Augmentation(images.shape[1:3], augment=policy, **options)
@@ -271,6 +281,7 @@ def test_geometric_operations_are_those_of_pillow(name, value):
 # policies ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("run", [augment, augment_in_graph])
 @pytest.mark.parametrize(
     "options",
     [
@@ -282,11 +293,11 @@ def test_geometric_operations_are_those_of_pillow(name, value):
         {"color_jitter": 0.4},
     ],
 )
-def test_a_policy_is_its_operations_one_after_the_other(options):
+def test_a_policy_is_its_operations_one_after_the_other(options, run):
     images = np.tile(pictures(), (8, 1, 1, 1))
     policy = Augmentation(images.shape[1:3], **options)
     drawn = draw_operations(policy, 0, 0, len(images))
-    found = augment(policy, {"images": images, **drawn})
+    found = run(policy, {"images": images, **drawn})
     differing, changed = [], 0
     for index, image in enumerate(images):
         expected, sure = in_sequence(
@@ -300,11 +311,12 @@ def test_a_policy_is_its_operations_one_after_the_other(options):
     assert np.mean(differing > 0.05) < 0.01 and differing.max() <= 4
 
 
-def test_augmix_mixes_its_chains():
+@pytest.mark.parametrize("run", [augment, augment_in_graph])
+def test_augmix_mixes_its_chains(run):
     images = np.tile(pictures(), (3, 1, 1, 1))
     policy = Augmentation(images.shape[1:3], augment="augmix", augment_magnitude=5)
     drawn = draw_operations(policy, 0, 0, len(images))
-    found = augment(policy, {"images": images, **drawn})
+    found = run(policy, {"images": images, **drawn})
     changed = 0
     for index, image in enumerate(images):
         weights = drawn["chain_weights"][index]
@@ -421,11 +433,12 @@ def random_pixels(seed, height, width):
     return np.stack(channels, axis=-1).reshape(height, width, 3).astype(float)
 
 
-def test_a_box_is_filled_with_random_pixels():
+@pytest.mark.parametrize("run", [augment, augment_in_graph])
+def test_a_box_is_filled_with_random_pixels(run):
     images = pictures(20, 30, 40)
     policy = Augmentation((30, 40), random_erasing=0.5)
     drawn = draw_erasing(policy, 0, 0, 20)
-    found = augment(policy, {"images": images, **drawn})
+    found = run(policy, {"images": images, **drawn})
     erased = 0
     for image, box, seed, ours in zip(
         images, drawn["erased_boxes"], drawn["erased_seeds"], found, strict=True

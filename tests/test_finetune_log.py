@@ -2,11 +2,15 @@
 
 import csv
 import struct
+import time
 
+import keras
 import numpy as np
 import pytest
 
-from keras_vit.finetune.log import RunLog, read_log
+from keras_vit.finetune.log import Meter, RunLog, read_log
+from keras_vit.finetune.loop import StepResult, training_steps
+from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.tensorboard import ScalarWriter
 
 
@@ -79,3 +83,61 @@ def test_first_record_is_framed_as_specified(tmp_path):
     crc ^= 0xFFFFFFFF
     masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
     assert struct.unpack("<I", data[8:12]) == (masked,)
+
+
+# waiting for images ------------------------------------------------------------------------------
+
+
+def result(step, seconds, waiting):
+    return StepResult(step, 1.0, 0.5, 1e-3, seconds, waiting)
+
+
+def test_the_share_of_waiting_leaves_out_the_step_that_compiles():
+    meter = Meter(batch_size=8, steps=10)
+    assert meter.waiting_share == 0
+    meter.add(result(1, 100.0, 90.0))
+    for step in (2, 3):
+        meter.add(result(step, 2.0, 0.25 * (step - 2)))
+    row = meter.row()
+    assert row["waiting_share"] == meter.waiting_share == 0.25 / 4
+    assert "6% of the time waiting for images" in meter.text(row)
+    meter.add(result(4, 4.0, 0.0))
+    row = meter.row()
+    assert row["waiting_share"] == 0 and "waiting" not in meter.text(row)
+    assert meter.waiting_share == 0.25 / 8
+
+
+def test_a_log_of_a_version_that_did_not_measure_waiting_goes_on(tmp_path):
+    columns = "step,loss,accuracy,learning_rate,images_per_second,validation_accuracy"
+    (tmp_path / "log.csv").write_text(f"{columns}\n1,2.0,0.5,0.1,100.0,\n")
+    rows = written(tmp_path, start=1, steps=[2])
+    assert rows[0] == {
+        "step": 1,
+        "loss": 2.0,
+        "accuracy": 0.5,
+        "learning_rate": 0.1,
+        "images_per_second": 100.0,
+    }
+    assert rows[1] == row(2)
+
+
+class LateBatches:
+    """Batches that are there after a twentieth of a second."""
+
+    def __getitem__(self, step):
+        time.sleep(0.05)
+        return {"images": np.zeros((2, 4), "float32")}, np.zeros(2, "int32")
+
+
+def test_a_step_tells_how_long_it_waited_for_its_images():
+    inputs = {"images": keras.Input((4,), name="images")}
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs["images"]))
+    model.compile(
+        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+    )
+    recipe = Recipe(model="vit_ti16", batch_size=2, micro_batch_size=2, steps=2, warmup_steps=0)
+    found = list(training_steps(model, recipe, LateBatches()))
+    assert [step.step for step in found] == [1, 2]
+    # The first batch is asked for by the first step.
+    assert found[0].waiting_seconds >= 0.05
+    assert all(0 <= step.waiting_seconds < step.seconds for step in found)

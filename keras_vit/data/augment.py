@@ -24,13 +24,27 @@ _POLICY_OPERATIONS = {
     "three": THREE_AUGMENT_OPERATIONS,
 }
 
+# What is drawn for each image on its own.
+_CHANGING = (
+    "operations",
+    "operation_values",
+    "matrices",
+    "chain_weights",
+    "jitter_operations",
+    "jitter_operation_values",
+    "erased_boxes",
+    "erased_seeds",
+)
+
 
 @keras.saving.register_keras_serializable(package="keras_vit")
 class Augment(keras.layers.Layer):
     """Augments a batch as `TrainingBatches` drew it: a function of its inputs, nothing random.
 
     All images go through the crop, the mixing and nothing else together; every operation works on
-    the images that drew it only. It computes in float32 whatever the dtype policy.
+    the images that drew it only. With TensorFlow on a CPU an image goes through all its operations
+    before the next does, which keeps it in the cache. It computes in float32 whatever the dtype
+    policy.
 
     Args:
         augmentation: The policy that the batches were drawn by: an `Augmentation`, or its fields
@@ -79,14 +93,12 @@ class Augment(keras.layers.Layer):
 
     def call(self, inputs):
         inputs = {name: ops.convert_to_tensor(array) for name, array in inputs.items()}
-        images = self._crop(inputs)
-        images = self._change(images, inputs)
-        images = ops.cast(images, "float32")
-        if "erased_boxes" in inputs:
-            boxes, seeds = inputs["erased_boxes"], inputs["erased_seeds"]
-            images = image_operations.apply_where(
-                image_operations.erase, images, boxes[:, 2] > 0, (boxes, seeds)
-            )
+        changing = {name: inputs[name] for name in inputs if name in _CHANGING}
+        changing["images"] = self._crop(inputs)
+        if len(changing) > 1 and image_operations.in_graph_on_cpu():
+            images = image_operations.one_by_one(self._change, changing)
+        else:
+            images = self._change(changing)
         if "partners" in inputs:
             images = image_operations.mix(
                 images, inputs["partners"], inputs.get("mix_ratios"), inputs.get("mix_boxes")
@@ -111,7 +123,9 @@ class Augment(keras.layers.Layer):
         )
         return image_operations.resample(ops.cast(images, "float32"), rows, columns)
 
-    def _change(self, images, inputs):
+    def _change(self, inputs):
+        """What happens to each image on its own, after the crop."""
+        images = inputs["images"]
         policy = _POLICY_OPERATIONS[self.augmentation.augment]
         if "chain_weights" in inputs:
             images = self._mix_chains(_as_uint8(images), inputs, set(policy))
@@ -128,6 +142,12 @@ class Augment(keras.layers.Layer):
                 set(JITTER_OPERATIONS),
                 inputs["jitter_operations"],
                 inputs["jitter_operation_values"],
+            )
+        images = ops.cast(images, "float32")
+        if "erased_boxes" in inputs:
+            boxes, seeds = inputs["erased_boxes"], inputs["erased_seeds"]
+            images = image_operations.apply_where(
+                image_operations.erase, images, boxes[:, 2] > 0, (boxes, seeds)
             )
         return images
 
@@ -192,5 +212,5 @@ def _operate(images, names, kinds, values):
 def _transform(images, matrices):
     moved = ops.any(matrices != ops.convert_to_tensor(IDENTITY_MATRIX, "float32"), axis=-1)
     return image_operations.apply_where(
-        image_operations.transform, ops.cast(images, "float32"), moved, (matrices,)
+        image_operations.transform, images, moved, (matrices,), dtype="float32"
     )

@@ -4,6 +4,7 @@ Each follows the arithmetic of Pillow, whose results are whole numbers, rounded 
 `(batch, height, width, 3)`, 0 to 255, of which only the batch may be unknown.
 """
 
+import functools
 import math
 
 import keras
@@ -25,7 +26,60 @@ FILL = 128.0
 LARGEST_BLUR_SIGMA = 2.0
 
 
-def apply_where(function, images, needed, parameters):
+def in_graph_on_cpu():
+    """Whether a graph of TensorFlow is being made, on a machine that has only CPUs."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return not tf.executing_eagerly() and all(
+        device.device_type == "CPU" for device in tf.config.list_logical_devices()
+    )
+
+
+def one_by_one(function, inputs):
+    """Calls a function on batches of one image, with TensorFlow.
+
+    An image then stays in the cache from one operation to the next, and no operation copies the
+    batch to change a few of its images.
+
+    Args:
+        function: From a dictionary of tensors, whose first axis is the batch, to float32 images.
+        inputs: The tensors.
+
+    Returns:
+        float32 images of the whole batch.
+    """
+    import tensorflow as tf
+
+    def of_one(row):
+        return function({name: tensor[None] for name, tensor in row.items()})[0]
+
+    return tf.map_fn(of_one, inputs, fn_output_signature=tf.float32)
+
+
+def fused(function):
+    """Has XLA compile a function where it is part of a graph of TensorFlow for CPUs.
+
+    TensorFlow would write and read each intermediate result. Other backends, and eager calls,
+    whose shapes change, take the function as it is.
+    """
+    compiled = []
+
+    @functools.wraps(function)
+    def call(*arguments):
+        if not in_graph_on_cpu():
+            return function(*arguments)
+        if not compiled:
+            import tensorflow as tf
+
+            compiled.append(tf.function(function, autograph=False, jit_compile=True))
+        return compiled[0](*arguments)
+
+    return call
+
+
+def apply_where(function, images, needed, parameters, dtype=None):
     """Replaces the images that need it by what a function makes of them, and spares the others.
 
     The number of those images decides how often a loop runs, not a shape; so the work is in
@@ -36,10 +90,19 @@ def apply_where(function, images, needed, parameters):
         images: `(batch, height, width, 3)`.
         needed: bool `(batch,)`.
         parameters: Tensors whose first axis is the batch.
+        dtype: Of the images that are returned; None: as they are.
 
     Returns:
-        Images of the same dtype.
+        Images of that dtype.
     """
+    dtype = dtype or images.dtype
+    if images.shape[0] == 1:
+        return ops.cond(
+            needed[0],
+            lambda: ops.cast(function(images, *parameters), dtype),
+            lambda: ops.cast(images, dtype),
+        )
+    images = ops.cast(images, dtype)
     needed = ops.cast(needed, "int32")
     count = ops.sum(needed)
     order = ops.cast(ops.argsort(1 - needed), "int32")
@@ -123,13 +186,19 @@ def transform(images, matrices):
     """Resamples images at places that a matrix gives, bilinearly; outside there is grey.
 
     Args:
-        images: float32 images of whole values.
+        images: Images of whole values.
         matrices: `(batch, 6)`: two rows of a matrix from the centre (x, y, 1) of each pixel to its
             place in the image.
 
     Returns:
         float32 images, not rounded.
     """
+    return _blend(*_corners(images, matrices))
+
+
+@fused
+def _corners(images, matrices):
+    """The four pixels around each place, packed, how far it is from the first, and if it is in."""
     _, height, width, _ = images.shape
     a, b, c, d, e, f = (matrices[:, place, None, None] for place in range(6))
     x = ops.arange(width, dtype="float32")[None, None, :] + 0.5
@@ -148,27 +217,27 @@ def transform(images, matrices):
         ops.cast(ops.clip(row, 0.0, height - 1.0), "int32") * width + image
         for row in (top, top + 1.0)
     )
-    # One number a pixel, exact in 24 bits, as fetching a pixel costs more than taking it apart.
-    red, green, blue = (images[..., channel] for channel in range(3))
-    pixels = ops.reshape(red + 256.0 * green + 65536.0 * blue, (-1,))
+    # One number a pixel, as fetching a pixel costs more than taking it apart.
+    red, green, blue = (ops.cast(images[..., channel], "int32") for channel in range(3))
+    pixels = ops.reshape(red + 256 * green + 65536 * blue, (-1,))
     corners = [
-        _channels(_gather(pixels, row + column))
-        for row in (tops, bottoms)
-        for column in (lefts, rights)
+        _gather(pixels, row + column) for row in (tops, bottoms) for column in (lefts, rights)
     ]
+    return corners, along_x, along_y, inside
+
+
+@fused
+def _blend(corners, along_x, along_y, inside):
     moved = []
-    for upper_left, upper_right, lower_left, lower_right in zip(*corners, strict=True):
+    for shift in (0, 8, 16):
+        upper_left, upper_right, lower_left, lower_right = (
+            ops.cast(ops.bitwise_and(ops.right_shift(corner, shift), 255), "float32")
+            for corner in corners
+        )
         upper = upper_left + along_x * (upper_right - upper_left)
         lower = lower_left + along_x * (lower_right - lower_left)
         moved.append(ops.where(inside, upper + along_y * (lower - upper), FILL))
     return ops.stack(moved, axis=-1)
-
-
-def _channels(pixels):
-    blue = ops.floor(pixels * (1.0 / 65536.0))
-    pixels = pixels - 65536.0 * blue
-    green = ops.floor(pixels * (1.0 / 256.0))
-    return pixels - 256.0 * green, green, blue
 
 
 def _gather(array, places):
@@ -186,7 +255,7 @@ def _gather(array, places):
 def histograms(images):
     """How often each value occurs in each channel, as float32 `(batch, channels, 256)`."""
     places = ops.reshape(_places_in_tables(images), (-1,))
-    size = CHUNK_SIZE * images.shape[3] * 256
+    size = ops.shape(images)[0] * images.shape[3] * 256
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -213,14 +282,32 @@ def change_values(images, kinds, values):
     """Operations that map each value of a channel to another, by a table for each image.
 
     Args:
-        images: uint8 images, `CHUNK_SIZE` of them.
+        images: uint8 images.
         kinds: int32 `(batch,)`, places in `OPERATIONS`.
         values: float32 `(batch,)`, their arguments.
 
     Returns:
         uint8 images.
     """
-    tables = value_tables(histograms(images), kinds, values)
+    if images.shape[0] == 1:
+        counted = ops.any(
+            [
+                kinds[0] == OPERATIONS.index(name)
+                for name in ("autocontrast", "equalize", "contrast")
+            ]
+        )
+        counts = ops.cond(
+            counted,
+            lambda: histograms(images),
+            lambda: ops.ones((1, images.shape[3], 256), "float32"),
+        )
+    else:
+        counts = histograms(images)
+    return _look_up(images, value_tables(counts, kinds, values))
+
+
+@fused
+def _look_up(images, tables):
     tables = ops.reshape(ops.cast(tables, "uint8"), (-1,))
     changed = _gather(tables, _places_in_tables(images))
     return ops.reshape(changed, (-1, *images.shape[1:]))
@@ -229,6 +316,7 @@ def change_values(images, kinds, values):
 TABLE_OPERATIONS = OPERATIONS[OPERATIONS.index("autocontrast") : OPERATIONS.index("color")]
 
 
+@fused
 def value_tables(counts, kinds, values):
     """The tables of `change_values`: new values, 0 to 255 and whole, `(batch, channels, 256)`.
 
@@ -289,6 +377,7 @@ def _grey_mean(counts):
     return ops.floor(ops.sum(means * weights, axis=-1) + 0.5)[:, None, None]
 
 
+@fused
 def change_color(images, factors):
     """Blends images with their grey: 0 is grey, 1 the image, more is more colourful.
 
@@ -307,6 +396,7 @@ def change_color(images, factors):
     return _whole(grey + factors[:, None, None, None] * (images - grey))
 
 
+@fused
 def change_sharpness(images, factors):
     """Blends images with their smoothed selves: 0 is smooth, 1 the image, more is sharper.
 

@@ -82,7 +82,10 @@ def _rgb(file):
         # Pillow would clip 16-bit values at 255.
         grey = np.clip(np.asarray(file).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)
-    return np.array(file.convert("RGB"))
+    # NumPy may hide what goes wrong when it asks for the pixels.
+    file.load()
+    # Pillow would copy an image that is RGB already.
+    return np.array(file if file.mode == "RGB" else file.convert("RGB"))
 
 
 def covering_size(height: int, width: int, target_size: tuple[int, int]) -> tuple[int, int]:

@@ -19,7 +19,11 @@ COLUMNS = (
     "learning_rate",
     "images_per_second",
     "validation_accuracy",
+    "waiting_share",
 )
+
+# The share of the time from which on the terminal's line speaks of waiting for images.
+NOTABLE_WAITING = 0.02
 
 
 def read_log(path: str | Path) -> list[dict[str, float]]:
@@ -33,7 +37,8 @@ def read_log(path: str | Path) -> list[dict[str, float]]:
     try:
         text = path.read_text(encoding="utf-8")
         rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-        if rows.fieldnames and tuple(rows.fieldnames) != COLUMNS:
+        # A run of an earlier version has fewer columns.
+        if rows.fieldnames and tuple(rows.fieldnames) not in (COLUMNS, COLUMNS[:-1]):
             raise ValueError(f"its columns are {', '.join(rows.fieldnames)}")
         return [
             {
@@ -150,12 +155,14 @@ class Meter:
         self._steps = steps
         self._since_row: list[StepResult] = []
         self._seconds: list[float] = []
+        self._waiting: list[float] = []
         self._step = 0
 
     def add(self, result: StepResult) -> None:
         """Takes in the result of a step."""
         self._since_row.append(result)
         self._seconds.append(result.seconds)
+        self._waiting.append(result.waiting_seconds)
         self._step = result.step
 
     def row(self) -> dict[str, float]:
@@ -167,12 +174,18 @@ class Meter:
             "accuracy": sum(result.accuracy for result in results) / len(results),
             "learning_rate": results[-1].learning_rate,
             "images_per_second": self._pace(len(results)),
+            "waiting_share": self._waiting_share(len(results)),
         }
 
     @property
     def images_per_second(self) -> float:
         """Throughput of the session; 0 where it trained no step."""
         return self._pace(len(self._seconds))
+
+    @property
+    def waiting_share(self) -> float:
+        """Share of the session's time in steps that passed waiting for images."""
+        return self._waiting_share(len(self._seconds))
 
     @property
     def seconds_left(self) -> float:
@@ -182,11 +195,17 @@ class Meter:
     def text(self, row: dict[str, float] | None = None) -> str:
         """A row, or the last step, as a line for the terminal."""
         if row is None:
-            row = {"images_per_second": self._pace(50), **vars(self._since_row[-1])}
+            row = {
+                "images_per_second": self._pace(50),
+                "waiting_share": self._waiting_share(50),
+                **vars(self._since_row[-1]),
+            }
         text = (
             f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  learning rate "
             f"{row['learning_rate']:.2e}  {row['images_per_second']:,.0f} images/s"
         )
+        if row["waiting_share"] >= NOTABLE_WAITING:
+            text += f", {row['waiting_share']:.0%} of the time waiting for images"
         if "validation_accuracy" in row:
             text += f"  validation accuracy {row['validation_accuracy']:.4f}"
         return text
@@ -195,3 +214,10 @@ class Meter:
         """Images per second over the last steps."""
         seconds = (self._seconds[1:] or self._seconds)[-last:]
         return self._batch_size * len(seconds) / sum(seconds) if seconds else 0.0
+
+    def _waiting_share(self, last):
+        """Share of the last steps' time that passed waiting for images."""
+        seconds, waiting = (
+            sum((values[1:] or values)[-last:]) for values in (self._seconds, self._waiting)
+        )
+        return waiting / seconds if seconds else 0.0

@@ -34,6 +34,7 @@ class StepResult:
         accuracy: Share of the batch that was classified rightly, before the update.
         learning_rate: Of this step.
         seconds: Wall time of the step, waiting for its images included.
+        waiting_seconds: How much of it passed before the images were there.
     """
 
     step: int
@@ -41,6 +42,7 @@ class StepResult:
     accuracy: float
     learning_rate: float
     seconds: float
+    waiting_seconds: float = 0.0
 
 
 def compile_for_training(model: keras.Model, recipe: Recipe, plans: Sequence[WeightPlan]) -> None:
@@ -95,6 +97,7 @@ def training_steps(
     ahead = prefetch(batches, start, recipe.steps)
     began = time.perf_counter()
     for step, (inputs, targets) in enumerate(ahead, start):
+        waiting_seconds = time.perf_counter() - began
         rate = learning_rate(step, recipe, steps_per_epoch)
         model.optimizer.learning_rate = rate
         loss, accuracy = _train_step(model, inputs, targets, recipe.accumulation_steps)
@@ -102,7 +105,8 @@ def training_steps(
             raise TrainingDiverged(f"The loss became {loss} at step {step + 1}.")
         if recipe.precision == "mixed_float16":
             _settle_loss_scaling(model.optimizer, step)
-        yield StepResult(step + 1, loss, accuracy, rate, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        yield StepResult(step + 1, loss, accuracy, rate, seconds, waiting_seconds)
         # What the caller does between two steps is not part of the next.
         began = time.perf_counter()
 

@@ -37,6 +37,8 @@ class RunResult:
         finished: When the run ended, in ISO 8601, UTC.
         peak_memory: Most memory that the process had at a time, in bytes; None where unknown. See
             `peak_memory`.
+        waiting_share: Share of the last session's steps that passed waiting for images; None for
+            results of versions that did not measure it.
     """
 
     name: str
@@ -51,10 +53,13 @@ class RunResult:
     machine: dict
     finished: str
     peak_memory: int | None = None
+    waiting_share: float | None = None
 
     def __str__(self) -> str:
         recipe = self.configuration["recipe"]
         memory = f", {self.peak_memory / 2**30:.1f} GiB" if self.peak_memory else ""
+        known = self.waiting_share is not None
+        waiting = f", {self.waiting_share:.1%} waiting for images" if known else ""
         return "\n".join(
             (
                 f"{self.name}",
@@ -62,7 +67,7 @@ class RunResult:
                 f"  validation  {self.validation or 'none'}",
                 f"  training    {self.train_images:,} images, {self.steps:,} steps of "
                 f"{recipe['batch_size']}, {self.minutes:.1f} minutes, "
-                f"{self.images_per_second:,.0f} images/s{memory}",
+                f"{self.images_per_second:,.0f} images/s{waiting}{memory}",
                 f"  computed in {recipe['precision']} on {self.machine['accelerator']} with "
                 f"{self.versions['backend']} {self.versions['backend_version']}",
             )
@@ -98,6 +103,7 @@ def make_result(
     train_images: int,
     seconds: float,
     images_per_second: float,
+    waiting_share: float | None = None,
 ) -> RunResult:
     """Makes the result of a run that ends now, on this machine."""
     return RunResult(
@@ -113,6 +119,7 @@ def make_result(
         machine=describe_machine(),
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         peak_memory=peak_memory(),
+        waiting_share=waiting_share,
     )
 
 

@@ -218,6 +218,7 @@ def _train_and_test(training, recipe, splits, folder, configuration, began, *, t
         train_images=len(splits.train),
         seconds=seconds,
         images_per_second=meter.images_per_second,
+        waiting_share=meter.waiting_share,
     )
     # A folder with a result counts as finished.
     write_result(folder / "result.json", result)
