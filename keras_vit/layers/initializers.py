@@ -60,7 +60,7 @@ class XavierUniform(keras.initializers.VarianceScaling):
         for start in range(0, len(values), _BLOCK):
             part = values[start : start + _BLOCK]
             # Whole numbers of 64 bits are the fastest to draw; each is two of 32.
-            drawn = random.integers(-(2**63), 2**63, -(-len(part) // 2), dtype=np.int64)
+            drawn = random.integers(0, 2**64, -(-len(part) // 2), dtype=np.uint64)
             np.multiply(drawn.view(np.int32)[: len(part)], scale, out=part, dtype=np.float32)
         return keras.ops.convert_to_tensor(values.reshape(shape), dtype)
 
