@@ -17,6 +17,7 @@ class Contender:
         packages: What must be installed.
         options: Added to the job.
         compiles: Whether its first step compiles and may take longer than a repetition.
+        compared: Whether it computes what the others do, which is checked before it is timed.
     """
 
     library: str
@@ -26,6 +27,7 @@ class Contender:
     packages: tuple[str, ...]
     options: dict = dataclasses.field(default_factory=dict)
     compiles: bool = False
+    compared: bool = True
 
     @property
     def name(self):
@@ -101,6 +103,7 @@ MATRIX_PRODUCTS = tuple(
         (framework,),
         {"framework": framework},
         compiles=framework == "jax",
+        compared=False,
     )
     for framework in ("tensorflow", "jax", "torch")
 )

@@ -118,6 +118,9 @@ BUILDERS = {"keras_vit": build_keras_vit, "keras-hub": build_keras_hub}
 def forward(job):
     """A forward pass, as a compiled function of the backend."""
     model, images = BUILDERS[job["library"]](job), images_of(job)
+    if job["library"] == "keras_vit":
+        # As evaluation, prediction and export do.
+        model = keras_vit.models.without_unread_tokens(model)
     function, wait, to_numpy = {"tensorflow": _tensorflow_function, "jax": _jax_function}[
         keras.backend.backend()
     ](model, images, job.get("jit_compile", False))
@@ -176,7 +179,9 @@ def train(job):
             clip_norm=0.0,
             precision=POLICIES[job["dtype"]],
         )
-        compile_for_training(model, recipe, prepare_for_training(model, recipe))
+        plans = prepare_for_training(model, recipe)
+        model = keras_vit.models.without_unread_tokens(model)
+        compile_for_training(model, recipe, plans)
         if "jit_compile" in job:
             model.jit_compile = job["jit_compile"]
     else:
@@ -213,4 +218,4 @@ def _accelerator_memory():
 
 def _facts():
     accelerator = find_accelerator()
-    return {"device": accelerator.name, "keras_vit": keras_vit.__file__}
+    return {"device": accelerator.name}

@@ -102,9 +102,11 @@ def measure_row(contenders, job, limits, folder, *, compare=None, say=print):
             try:
                 worker, outputs = _prepare(contender, job, limits, Path(folder), cell)
                 workers[id(cell)] = worker
-                reference = outputs if reference is None else reference
-                cell.difference = relative_difference(outputs, reference) if compare else None
-                if compare and cell.difference > tolerance:
+                compared = compare is not None and contender.compared
+                if compared:
+                    reference = outputs if reference is None else reference
+                    cell.difference = relative_difference(outputs, reference)
+                if compared and cell.difference > tolerance:
                     raise Failed(
                         f"differs by {cell.difference:.1e} of the largest value, which may be "
                         f"{tolerance:.0e}"
