@@ -263,7 +263,7 @@ def test_models_of_different_size_are_not_compared():
 
 TINY = {
     "model": "vit_ti16",
-    "fields": {"hidden_size": 32, "depth": 2, "mlp_dim": 64, "num_heads": 2, "num_classes": 7},
+    "fields": {"hidden_size": 32, "depth": 2, "mlp_dim": 64, "num_heads": 2},
     "image_size": 32,
     "batch_size": 2,
     "dtype": "float32",

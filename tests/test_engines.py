@@ -253,10 +253,20 @@ def test_fewer_bits_are_smaller_and_close(tmp_path, format, precision):
     here = np.concatenate([run(image[None])["logits"] for image in images])
     error = np.sqrt(np.mean((here - logits) ** 2)) / logits.std()
     # Rounded, and by no more than the bits account for.
-    assert 1e-6 < error < {"float16": 0.01, "bfloat16": 0.1}.get(precision, 0.3)
+    least = 1e-6 if _computes_in(format, precision) else 0.0
+    assert least < error < {"float16": 0.01, "bfloat16": 0.1}.get(precision, 0.3)
     size = sum(file.stat().st_size for file in folder.glob("model.*") if file.suffix != ".xml")
     share = {"float16": 0.65, "bfloat16": 1.3, "int8": 0.4, "int8-dynamic": 0.75}[precision]
     assert size < share * 4 * model.count_params()
+
+
+def _computes_in(format, precision):
+    """Whether the engine rounds; OpenVINO computes in float32 on a CPU without bfloat16."""
+    if (format, precision) != ("openvino", "bfloat16"):
+        return True
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def test_a_model_of_mixed_precision_is_written_in_float32(tmp_path, any_engine):

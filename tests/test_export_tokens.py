@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from keras_vit.export import export_saved_model
-from keras_vit.export.classifier import last_block_for_the_head_only
-from keras_vit.models import VisionTransformerConfig, vision_transformer
+from keras_vit.models import VisionTransformerConfig, vision_transformer, without_unread_tokens
 from keras_vit.serving.model_checks import check_saved_model
 
 pytest.importorskip("tensorflow", reason="a SavedModel needs TensorFlow")
@@ -76,7 +75,7 @@ def test_tensorflow_alone_serves_the_numbers_of_the_model(tmp_path, options):
 @pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[2]], ids=["merging", "pruning"])
 def test_the_last_block_computes_what_the_head_reads(options):
     model = tiny(**options)
-    shorter = last_block_for_the_head_only(model)
+    shorter = without_unread_tokens(model)
     np.testing.assert_allclose(
         shorter.predict(pictures(), verbose=0), model.predict(pictures(), verbose=0), atol=1e-4
     )

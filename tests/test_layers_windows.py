@@ -170,8 +170,11 @@ def test_gradients_are_those_of_the_mask():
     tokens = random_tokens(grid, prefix).astype("float32")
 
     class Masked(MultiHeadSelfAttention):
-        def _weights(self, query, key, mask=None):
-            return super()._weights(query, key, seen(grid, window_size, prefix))
+        def _is_fused(self, sizes, training):
+            return False
+
+        def _weights(self, query, key, sizes=None, mask=None):
+            return super()._weights(query, key, mask=seen(grid, window_size, prefix))
 
     found = []
     for cls, window in ((MultiHeadSelfAttention, window_size), (Masked, None)):
