@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from keras_vit.export import export_saved_model
-from keras_vit.models import VisionTransformerConfig, vision_transformer, without_unread_tokens
+from keras_vit.models import (
+    Preprocessing,
+    VisionTransformerConfig,
+    vision_transformer,
+    without_unread_tokens,
+)
 from keras_vit.serving.model_checks import check_saved_model
 
 pytest.importorskip("tensorflow", reason="a SavedModel needs TensorFlow")
@@ -38,6 +43,8 @@ def tiny(**fields):
     model = vision_transformer(
         VisionTransformerConfig(
             **{"patch_size": 4, "hidden_size": 16, "depth": 3, "mlp_dim": 24, "num_heads": 2},
+            # Pictures of its own size are taken whole.
+            preprocessing=Preprocessing(mean=(0.5,), std=(0.5,), crop_fraction=1.0),
             **{"image_size": 24, "num_classes": 3, **fields},
         )
     )
