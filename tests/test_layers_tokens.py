@@ -138,7 +138,8 @@ def test_merging_none_is_a_plain_block():
     plain, merging = blocks(token_merging=0)
     tokens = random(2, 9, 16)
     found, sizes = to_numpy(merging(tokens))
-    np.testing.assert_array_equal(found, to_numpy(plain(tokens)))
+    # To rounding: the plain block's attention is the backend's own.
+    np.testing.assert_allclose(found, to_numpy(plain(tokens)), atol=1e-5)
     np.testing.assert_array_equal(sizes, np.ones((2, 9)))
 
 
