@@ -17,6 +17,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # For all workers alike.
 ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
+    # As keras_vit sets it, for keras-hub too.
+    "TF_ENABLE_ONEDNN_OPTS": "1",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     # OpenMP's threads must not spin through another contender's turn (Intel's do for 200 ms).

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_vit.layers.activations import get_activation
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
+from keras_vit.layers.rates import unless_zero
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
@@ -44,7 +45,9 @@ class MLP(keras.layers.Layer):
         self.activation_function = get_activation(activation)
         self.gated = gated
         self.dropout_rate = dropout
-        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+        self.dropout = unless_zero(
+            keras.layers.Dropout, dropout, dtype=self.dtype_policy, name="dropout"
+        )
 
     def build(self, input_shape):
         self.expansion = self._dense(self.mlp_dim * (1 + self.gated), "expansion")

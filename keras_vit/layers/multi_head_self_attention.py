@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
 from keras_vit.layers.patches import as_pair
+from keras_vit.layers.rates import unless_zero
 from keras_vit.layers.relative_position_bias import RelativePositionBias
 from keras_vit.layers.rotary_positions import rotary_tables, rotate
 from keras_vit.layers.token_reduction import size_bias
@@ -109,7 +110,9 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         self.rope_base = rope_base
         self.layer_norm_epsilon = layer_norm_epsilon
         self.dropout_rate = dropout
-        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+        self.dropout = unless_zero(
+            keras.layers.Dropout, dropout, dtype=self.dtype_policy, name="dropout"
+        )
 
     def build(self, input_shape):
         hidden_size = input_shape[-1]

@@ -8,6 +8,7 @@ from keras_vit.layers.initializers import (
     kernel_initializer,
     token_initializer,
 )
+from keras_vit.layers.rates import unless_zero
 from keras_vit.layers.sin_cos_positions import sin_cos_positions_1d, sin_cos_positions_2d
 
 POSITIONS = ("learned", "sincos1d", "sincos2d", None)
@@ -95,7 +96,9 @@ class PatchEncoder(keras.layers.Layer):
             dtype=self.dtype_policy,
             name="projection",
         )
-        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+        self.dropout = unless_zero(
+            keras.layers.Dropout, dropout, dtype=self.dtype_policy, name="dropout"
+        )
 
     @property
     def prefix_tokens(self):

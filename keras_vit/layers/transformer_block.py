@@ -6,6 +6,7 @@ from keras_vit.layers.drop_path import DropPath
 from keras_vit.layers.layer_scale import LayerScale
 from keras_vit.layers.mlp import MLP
 from keras_vit.layers.multi_head_self_attention import MultiHeadSelfAttention
+from keras_vit.layers.rates import unless_zero
 from keras_vit.layers.rematerialization import rematerialize
 
 
@@ -125,8 +126,8 @@ class TransformerBlock(keras.layers.Layer):
         if layer_scale is not None:
             self.attention_scale = LayerScale(layer_scale, name="attention_scale", **policy)
             self.mlp_scale = LayerScale(layer_scale, name="mlp_scale", **policy)
-        self.dropout = keras.layers.Dropout(dropout, name="dropout", **policy)
-        self.drop_path = DropPath(drop_path, name="drop_path", **policy)
+        self.dropout = unless_zero(keras.layers.Dropout, dropout, name="dropout", **policy)
+        self.drop_path = unless_zero(DropPath, drop_path, name="drop_path", **policy)
 
     def build(self, input_shape):
         layers = (self.attention_norm, self.attention, self.attention_scale)
