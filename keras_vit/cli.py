@@ -16,6 +16,7 @@ from tyro.extras import subcommand_cli_from_dict
 from keras_vit import checkpoints, data, export, finetune, inspection, models, serving, zoo
 from keras_vit.finetune.command_line import USER_ERRORS
 from keras_vit.finetune.log import ProgressLine
+from keras_vit.finetune.signals import RunInterrupted
 from keras_vit.finetune.splits import split_source
 from keras_vit.layers.nearest import nearest_names
 from keras_vit.zoo import catalog
@@ -426,8 +427,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; None: the process's.
 
     Returns:
-        The exit status: 0, 1 when a check found something, 2 after an error, or 130 when
-        interrupted from the keyboard.
+        The exit status: 0, 1 when a check found something, 2 after an error, 130 when interrupted
+        from the keyboard, or 143 when a run was told to end (SIGTERM).
 
     Raises:
         SystemExit: After `--help`, and for a command line that cannot be read.
@@ -449,6 +450,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"keras-vit: {error}", file=sys.stderr)
         return 2
+    except RunInterrupted as error:
+        print(f"keras-vit: {error}", file=sys.stderr)
+        return 128 + error.signal
     except KeyboardInterrupt:
         print("keras-vit: interrupted", file=sys.stderr)
         return 130

@@ -99,12 +99,13 @@ def test_a_damaged_file_falls_back_to_the_one_before(tmp_path_factory, position,
         assert str(newest) in warnings[0]
 
 
-def test_all_damaged_starts_anew_and_says_so(tmp_path):
+def test_all_damaged_is_an_error_and_nothing_is_overwritten(tmp_path):
     model = compiled_model()
     for step in (1, 2):
         save_training_state(tmp_path, model, Progress(step), "run").write_bytes(b"")
     warnings = []
-    assert restore_training_state(tmp_path, model, "run", warn=warnings.append) == Progress()
+    with pytest.raises(ValueError, match="None of the 2 training checkpoints.*--fresh"):
+        restore_training_state(tmp_path, model, "run", warn=warnings.append)
     assert len(warnings) == 2
 
 
@@ -112,7 +113,8 @@ def test_another_runs_checkpoint_is_passed_over(tmp_path):
     model = compiled_model()
     save_training_state(tmp_path, model, Progress(1), "run")
     warnings = []
-    assert restore_training_state(tmp_path, model, "other", warn=warnings.append).step == 0
+    with pytest.raises(ValueError, match="None of the 1 training checkpoints"):
+        restore_training_state(tmp_path, model, "other", warn=warnings.append)
     assert "another run" in warnings[0]
 
 

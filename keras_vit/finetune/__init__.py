@@ -18,6 +18,7 @@ from keras_vit.finetune.recipe import Recipe, recipe_from_fields
 from keras_vit.finetune.report import RunResult
 from keras_vit.finetune.run import run
 from keras_vit.finetune.schedule import learning_rate
+from keras_vit.finetune.signals import RunInterrupted
 from keras_vit.finetune.sweep import SweepResult, sweep
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "SGD",
     "Evaluation",
     "Recipe",
+    "RunInterrupted",
     "RunResult",
     "SweepResult",
     "TrainingDiverged",

@@ -25,6 +25,7 @@ from keras_vit.finetune.recipe import Recipe, recipe_fields, unread_options
 from keras_vit.finetune.report import RunResult
 from keras_vit.finetune.reproducibility import fix_order_of_operations
 from keras_vit.finetune.run import run
+from keras_vit.finetune.signals import RunInterrupted
 from keras_vit.models import VARIANTS
 from keras_vit.models.variants import get_variant
 from keras_vit.zoo import weights_path
@@ -256,6 +257,8 @@ def _warmup_share(recipe):
 def user_errors() -> Iterator[None]:
     """Ends the program with a message on stderr and status 2 for what a user can put right.
 
+    A run that a signal stopped ends it with 128 + the signal's number.
+
     KERAS_VIT_TRACEBACK=1 in the environment shows where the error came from instead.
     """
     try:
@@ -265,3 +268,6 @@ def user_errors() -> Iterator[None]:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except RunInterrupted as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(128 + error.signal) from None

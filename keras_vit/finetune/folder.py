@@ -1,8 +1,13 @@
 """A run's folder: what it says it holds, and whether another run may go on in it."""
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -13,6 +18,10 @@ from keras_vit.finetune.recipe import FREE_FIELDS, Recipe, differing_fields, rec
 from keras_vit.finetune.state import read_json
 from keras_vit.models import VisionTransformerConfig
 from keras_vit.zoo import weights_path
+from keras_vit.zoo.file_lock import file_lock
+
+_DISK_FULL = ("no space left on device", "disk quota exceeded")
+_NOT_WRITABLE = ("read-only file system", "permission denied", "operation not permitted")
 
 
 def describe_run(
@@ -52,15 +61,90 @@ def deciding_options(configuration: dict) -> dict:
     for name in ("architecture", "weights_config_sha256", "backend"):
         options[name] = configuration.get(name)
     data = {f"data {name}": value for name, value in configuration["data"].items()}
+    if options.get("early_stopping") or options.get("keep") == "best":
+        # Evaluations decide then.
+        data["evaluation every"] = options["evaluate_every"]
     del options["data"]  # The name as given may be a path.
     return {name: value for name, value in {**options, **data}.items() if name not in FREE_FIELDS}
 
 
-def check_folder(folder: str | Path, configuration: dict) -> None:
-    """Raises a ValueError if a folder holds something other than the run described."""
+def unused_name(recipe: Recipe) -> str:
+    """The recipe's name, or it with the first number from 2 on whose folder does not exist yet."""
+    name, number = recipe.name, 2
+    while Path(recipe.output, name).exists():
+        name, number = f"{recipe.name}-{number}", number + 1
+    return name
+
+
+@contextlib.contextmanager
+def run_lock(folder: str | Path) -> Iterator[None]:
+    """Keeps other runs out of a folder; a killed run's lock is none."""
+    try:
+        with file_lock(Path(folder) / ".lock", wait=False):
+            yield
+    except BlockingIOError as error:
+        raise BlockingIOError(
+            f"{folder} is in use: {error}. Wait until that run ends, or choose another --name"
+        ) from error
+
+
+@contextlib.contextmanager
+def disk_errors(folder: str | Path) -> Iterator[None]:
+    """Says of errors of the disk which disk it is, and how the run goes on."""
+    try:
+        yield
+    except Exception as error:
+        named, place = getattr(error, "filename", None), Path(folder).resolve()
+        if named and not _is_in_line(Path(os.fsdecode(named)).resolve(), place):
+            raise  # A file of the data, for instance.
+        # Libraries in C hand the system's message on in errors of their own.
+        text = str(error).lower()
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or any(sign in text for sign in _DISK_FULL):
+            raise OSError(
+                f"The disk of {folder} is full{_free(folder)}: {error}. Make room; the same "
+                "command then goes on from the last checkpoint"
+            ) from error
+        if number in (errno.EROFS, errno.EACCES, errno.EPERM) or any(
+            sign in text for sign in _NOT_WRITABLE
+        ):
+            raise OSError(
+                f"{folder} cannot be written to: {error}. Choose another --output, or see to its "
+                "permissions"
+            ) from error
+        raise
+
+
+def _is_in_line(path, folder):
+    """Whether a path is the folder, in it, or above it."""
+    return path == folder or folder in path.parents or path in folder.parents
+
+
+def _free(folder):
+    there = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
+    usage = shutil.disk_usage(there)
+    return f" ({usage.free / 2**20:,.1f} of {usage.total / 2**20:,.0f} MiB free)"
+
+
+def check_folder(
+    folder: str | Path, configuration: dict, *, accept_changes: bool = False
+) -> list[str]:
+    """Whether a run may go on in a folder.
+
+    Args:
+        folder: The folder; it may be absent.
+        configuration: Of the run, from `describe_run`.
+        accept_changes: Whether it may differ from the one that the folder holds.
+
+    Returns:
+        What differs, where that is accepted, a line an option.
+
+    Raises:
+        ValueError: If the folder holds something else than the run described.
+    """
     folder = Path(folder)
     if not folder.exists():
-        return
+        return []
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file. Expected a folder; choose another --name")
     recipe_file = folder / "recipe.json"
@@ -69,15 +153,17 @@ def check_folder(folder: str | Path, configuration: dict) -> None:
             raise ValueError(
                 f"{folder} holds files, but no recipe.json: it is not a run. Choose another --name"
             )
-        return
+        return []
     there = read_configuration(folder)
     lines = differing_fields(deciding_options(configuration), deciding_options(there))
-    if lines:
+    if lines and not accept_changes:
         raise ValueError(
             f"{folder} holds another run. It differs in:\n  "
             + "\n  ".join(lines)
-            + "\nChoose another --name, or delete the folder to start anew"
+            + "\nChoose another --name, start over in a new folder with --fresh, or go on all the "
+            "same with --accept-changes"
         )
+    return lines
 
 
 def read_configuration(folder: str | Path) -> dict:

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from keras_vit.finetune.loop import StepResult
@@ -148,34 +149,47 @@ class Meter:
     Args:
         batch_size: Images a step.
         steps: Number of steps of the run.
+        since_row: What `since_row` was when the run was left.
     """
 
-    def __init__(self, batch_size: int, steps: int):
+    def __init__(
+        self,
+        batch_size: int,
+        steps: int,
+        since_row: Sequence[tuple[float, float, float]] = (),
+    ):
         self._batch_size = batch_size
         self._steps = steps
-        self._since_row: list[StepResult] = []
+        self._since_row = list(since_row)
         self._seconds: list[float] = []
         self._waiting: list[float] = []
         self._step = 0
 
     def add(self, result: StepResult) -> None:
         """Takes in the result of a step."""
-        self._since_row.append(result)
+        self._since_row.append((result.loss, result.accuracy, result.learning_rate))
         self._seconds.append(result.seconds)
         self._waiting.append(result.waiting_seconds)
         self._step = result.step
 
     def row(self) -> dict[str, float]:
         """The row of log.csv for the steps since the last row."""
-        results, self._since_row = self._since_row, []
+        count = len(self._since_row)
+        losses, accuracies, learning_rates = zip(*self._since_row, strict=True)
+        self._since_row = []
         return {
             "step": self._step,
-            "loss": sum(result.loss for result in results) / len(results),
-            "accuracy": sum(result.accuracy for result in results) / len(results),
-            "learning_rate": results[-1].learning_rate,
-            "images_per_second": self._pace(len(results)),
-            "waiting_share": self._waiting_share(len(results)),
+            "loss": sum(losses) / count,
+            "accuracy": sum(accuracies) / count,
+            "learning_rate": learning_rates[-1],
+            "images_per_second": self._pace(count),
+            "waiting_share": self._waiting_share(count),
         }
+
+    @property
+    def since_row(self) -> tuple[tuple[float, float, float], ...]:
+        """Loss, accuracy and learning rate of each step since the last row."""
+        return tuple(self._since_row)
 
     @property
     def images_per_second(self) -> float:
@@ -198,7 +212,9 @@ class Meter:
             row = {
                 "images_per_second": self._pace(50),
                 "waiting_share": self._waiting_share(50),
-                **vars(self._since_row[-1]),
+                **dict(
+                    zip(("loss", "accuracy", "learning_rate"), self._since_row[-1], strict=True)
+                ),
             }
         text = (
             f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  learning rate "

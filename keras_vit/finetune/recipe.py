@@ -24,6 +24,8 @@ FREE_FIELDS = (
     "log_every",
     "export",
     "report",
+    "accept_changes",
+    "fresh",
 )
 
 # `sgd` and `keras_sgd` differ under a schedule, see `keras_vit.finetune.SGD`.
@@ -276,6 +278,14 @@ class Recipe:
     """Share of the running average of the weights that a step keeps; the average is what is
     evaluated and saved. 0: none."""
 
+    early_stopping: int | None = None
+    """Training ends after so many evaluations in a row without a better validation accuracy;
+    None: never."""
+
+    keep: Literal["last", "best"] = "last"
+    """Which weights the run ends with: those of the last step, or those of the best validation
+    accuracy."""
+
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
     """Dtype policy; auto: mixed_bfloat16 where the accelerator has it, mixed_float16 with loss
     scaling on older GPUs, float32 on CPU."""
@@ -301,6 +311,14 @@ class Recipe:
 
     report: bool = True
     """Whether to write report.html at the end (needs matplotlib and Jinja)."""
+
+    accept_changes: bool = False
+    """Whether a run may go on with other options than it began with; they are listed, in
+    recipe.json too."""
+
+    fresh: bool = False
+    """Whether to start over, in the new folder OUTPUT/NAME-2 (NAME-3, …) where OUTPUT/NAME is
+    taken."""
 
     def __post_init__(self) -> None:
         for name in ("weights", "data", "data_dir", "output"):
@@ -410,6 +428,7 @@ _BOUNDS: dict[str, tuple[Any, ...]] = {
     "test_images": (1,),
     "trainable_blocks": (0,),
     "lora_rank": (1,),
+    "early_stopping": (1,),
     "lora_alpha": (1e-9,),
     "layer_decay": (1e-9, 1.0),
     "crop_min_area": (1e-9, 1.0),
@@ -528,6 +547,11 @@ _READ_WHERE: tuple[tuple[tuple[str, ...], str, Any], ...] = (
         ("label_smoothing",),
         "loss is cross_entropy",
         lambda recipe: recipe.loss == "cross_entropy",
+    ),
+    (
+        ("early_stopping", "keep"),
+        "evaluate_every is above 0",
+        lambda recipe: recipe.evaluate_every > 0,
     ),
 )
 

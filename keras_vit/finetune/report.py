@@ -39,6 +39,7 @@ class RunResult:
             `peak_memory`.
         waiting_share: Share of the last session's steps that passed waiting for images; None for
             results of versions that did not measure it.
+        best_step: The step with the best validation accuracy; None where none was evaluated.
     """
 
     name: str
@@ -54,6 +55,7 @@ class RunResult:
     finished: str
     peak_memory: int | None = None
     waiting_share: float | None = None
+    best_step: int | None = None
 
     def __str__(self) -> str:
         recipe = self.configuration["recipe"]
@@ -70,6 +72,11 @@ class RunResult:
                 f"{self.images_per_second:,.0f} images/s{waiting}{memory}",
                 f"  computed in {recipe['precision']} on {self.machine['accelerator']} with "
                 f"{self.versions['backend']} {self.versions['backend_version']}",
+                *(
+                    f"  changed     after step {change['after_step']}: "
+                    + "; ".join(change["options"])
+                    for change in self.configuration.get("changes", [])
+                ),
             )
         )
 
@@ -101,9 +108,11 @@ def make_result(
     test: Evaluation | None,
     validation: Evaluation | None,
     train_images: int,
+    steps: int,
     seconds: float,
     images_per_second: float,
     waiting_share: float | None = None,
+    best_step: int | None = None,
 ) -> RunResult:
     """Makes the result of a run that ends now, on this machine."""
     return RunResult(
@@ -111,7 +120,7 @@ def make_result(
         test=test,
         validation=validation,
         train_images=train_images,
-        steps=configuration["recipe"]["steps"],
+        steps=steps,
         minutes=seconds / 60,
         images_per_second=images_per_second,
         configuration=configuration,
@@ -120,6 +129,7 @@ def make_result(
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         peak_memory=peak_memory(),
         waiting_share=waiting_share,
+        best_step=best_step,
     )
 
 

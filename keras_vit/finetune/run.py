@@ -1,5 +1,6 @@
 """One fine-tuning run, from a recipe to a result."""
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -10,12 +11,16 @@ import keras
 import numpy as np
 
 from keras_vit.data import DataSource, check_class_names, check_images, load_data
+from keras_vit.finetune.batch_size import is_out_of_memory
 from keras_vit.finetune.evaluation import Evaluation, judge_outputs, predict_outputs
 from keras_vit.finetune.folder import (
     check_folder,
     deciding_options,
     describe_run,
+    disk_errors,
     read_configuration,
+    run_lock,
+    unused_name,
 )
 from keras_vit.finetune.html_report import write_report
 from keras_vit.finetune.log import Meter, ProgressLine, RunLog
@@ -26,12 +31,15 @@ from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.report import RunResult, make_result, read_result, write_result
 from keras_vit.finetune.reproducibility import fix_order_of_operations
 from keras_vit.finetune.rules import format_plans
+from keras_vit.finetune.signals import RunInterrupted, stop_requests
 from keras_vit.finetune.splits import split_source
 from keras_vit.finetune.starting_model import build_model, model_config
 from keras_vit.finetune.state import (
-    Progress,
+    CheckpointWriter,
     identity_digest,
     replace_file,
+    replaced_file,
+    restore_best,
     restore_training_state,
     save_training_state,
     write_json,
@@ -57,6 +65,8 @@ def run(
     `figures/` and `predictions.csv`. A run that is finished already is not repeated: its result
     is handed back.
 
+    SIGTERM and SIGINT make it save and stop after the step it is at.
+
     Args:
         recipe: All options.
         source: The images, instead of what `recipe.data` names.
@@ -72,11 +82,22 @@ def run(
         ValueError: For options that do not fit each other, the data or the checkpoint, or a
             folder that holds another run.
         TrainingDiverged: When the loss is no longer finite. The last good checkpoint stays.
+        RunInterrupted: After SIGTERM or SIGINT; the same recipe then goes on where it stopped.
+        OSError: If the folder is in use by another run or cannot be written to, or the disk is
+            full; the last good checkpoint stays.
+        MemoryError: If a step does not fit the memory.
     """
+    if recipe.fresh:
+        recipe = dataclasses.replace(recipe, name=unused_name(recipe), fresh=False)
+    folder = Path(recipe.output) / recipe.name
+    with disk_errors(folder), run_lock(folder):
+        return _run(recipe, folder, source=source, architecture=architecture, test=test)
+
+
+def _run(recipe, folder, *, source, architecture, test):
     _check_backend(recipe)
     if not fix_order_of_operations():
         print("TensorFlow was in use before this run: a repetition may differ in the last bits.")
-    folder = Path(recipe.output) / recipe.name
     recipe = resolve_recipe(recipe, folder)
     # Whatever can be known without the images is checked before they are read or fetched.
     model_config(recipe, architecture)
@@ -86,11 +107,16 @@ def run(
         known = (folder / "class_names.txt").read_text("utf-8").splitlines()
         check_class_names(source, known, folder / "class_names.txt")
     splits = split_source(source, recipe)
+    if splits.validation is None and (recipe.early_stopping or recipe.keep == "best"):
+        raise ValueError(
+            'early_stopping and keep="best" go by the validation images, and there are none. '
+            f"Received: validation_fraction={recipe.validation_fraction}"
+        )
     recipe = resolve_epochs(recipe, len(splits.train))
     configuration = describe_run(recipe, source, architecture)
-    check_folder(folder, configuration)
+    changes = check_folder(folder, configuration, accept_changes=recipe.accept_changes)
     result = read_result(folder / "result.json")
-    if result and (result.test or not test):
+    if result and (result.test or not test) and not changes:
         print(f"{folder} is finished; nothing more to train.")
         if recipe.report and not (folder / "report.html").exists():
             _write_missing_report(folder, recipe, result, splits)
@@ -101,7 +127,10 @@ def run(
         began = time.perf_counter()
         training, recipe = set_up_training(model, recipe, splits)
         configuration = describe_run(recipe, source, architecture)
-        folder.mkdir(parents=True, exist_ok=True)
+        if changes:
+            _accept_changes(changes, training.compiled, folder, configuration)
+        elif (folder / "recipe.json").exists():
+            configuration["changes"] = read_configuration(folder).get("changes", [])
         write_json(folder / "recipe.json", configuration)
         names = "\n".join(source.class_names) + "\n"
         replace_file(folder / "class_names.txt", names.encode())
@@ -172,6 +201,25 @@ def _check_files(folder, splits):
         line.end()
 
 
+def _accept_changes(changes, compiled, folder, configuration):
+    """Makes the newest checkpoint one of the run as it is now; says and notes what changed."""
+    done = restore_training_state(folder / "checkpoints", compiled, None)
+    steps = configuration["recipe"]["steps"]
+    if done.step > steps:
+        raise ValueError(
+            f"{folder} is at step {done.step} already. Expected no fewer steps. "
+            f"Received: steps={steps}"
+        )
+    print(f"Going on with other options after step {done.step}:\n  " + "\n  ".join(changes))
+    if (folder / "result.json").exists():
+        # The run is no longer finished; what it came to until here stays.
+        os.replace(folder / "result.json", folder / f"result_of_step_{done.step:08d}.json")
+    identity = identity_digest(deciding_options(configuration))
+    save_training_state(folder / "checkpoints", compiled, done, identity)
+    earlier = read_configuration(folder).get("changes", [])
+    configuration["changes"] = [*earlier, {"after_step": done.step, "options": changes}]
+
+
 def _export(recipe, folder, class_names):
     from keras_vit.export import export_saved_model
 
@@ -195,15 +243,21 @@ def _check_backend(recipe):
 def _train_and_test(training, recipe, splits, folder, configuration, began, *, test):
     identity = identity_digest(deciding_options(configuration))
     done = restore_training_state(folder / "checkpoints", training.compiled, identity)
-    meter = Meter(recipe.batch_size, recipe.steps)
+    meter = Meter(recipe.batch_size, recipe.steps, done.since_row)
     try:
-        _train(training, recipe, splits, folder, identity, done, meter, began)
+        progress = _train(training, recipe, splits, folder, identity, done, meter, began)
     except (TrainingDiverged, FloatingPointError) as error:
         restore_training_state(folder / "checkpoints", training.compiled, identity)
         _save_model(training.model, folder / "last_good.keras")
         raise TrainingDiverged(_advice(error, recipe, folder)) from error
-    seconds = done.seconds + time.perf_counter() - began
-    use_averaged_weights(training.compiled.optimizer)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise MemoryError(_memory_advice(error, recipe)) from error
+        raise
+    if recipe.keep == "best":
+        restore_best(folder / "checkpoints", training.compiled, progress, identity)
+    else:
+        use_averaged_weights(training.compiled.optimizer)
     _save_model(training.model, folder / "model.keras")
     judged = {}
     for name in ("validation", "test"):
@@ -216,7 +270,9 @@ def _train_and_test(training, recipe, splits, folder, configuration, began, *, t
         test=judged["test"][2] if "test" in judged else None,
         validation=judged["validation"][2] if "validation" in judged else None,
         train_images=len(splits.train),
-        seconds=seconds,
+        steps=progress.step,
+        best_step=progress.best_step or None,
+        seconds=progress.seconds,
         images_per_second=meter.images_per_second,
         waiting_share=meter.waiting_share,
     )
@@ -262,44 +318,78 @@ def _write_missing_report(folder, recipe, result, splits):
     _write_report(folder, model, result, splits.train, split, image_set, outputs)
 
 
-def _train(training, recipe, splits, folder, identity, done, meter, began):
-    """Trains to the last step, with its log, evaluations and checkpoints."""
-    if done.step:
-        print(f"Going on after step {done.step} of {recipe.steps}.")
+def _train(training, recipe, splits, folder, identity, progress, meter, began):
+    """Trains to the end, with log, evaluations and checkpoints; hands back how far it came."""
+    start, earlier = progress.step, progress.seconds
+    if start:
+        print(f"Going on after step {start} of {recipe.steps}.")
     compiled = training.compiled
-    if not done.step:
+    if not start:
         # So that there is a good state from the first step on.
-        save_training_state(folder / "checkpoints", compiled, done, identity)
-    log, line = RunLog(folder, done.step), ProgressLine(recipe.steps)
-    results = training_steps(
-        compiled,
-        recipe,
-        training.batches,
-        done.step,
-        steps_per_epoch=training.steps_per_epoch,
-    )
-    try:
-        for result in results:
+        save_training_state(folder / "checkpoints", compiled, progress, identity)
+    if _is_stopped_early(progress, recipe):
+        return progress
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(CheckpointWriter(folder / "checkpoints", identity))
+        log, line = RunLog(folder, start), ProgressLine(recipe.steps)
+        stack.callback(log.close)
+        stack.callback(line.end)
+        stop = stack.enter_context(stop_requests())
+        for result in training_steps(
+            compiled,
+            recipe,
+            training.batches,
+            start,
+            steps_per_epoch=training.steps_per_epoch,
+        ):
             step = result.step
-            saves = _is_due(step, recipe.checkpoint_every, recipe.steps)
             meter.add(result)
-            row = None
-            if _is_due(step, recipe.evaluate_every, recipe.steps) and splits.validation:
+            evaluates = splits.validation and _is_due(step, recipe.evaluate_every, recipe.steps)
+            accuracy = {}
+            if evaluates:
                 with averaged_weights(compiled.optimizer):
                     _, evaluation = _judge(training, splits.validation)
-                row = {**meter.row(), "validation_accuracy": evaluation.accuracy}
-            elif _is_due(step, recipe.log_every, recipe.steps) or saves:
-                # At a checkpoint too, so that a run that goes on from there logs the same rows.
-                row = meter.row()
-            if row:
+                    progress = progress.evaluated(step, evaluation.accuracy)
+                    if recipe.keep == "best" and progress.best_step == step:
+                        writer.save_best(compiled, progress)
+                accuracy = {"validation_accuracy": evaluation.accuracy}
+            ends = step == recipe.steps or _is_stopped_early(progress, recipe)
+            due = ends or _is_due(step, recipe.checkpoint_every, recipe.steps)
+            row = None
+            # At a checkpoint too, so that a run that goes on from there logs the same rows.
+            if due or evaluates or _is_due(step, recipe.log_every, recipe.steps):
+                row = {**meter.row(), **accuracy}
                 log.write(row)
             line.show(step, meter.text(row), seconds_left=meter.seconds_left, keep=bool(row))
-            if saves:
-                progress = Progress(step, done.seconds + time.perf_counter() - began)
-                save_training_state(folder / "checkpoints", compiled, progress, identity)
-    finally:
-        line.end()
-        log.close()
+            progress = dataclasses.replace(
+                progress,
+                step=step,
+                seconds=earlier + time.perf_counter() - began,
+                since_row=meter.since_row,
+            )
+            writer.check()
+            if due or stop.signal:
+                saved = writer.save(compiled, progress)
+            if stop.signal:
+                saved.result()
+                raise RunInterrupted(
+                    f"{folder} stopped after step {step} of {recipe.steps}; the same command goes "
+                    "on from there",
+                    stop.signal,
+                )
+            if ends:
+                break
+    if _is_stopped_early(progress, recipe):
+        print(
+            f"Stopped early after step {progress.step} of {recipe.steps}: the best validation "
+            f"accuracy, {progress.best_accuracy:.4f}, is that of step {progress.best_step}."
+        )
+    return progress
+
+
+def _is_stopped_early(progress, recipe):
+    patience = recipe.early_stopping
+    return patience is not None and progress.evaluations_since_best >= patience
 
 
 def _judge(training, image_set) -> tuple[np.ndarray, Evaluation]:
@@ -315,9 +405,19 @@ def _is_due(step, every, last):
 
 
 def _save_model(model, path):
-    beside = path.with_name(f".partial.{path.name}")
-    model.save(beside)
-    os.replace(beside, path)
+    with replaced_file(path) as beside:
+        model.save(beside)
+
+
+def _memory_advice(error, recipe):
+    images = recipe.micro_batch_size or recipe.batch_size
+    return (
+        f"A step does not fit the memory: {str(error).splitlines()[0] if str(error) else error!r}\n"
+        f"Try --micro-batch-size {max(1, images // 2)} (now {images}; the gradients of a batch of "
+        f"{recipe.batch_size} are accumulated then), --remat, a smaller --image-size (now "
+        f"{recipe.image_size}), or a smaller --batch-size. The last checkpoint stays: with "
+        "--accept-changes the run goes on from there"
+    )
 
 
 def _advice(error, recipe, folder):

@@ -1,19 +1,25 @@
 """Training checkpoints: everything a run needs to go on, in files that are whole or absent."""
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
 KEPT_CHECKPOINTS = 2
-_FILE_NAME = re.compile(r"step_(\d+)\.safetensors")
+_FILE_NAME = re.compile(r"(step|best)_(\d+)\.safetensors")
+# Stands for the digest while it is computed: the digest is in the file that it is of.
+_NO_DIGEST = "0" * 64
 
 
 @dataclass(frozen=True)
@@ -23,24 +29,62 @@ class Progress:
     Attributes:
         step: Number of optimizer steps done.
         seconds: Wall time spent so far, over all sessions.
+        best_accuracy: The highest accuracy on the validation split so far; below 0: none yet.
+        best_step: The first step that had it.
+        evaluations_since_best: Evaluations after that step.
+        since_row: Loss, accuracy and learning rate of each step since the last row of the log.
     """
 
     step: int = 0
     seconds: float = 0.0
+    best_accuracy: float = -1.0
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    since_row: tuple[tuple[float, float, float], ...] = ()
+
+    def evaluated(self, step: int, accuracy: float) -> "Progress":
+        """What becomes of it by an evaluation.
+
+        >>> Progress().evaluated(5, 0.9).evaluated(10, 0.9).evaluations_since_best
+        1
+        """
+        if accuracy > self.best_accuracy:
+            return dataclasses.replace(
+                self, best_accuracy=accuracy, best_step=step, evaluations_since_best=0
+            )
+        return dataclasses.replace(self, evaluations_since_best=self.evaluations_since_best + 1)
+
+
+@contextlib.contextmanager
+def replaced_file(path: str | Path) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes the place of `path` when it is on the disk.
+
+    Whoever reads `path` sees the old content or the new one, never a part. Where writing fails
+    nothing is left.
+    """
+    path = Path(path)
+    beside = path.with_name(f".partial.{path.name}")
+    try:
+        yield beside
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    if os.name != "nt":
+        # The new name is in the folder, which is on the disk only now.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def replace_file(path: str | Path, data: bytes) -> None:
-    """Writes a file beside its place, forces it to disk and renames it into place.
-
-    Whoever reads `path` sees the old content or the new one, never a part.
-    """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.partial")
-    with open(beside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    """Writes a file whole or not at all, see `replaced_file`."""
+    with replaced_file(path) as beside:
+        beside.write_bytes(data)
 
 
 def write_json(path: str | Path, content: dict) -> None:
@@ -79,53 +123,119 @@ def save_training_state(
     Raises:
         FloatingPointError: If a variable is not finite; nothing is written then.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = {name: _storable(variable) for name, variable in _state_variables(model)}
-    variable_names = {name: variable.path for name, variable in _state_variables(model)}
-    for name, array in arrays.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise FloatingPointError(
-                f"The variable {variable_names[name]} is not finite after step {progress.step}."
-            )
-    metadata = {
-        "step": str(progress.step),
-        "seconds": repr(progress.seconds),
-        "identity": identity,
-    }
-    metadata["sha256"] = _digest(arrays, metadata)
-    path = folder / f"step_{progress.step:08d}.safetensors"
-    replace_file(path, save(arrays, metadata))
-    for old in _checkpoint_files(folder)[KEPT_CHECKPOINTS:]:
-        old.unlink()
-    return path
+    with CheckpointWriter(folder, identity) as writer:
+        return writer.save(model, progress).result()
+
+
+class CheckpointWriter:
+    """Writes training checkpoints while the training goes on.
+
+    The variables are copied before `save` returns; checksum, file and disk take their time in
+    a thread. Files come into being in the order of the calls.
+
+    Args:
+        folder: Folder of the training checkpoints.
+        identity: As for `save_training_state`.
+    """
+
+    def __init__(self, folder: str | Path, identity: str):
+        self._folder = Path(folder)
+        self._identity = identity
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._pending: list[Future] = []
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self._thread.shutdown(wait=True)
+        if error is None:
+            self.check()
+
+    def save(self, model: keras.Model, progress: Progress) -> Future:
+        """Saves what `save_training_state` saves; waits where the last one is not written yet."""
+        path = self._folder / f"step_{progress.step:08d}.safetensors"
+        return self._submit(path, dict(_state_variables(model)), progress)
+
+    def save_best(self, model: keras.Model, progress: Progress) -> Future:
+        """Saves the model's weights alone, as those of the best step so far."""
+        path = _best_file(self._folder, progress)
+        return self._submit(path, dict(_model_variables(model)), progress)
+
+    def check(self) -> None:
+        """Raises what went wrong in writing, if anything did."""
+        done, self._pending = (
+            [future for future in self._pending if future.done()],
+            [future for future in self._pending if not future.done()],
+        )
+        for future in done:
+            future.result()
+
+    def _submit(self, path, variables, progress):
+        # One copy of the state waits at most.
+        for future in self._pending:
+            future.result()
+        arrays = {name: _storable(variable) for name, variable in variables.items()}
+        paths = {name: variable.path for name, variable in variables.items()}
+        self._pending = [self._thread.submit(_write, path, arrays, paths, progress, self._identity)]
+        return self._pending[0]
 
 
 def restore_training_state(
-    folder: str | Path, model: keras.Model, identity: str, warn=print
+    folder: str | Path,
+    model: keras.Model,
+    identity: str | None,
+    warn: Callable[[str], object] = print,
 ) -> Progress:
     """Sets a compiled model and its optimizer to the newest checkpoint that is whole.
 
     Args:
         folder: Folder of the training checkpoints; it may be absent.
         model: The compiled training model, its optimizer built.
-        identity: What the checkpoint must have been saved with.
+        identity: What the checkpoint must have been saved with; None: any, as long as it fits.
         warn: Called with one line for each checkpoint that is passed over.
 
     Returns:
         How far the run has come; step 0 where there is no checkpoint.
+
+    Raises:
+        ValueError: If there are checkpoints, and none can be used.
     """
-    for path in _checkpoint_files(Path(folder)):
+    files = _checkpoint_files(Path(folder))
+    variables = dict(_state_variables(model))
+    for path in files:
         try:
-            arrays, metadata = _read(path)
-            _check_fits(arrays, metadata, model, identity)
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            arrays, progress = _read_fitting(path, variables, identity)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             warn(f"Passing over the training checkpoint {path}: {error}")
             continue
-        for name, variable in _state_variables(model):
+        for name, variable in variables.items():
             variable.assign(arrays[name])
-        return Progress(int(metadata["step"]), float(metadata["seconds"]))
+        return progress
+    if files:
+        raise ValueError(
+            f"None of the {len(files)} training checkpoints in {folder} can be used, see above. "
+            "Start over in a new folder with --fresh"
+        )
     return Progress()
+
+
+def restore_best(folder: str | Path, model: keras.Model, progress: Progress, identity: str) -> None:
+    """Sets a model to the weights that `CheckpointWriter.save_best` saved for a progress.
+
+    Raises:
+        ValueError: If the file is damaged or absent.
+    """
+    path, variables = _best_file(Path(folder), progress), dict(_model_variables(model))
+    try:
+        arrays, _ = _read_fitting(path, variables, identity)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}, the weights of the best step, cannot be used: {error}. Start over in a new "
+            "folder with --fresh"
+        ) from error
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
 
 
 def identity_digest(identity: dict) -> str:
@@ -137,47 +247,117 @@ def identity_digest(identity: dict) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def _checkpoint_files(folder):
+def _checkpoint_files(folder, kind="step"):
     """Newest first."""
-    files = [path for path in folder.glob("step_*.safetensors") if _FILE_NAME.fullmatch(path.name)]
-    return sorted(files, reverse=True)
+    return sorted(
+        (path for path in folder.glob(f"{kind}_*.safetensors") if _FILE_NAME.fullmatch(path.name)),
+        reverse=True,
+    )
+
+
+def _best_file(folder, progress):
+    return folder / f"best_{progress.best_step:08d}.safetensors"
+
+
+def _model_variables(model):
+    for index, variable in enumerate(model.variables):
+        yield f"model.{index:04d}", variable
 
 
 def _state_variables(model):
     # Names that Keras gives count up within a process, so the place in the list is the key.
-    for kind, variables in (("model", model.variables), ("optimizer", model.optimizer.variables)):
-        for index, variable in enumerate(variables):
-            yield f"{kind}.{index:04d}", variable
+    yield from _model_variables(model)
+    for index, variable in enumerate(model.optimizer.variables):
+        yield f"optimizer.{index:04d}", variable
 
 
 def _storable(variable):
-    array = np.asarray(keras.ops.convert_to_numpy(variable.value), order="C")
+    # A copy: the next step changes the variable, or gives its memory away.
+    array = np.array(keras.ops.convert_to_numpy(variable.value), order="C")
     # safetensors cannot hand bfloat16 back to NumPy; float32 holds every bfloat16 number.
     return array.astype("float32") if array.dtype.name == "bfloat16" else array
 
 
-def _digest(arrays, metadata):
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+def _write(path, arrays, variable_paths, progress, identity):
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise FloatingPointError(
+                f"The variable {variable_paths[name]} is not finite after step {progress.step}."
+            )
+    metadata = {name: json.dumps(value) for name, value in dataclasses.asdict(progress).items()}
+    metadata |= {"identity": identity, "sha256": _NO_DIGEST}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(path) as beside:
+        save_file(arrays, beside, metadata)
+        digest, place = _digest(beside, _NO_DIGEST)
+        with open(beside, "r+b") as file:
+            file.seek(place)
+            file.write(digest.encode())
+    _remove_old(path.parent)
+    return path
 
 
-def _read(path):
+def _remove_old(folder):
+    """Keeps the last checkpoints, and the weights of the best step that they or later ones name."""
+    files = _checkpoint_files(folder)
+    for old in files[KEPT_CHECKPOINTS:]:
+        old.unlink()
+    best = _checkpoint_files(folder, "best")
+    if not (files and best):
+        return
+    oldest_named = min(_named_best(path) for path in files[:KEPT_CHECKPOINTS])
+    for old in best:
+        if int(_FILE_NAME.fullmatch(old.name)[2]) < oldest_named:
+            old.unlink()
+
+
+def _named_best(path):
+    try:
+        with safe_open(path, "numpy") as file:
+            return int(json.loads((file.metadata() or {})["best_step"]))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return 0  # Damaged: nothing more is removed than must be.
+
+
+def _digest(path, known):
+    """The sha256 of a file in which no digest stands yet, and the place for it.
+
+    Args:
+        path: The file.
+        known: The digest that stands in it.
+    """
+    with open(path, "rb") as file:
+        length = file.read(8)
+        size = int.from_bytes(length, "little")
+        if size > os.fstat(file.fileno()).st_size:
+            raise ValueError("its header is damaged")
+        header = file.read(size)
+        entry = f'"sha256":"{known}"'.encode()
+        if header.count(entry) != 1:
+            raise ValueError("its header is damaged")
+        digest = hashlib.sha256(length)
+        digest.update(header.replace(entry, f'"sha256":"{_NO_DIGEST}"'.encode()))
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest(), 8 + header.index(entry) + len(b'"sha256":"')
+
+
+def _read_fitting(path, variables, identity):
+    """The arrays of a file whose checksum is right and whose shapes are the variables', and how far
+    the run had come."""
     with safe_open(path, "numpy") as file:
         metadata = file.metadata() or {}
-        arrays = {name: file.get_tensor(name) for name in file.keys()}
-    if metadata.pop("sha256") != _digest(arrays, metadata):
+    if "sha256" not in metadata or _digest(path, metadata["sha256"])[0] != metadata["sha256"]:
         raise ValueError("its checksum does not match its content")
-    return arrays, metadata
-
-
-def _check_fits(arrays, metadata, model, identity):
-    if metadata["identity"] != identity:
+    if identity is not None and metadata["identity"] != identity:
         raise ValueError("it belongs to another run")
-    expected = {name: tuple(variable.shape) for name, variable in _state_variables(model)}
-    found = {name: array.shape for name, array in arrays.items()}
-    if expected != found:
-        raise ValueError(f"it holds {len(found)} variables that do not fit the model's")
+    with safe_open(path, "numpy") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        expected = {name: tuple(variable.shape) for name, variable in variables.items()}
+        if expected != found:
+            raise ValueError(f"it holds {len(found)} variables that do not fit the model's")
+        arrays = {name: file.get_tensor(name) for name in found}
+    names = {field.name for field in dataclasses.fields(Progress)}
+    values = {name: json.loads(metadata[name]) for name in names}
+    values["since_row"] = tuple(map(tuple, values["since_row"]))
+    return arrays, Progress(**values)

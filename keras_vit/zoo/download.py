@@ -5,7 +5,6 @@ after a cut, and is renamed to its place once its length and digest are right. T
 publisher's where there is one; else that of the first download, which `keras_vit.lock` holds.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import http.client
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 import keras
 
 from keras_vit.zoo.catalog import PublishedWeights
+from keras_vit.zoo.file_lock import file_lock
 
 CHUNK = 1 << 20
 # A connection that brings less over a whole time-out counts as stalled.
@@ -112,7 +112,7 @@ def fetch_weights(
     folder = cache / entry.name
     effort = _Effort(timeout, attempts, wait, verbose)
     (folder / ".download").mkdir(parents=True, exist_ok=True)
-    with _alone(folder / ".download" / "lock"):
+    with file_lock(folder / ".download" / "lock"):
         for file in entry.files:
             if (folder / file.name).exists():
                 _verify_cached(entry, file, folder, lock, cache, verify)
@@ -176,7 +176,7 @@ def _check(entry, file, path, digest, lock, cache, advice):
                 f"{file.sha256}. {advice}"
             )
         return
-    with _alone(cache / ".pins"):
+    with file_lock(cache / ".pins"):
         pins = _read_pins(lock)
         known = pins.get(entry.name, {}).get(file.name)
         if known is None:
@@ -435,29 +435,3 @@ def _write_json(path, value):
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(beside, path)
-
-
-@contextlib.contextmanager
-def _alone(path):
-    """Waits until nobody else holds the file at `path`; the system frees it if we are killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as stream:
-        _hold(stream)
-        yield
-
-
-if os.name == "nt":  # pragma: no cover
-    import msvcrt
-
-    def _hold(stream):
-        stream.seek(0)
-        while True:
-            try:
-                return msvcrt.locking(stream.fileno(), msvcrt.LK_LOCK, 1)
-            except OSError:
-                continue
-else:
-    import fcntl
-
-    def _hold(stream):
-        fcntl.flock(stream, fcntl.LOCK_EX)

@@ -1,0 +1,116 @@
+"""Kills a run at random, again and again, and compares its end with that of a run left alone.
+
+`python tests/random_kills.py [KILLS]`: the recipe of tests/test_resume.py, longer; SIGKILL after
+a random time of at most half of it. Ends with status 1 if a bit of weights, log or result differs.
+"""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from keras_vit.finetune.log import read_log
+
+RUN = """
+import dataclasses, sys
+sys.path.insert(0, {tests!r})
+import test_resume
+from keras_vit.finetune import run
+recipe = dataclasses.replace(test_resume.RECIPE, keep="best", output={output!r}, **{options!r})
+run(recipe, architecture=test_resume.ARCHITECTURE)
+"""
+# What is measured, not computed.
+MEASURED = ("images_per_second", "waiting_share", "minutes", "finished", "peak_memory")
+
+
+def start(output, options):
+    code = RUN.format(tests=str(Path(__file__).parent), output=str(output), options=options)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+
+
+def without_measurements(value):
+    """Plain values without what differs from run to run, and without the folder's name."""
+    if isinstance(value, dict):
+        return {
+            name: without_measurements(part)
+            for name, part in value.items()
+            if name not in (*MEASURED, "output")
+        }
+    return [without_measurements(part) for part in value] if isinstance(value, list) else value
+
+
+def outcome(folder):
+    """Weights' digest, rows of the log and result of a finished run."""
+    import keras
+
+    model = keras.saving.load_model(folder / "model.keras")
+    digest = hashlib.sha256()
+    for weight in model.get_weights():
+        digest.update(weight.tobytes())
+    return {
+        "weights": digest.hexdigest(),
+        "log": without_measurements(read_log(folder / "log.csv")),
+        "result": without_measurements(json.loads((folder / "result.json").read_text())),
+    }
+
+
+def kill_at_random(output, kills, seconds, seed=0, **options):
+    """Starts a run until it has been killed so many times, then lets it finish.
+
+    Args:
+        output: Folder of the run.
+        kills: Number of SIGKILLs; one that came after the end does not count.
+        seconds: The longest time that a session gets.
+        seed: Of the times.
+
+    Returns:
+        The steps that the checkpoints were at when the run was killed.
+    """
+    draw, steps = random.Random(seed), []
+    while len(steps) < kills:
+        process = start(output, options)
+        try:
+            status = process.wait(timeout=draw.uniform(0.0, seconds))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            status = process.wait()
+        if status == 0:
+            raise RuntimeError(f"The run ended after {len(steps)} kills: give it more steps")
+        if status != -signal.SIGKILL:
+            raise RuntimeError(f"The run ended by itself with status {status}")
+        newest = max((output / "run" / "checkpoints").glob("step_*"), default=None)
+        steps.append(int(newest.stem.removeprefix("step_")) if newest else 0)
+        print(f"kill {len(steps)} of {kills}: newest checkpoint of step {steps[-1]}", flush=True)
+    if start(output, options).wait() != 0:
+        raise RuntimeError("The run could not be finished")
+    return steps
+
+
+def main(kills=20):
+    with tempfile.TemporaryDirectory() as folder:
+        whole, killed = Path(folder, "whole"), Path(folder, "killed")
+        # Long enough for all kills to fall into it.
+        options = {"steps": 40 * kills}
+        began = time.monotonic()
+        if start(whole, options).wait() != 0:
+            return 1
+        seconds = time.monotonic() - began
+        print(f"uninterrupted: {seconds:.1f} s", flush=True)
+        steps = kill_at_random(killed, kills, seconds / 2, **options)
+        expected, found = outcome(whole / "run"), outcome(killed / "run")
+    for part in expected:
+        same = expected[part] == found[part]
+        print(f"{part}: {'bit-identical' if same else 'DIFFERENT'}")
+    print(f"{kills} kills, at checkpoints of the steps {steps}")
+    return 0 if expected == found else 1
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    sys.exit(main(*map(int, sys.argv[1:])))

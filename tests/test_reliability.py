@@ -1,0 +1,337 @@
+"""What docs/reliability.md promises: signals, locks, damage, full disks, changed options."""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import random_kills
+from test_resume import ARCHITECTURE, RECIPE, assert_same_weights, start, wait_for, weights_of
+
+from keras_vit.finetune import RunInterrupted, read_configuration, run
+from keras_vit.finetune.log import read_log
+from keras_vit.finetune.state import (
+    CheckpointWriter,
+    Progress,
+    replace_file,
+    restore_training_state,
+    save_training_state,
+)
+
+SHORT = dataclasses.replace(
+    RECIPE, steps=12, log_every=5, checkpoint_every=4, evaluate_every=3, dropout=0.0
+)
+
+
+def small_run(output, digits, **changes):
+    recipe = dataclasses.replace(SHORT, output=str(output), **changes)
+    return run(recipe, source=digits, architecture=ARCHITECTURE)
+
+
+def after_row(monkeypatch, step, act):
+    """Calls something when the log's row of a step is written."""
+    from keras_vit.finetune.log import RunLog
+
+    write = RunLog.write
+
+    def write_and_act(log, row):
+        write(log, row)
+        if row["step"] == step:
+            act()
+
+    monkeypatch.setattr(RunLog, "write", write_and_act)
+
+
+def log_rows(folder):
+    return random_kills.without_measurements(read_log(folder / "log.csv"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_and_the_rest_is_the_same_to_the_bit(
+    tmp_path, digits, monkeypatch, number
+):
+    with monkeypatch.context() as patch, pytest.raises(RunInterrupted) as caught:
+        after_row(patch, 5, lambda: signal.raise_signal(number))
+        small_run(tmp_path / "stopped", digits)
+    assert caught.value.signal == number
+    folder = tmp_path / "stopped" / "run"
+    assert str(folder) in str(caught.value)
+    # Between two checkpoints and two rows of the log.
+    assert (folder / "checkpoints" / "step_00000005.safetensors").exists()
+    small_run(tmp_path / "stopped", digits)
+    small_run(tmp_path / "whole", digits)
+    assert_same_weights(tmp_path / "whole" / "run", folder)
+    assert log_rows(folder) == log_rows(tmp_path / "whole" / "run")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.slow
+def test_the_command_line_ends_with_the_signals_status(tmp_path):
+    program = f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import dataclasses, test_resume
+        from keras_vit.finetune import run, user_errors
+        recipe = dataclasses.replace(
+            test_resume.RECIPE, steps=100_000, output={str(tmp_path)!r}
+        )
+        with user_errors():
+            run(recipe, architecture=test_resume.ARCHITECTURE)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)], stderr=subprocess.PIPE, text=True
+    )
+    wait_for(tmp_path / "run" / "checkpoints" / "step_00000005.safetensors", process)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "the same command goes on" in errors.splitlines()[-1]
+
+
+def test_a_second_signal_ends_a_process_in_the_middle_of_a_step():
+    program = """
+        import hashlib, os, signal, threading, time
+        from keras_vit.finetune.signals import stop_requests
+        def twice():
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.5)  # Of two at once the system may deliver one.
+        with stop_requests() as stop:
+            threading.Timer(0.2, twice).start()
+            # Minutes of one call into C, which Python's handlers have to wait for.
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+    """
+    process = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.slow
+def test_two_runs_do_not_share_a_folder_and_a_killed_ones_lock_is_none(tmp_path, digits):
+    process = start(tmp_path)
+    wait_for(tmp_path / "run" / "checkpoints" / "step_00000000.safetensors", process)
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(BlockingIOError, match=f"in use.*process {process.pid} on"):
+        run(dataclasses.replace(RECIPE, output=str(tmp_path)), source=digits)
+    process.kill()
+    process.communicate()
+    assert (tmp_path / "run" / ".lock").exists()
+    result = run(
+        dataclasses.replace(RECIPE, output=str(tmp_path)), source=digits, architecture=ARCHITECTURE
+    )
+    assert result.steps == RECIPE.steps
+
+
+@pytest.mark.slow
+def test_killed_at_random_it_ends_with_the_same_bits(tmp_path):
+    options = {"steps": 200}
+    assert random_kills.start(tmp_path / "whole", options).wait() == 0
+    steps = random_kills.kill_at_random(tmp_path / "killed", 3, 9.0, seed=1, **options)
+    assert len(steps) == 3
+    expected, found = (
+        random_kills.outcome(tmp_path / name / "run") for name in ("whole", "killed")
+    )
+    assert expected == found
+
+
+def compiled_model():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def test_every_cut_and_every_flipped_bit_of_a_checkpoint_is_noticed(tmp_path):
+    model = compiled_model()
+    save_training_state(tmp_path, model, Progress(1), "run")
+    kernel = model.layers[0].kernel
+    first = np.array(kernel)
+    kernel.assign(first + 1)
+    newest = save_training_state(tmp_path, model, Progress(2), "run")
+    whole = newest.read_bytes()
+    draw = np.random.default_rng(0)
+    cuts = [whole[:place] for place in draw.choice(len(whole), 50, replace=False)]
+    flips = []
+    for bit in draw.choice(8 * len(whole), 200, replace=False):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << (bit % 8)
+        flips.append(bytes(damaged))
+    for damaged in (*cuts, *flips):
+        newest.write_bytes(damaged)
+        kernel.assign(first + 2)
+        warnings = []
+        progress = restore_training_state(tmp_path, model, "run", warn=warnings.append)
+        assert progress == Progress(1)
+        assert len(warnings) == 1 and str(newest) in warnings[0]
+        np.testing.assert_array_equal(kernel, first)
+    newest.write_bytes(whole)
+    assert restore_training_state(tmp_path, model, "run") == Progress(2)
+    np.testing.assert_array_equal(kernel, first + 1)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    import threading
+
+    from keras_vit.finetune import state
+
+    model, may_write = compiled_model(), threading.Event()
+    monkeypatch.setattr(state.os, "fsync", lambda _: may_write.wait(60))
+    saved = np.array(model.layers[0].kernel)
+    with CheckpointWriter(tmp_path, "run") as writer:
+        future = writer.save(model, Progress(1))
+        # A step of training meanwhile: what is written is what was there before it.
+        model.layers[0].kernel.assign(saved + 1)
+        assert not future.done()
+        may_write.set()
+    assert restore_training_state(tmp_path, model, "run") == Progress(1)
+    np.testing.assert_array_equal(model.layers[0].kernel, saved)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_at_once(tmp_path):
+    model = compiled_model()
+    (tmp_path / "checkpoints").write_text("a file")
+    with (
+        pytest.raises(OSError, match="checkpoints"),
+        CheckpointWriter(tmp_path / "checkpoints", "run") as writer,
+    ):
+        writer.save(model, Progress(1))
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_early_stopping_and_the_best_weights_survive_an_interruption(
+    tmp_path, digits, monkeypatch, keep
+):
+    # So high a learning rate that the accuracy soon gets no better.
+    changes = {"keep": keep, "early_stopping": 2, "steps": 60, "learning_rate": 1.0}
+    whole = small_run(tmp_path / "whole", digits, **changes)
+    assert whole.steps < 60 and whole.best_step == whole.steps - 6
+    with monkeypatch.context() as patch, pytest.raises(RunInterrupted):
+        after_row(patch, whole.steps - 3, lambda: signal.raise_signal(signal.SIGTERM))
+        small_run(tmp_path / "stopped", digits, **changes)
+    stopped = small_run(tmp_path / "stopped", digits, **changes)
+    assert (stopped.steps, stopped.best_step) == (whole.steps, whole.best_step)
+    assert_same_weights(tmp_path / "whole" / "run", tmp_path / "stopped" / "run")
+    by_step = {row["step"]: row for row in read_log(tmp_path / "whole" / "run" / "log.csv")}
+    kept = whole.best_step if keep == "best" else whole.steps
+    assert whole.validation.accuracy == by_step[kept]["validation_accuracy"]
+
+
+def test_early_stopping_needs_validation_images(tmp_path, digits):
+    with pytest.raises(ValueError, match="there are none"):
+        small_run(tmp_path, digits, early_stopping=1, validation_fraction=0.0)
+
+
+def test_other_options_are_refused_listed_and_accepted_knowingly(tmp_path, digits, capsys):
+    small_run(tmp_path, digits)
+    with pytest.raises(ValueError, match=r"learning_rate: 0\.01, there 0\.1") as caught:
+        small_run(tmp_path, digits, learning_rate=0.01, steps=20)
+    assert "steps: 20, there 12" in str(caught.value)
+    assert "--accept-changes" in str(caught.value) and "--fresh" in str(caught.value)
+    result = small_run(tmp_path, digits, learning_rate=0.01, steps=20, accept_changes=True)
+    assert result.steps == 20
+    (change,) = result.configuration["changes"]
+    assert change["after_step"] == 12 and len(change["options"]) == 2
+    assert "after step 12" in str(result)
+    folder = tmp_path / "run"
+    assert (folder / "result_of_step_00000012.json").exists()
+    assert [row["step"] for row in read_log(folder / "log.csv")][-1] == 20
+    # From now on it is the run with these options.
+    small_run(tmp_path, digits, learning_rate=0.01, steps=20)
+    assert "nothing more to train" in capsys.readouterr().out
+    assert len(read_configuration(folder)["changes"]) == 1
+    with pytest.raises(ValueError, match="at step 20 already"):
+        small_run(tmp_path, digits, learning_rate=0.01, steps=16, accept_changes=True)
+
+
+def test_fresh_starts_over_in_a_new_folder(tmp_path, digits):
+    small_run(tmp_path, digits)
+    before = weights_of(tmp_path / "run")
+    result = small_run(tmp_path, digits, learning_rate=0.01, fresh=True)
+    assert result.name == "run-2" and (tmp_path / "run-2" / "result.json").exists()
+    for expected, found in zip(before, weights_of(tmp_path / "run"), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_step_that_does_not_fit_the_memory_says_what_to_try(tmp_path, digits, monkeypatch):
+    def exhausted():
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError) as caught:
+        after_row(patch, 5, exhausted)
+        small_run(tmp_path / "short", digits)
+    for advice in ("--micro-batch-size 48", "--remat", "--batch-size"):
+        assert advice in str(caught.value)
+    small_run(tmp_path / "short", digits)
+    small_run(tmp_path / "whole", digits)
+    assert_same_weights(tmp_path / "whole" / "run", tmp_path / "short" / "run")
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, digits, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(OSError, match=r"run cannot be written to.*--output"):
+        small_run(tmp_path, digits)
+
+
+@contextlib.contextmanager
+def small_disk(path, kibibytes):
+    """A disk of its own, mounted at `path`; a function that changes its size."""
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(path)]
+    if not shutil.which("mount") or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("a small disk needs the right to mount one")
+
+    def resize(kibibytes):
+        options = f"remount,size={kibibytes}k"
+        subprocess.run(["mount", "-o", options, str(path)], check=True)
+
+    try:
+        yield resize
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_at_ten_points_of_a_run(tmp_path, digits):
+    small_run(tmp_path / "whole", digits)
+    disk, full_at = tmp_path / "disk", []
+    size = 8
+    with small_disk(disk, size) as resize:
+        while True:
+            try:
+                small_run(disk, digits)
+                break
+            except OSError as error:
+                assert f"The disk of {disk / 'run'} is full" in str(error)
+            # Whatever is there is whole.
+            assert not list(disk.rglob(".partial.*"))
+            checkpoints = sorted((disk / "run" / "checkpoints").glob("step_*"))
+            full_at.append(checkpoints[-1].name if checkpoints else None)
+            size += 8
+            resize(size)
+        assert len(full_at) >= 10, full_at
+        assert len(set(full_at)) >= 3, full_at
+        assert_same_weights(tmp_path / "whole" / "run", disk / "run")
+        assert log_rows(disk / "run") == log_rows(tmp_path / "whole" / "run")
+
+
+def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    replace_file(path, b"old")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space")))
+    with pytest.raises(OSError, match="No space"):
+        replace_file(path, b"new")
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    assert [each.name for each in tmp_path.iterdir()] == ["result.json"]
