@@ -10,6 +10,11 @@ import keras
 import numpy as np
 
 from keras_vit.data import DataSource, check_class_names, check_images, load_data
+from keras_vit.finetune.distribution import (
+    current_distribution,
+    make_distribution,
+    on_this_host_alone,
+)
 from keras_vit.finetune.evaluation import Evaluation, judge_outputs, predict_outputs
 from keras_vit.finetune.folder import (
     check_folder,
@@ -17,9 +22,10 @@ from keras_vit.finetune.folder import (
     describe_run,
     read_configuration,
 )
+from keras_vit.finetune.hosts import agree, host_count, host_number, join_hosts
 from keras_vit.finetune.html_report import write_report
 from keras_vit.finetune.log import Meter, ProgressLine, RunLog
-from keras_vit.finetune.loop import TrainingDiverged, training_steps
+from keras_vit.finetune.loop import TrainingDiverged, mixes_images, training_steps
 from keras_vit.finetune.optimizer import averaged_weights, use_averaged_weights
 from keras_vit.finetune.precision import find_accelerator, resolve_precision
 from keras_vit.finetune.recipe import Recipe
@@ -52,6 +58,8 @@ def run(
 ) -> RunResult:
     """Fine-tunes a model as a recipe says; goes on where an interrupted run of it stopped.
 
+    On several hosts (`recipe.distribute`) each calls it; host 0 writes the folder, which all see.
+
     The folder OUTPUT/NAME then holds `recipe.json`, `log.csv`, `tensorboard/`, `checkpoints/`
     (the last two), `model.keras`, `class_names.txt`, `result.json`, and `report.html` with
     `figures/` and `predictions.csv`. A run that is finished already is not repeated: its result
@@ -73,9 +81,20 @@ def run(
             folder that holds another run.
         TrainingDiverged: When the loss is no longer finite. The last good checkpoint stays.
     """
+    if not fix_order_of_operations(deterministic=recipe.deterministic):
+        print(
+            f"{keras.backend.backend()} was in use before this run: a repetition may differ in the "
+            "last bits."
+        )
+    join_hosts()
+    with make_distribution(recipe.distribute).scope():
+        result = _run(recipe, source, architecture, test)
+        agree("end of the run")
+    return result
+
+
+def _run(recipe, source, architecture, test):
     _check_backend(recipe)
-    if not fix_order_of_operations():
-        print("TensorFlow was in use before this run: a repetition may differ in the last bits.")
     folder = Path(recipe.output) / recipe.name
     recipe = resolve_recipe(recipe, folder)
     # Whatever can be known without the images is checked before they are read or fetched.
@@ -90,9 +109,10 @@ def run(
     configuration = describe_run(recipe, source, architecture)
     check_folder(folder, configuration)
     result = read_result(folder / "result.json")
+    agree(f"result in {folder}, which must be a folder that they share", result is not None)
     if result and (result.test or not test):
         print(f"{folder} is finished; nothing more to train.")
-        if recipe.report and not (folder / "report.html").exists():
+        if recipe.report and not (folder / "report.html").exists() and host_number() == 0:
             _write_missing_report(folder, recipe, result, splits)
     else:
         model = build_model(recipe, model_config(recipe, architecture, len(source.class_names)))
@@ -101,13 +121,14 @@ def run(
         began = time.perf_counter()
         training, recipe = set_up_training(model, recipe, splits)
         configuration = describe_run(recipe, source, architecture)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "recipe.json", configuration)
-        names = "\n".join(source.class_names) + "\n"
-        replace_file(folder / "class_names.txt", names.encode())
+        if host_number() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "recipe.json", configuration)
+            names = "\n".join(source.class_names) + "\n"
+            replace_file(folder / "class_names.txt", names.encode())
         result = _train_and_test(training, recipe, splits, folder, configuration, began, test=test)
     print(f"{result}\n  files in    {folder}", flush=True)
-    if recipe.export:
+    if recipe.export and host_number() == 0:
         _export(recipe, folder, source.class_names)
     return result
 
@@ -119,6 +140,9 @@ def resolve_recipe(recipe: Recipe, folder: Path | None = None) -> Recipe:
     run that goes on: then it is what its folder says.
     """
     accelerator = find_accelerator()
+    distribution, mixes = current_distribution(), mixes_images(recipe)
+    distribution.check_batch("batch_size", recipe.batch_size, mixes=mixes)
+    divisor = distribution.batch_divisor(mixes=mixes)
     precision: Any = resolve_precision(recipe.precision, accelerator)
     micro_batch_size = recipe.micro_batch_size
     if micro_batch_size is None and folder and (folder / "recipe.json").exists():
@@ -129,10 +153,10 @@ def resolve_recipe(recipe: Recipe, folder: Path | None = None) -> Recipe:
         # Features are small.
         micro_batch_size = recipe.batch_size
     if micro_batch_size is None and accelerator.kind == "cpu":
-        fitting = max(1, PIXELS_AT_ONCE_ON_CPU // recipe.image_size**2)
+        fitting = max(divisor, PIXELS_AT_ONCE_ON_CPU // recipe.image_size**2)
         micro_batch_size = max(
             size
-            for size in range(1, min(fitting, recipe.batch_size) + 1)
+            for size in range(divisor, min(fitting, recipe.batch_size) + 1, divisor)
             if recipe.batch_size % size == 0
         )
         if 4 * micro_batch_size < min(fitting, recipe.batch_size):
@@ -194,17 +218,19 @@ def _check_backend(recipe):
 
 def _train_and_test(training, recipe, splits, folder, configuration, began, *, test):
     identity = identity_digest(deciding_options(configuration))
-    done = restore_training_state(folder / "checkpoints", training.compiled, identity)
+    done = _restore(training, folder, identity)
     meter = Meter(recipe.batch_size, recipe.steps)
     try:
         _train(training, recipe, splits, folder, identity, done, meter, began)
     except (TrainingDiverged, FloatingPointError) as error:
-        restore_training_state(folder / "checkpoints", training.compiled, identity)
-        _save_model(training.model, folder / "last_good.keras")
+        _restore(training, folder, identity)
+        if host_number() == 0:
+            _save_model(training.model, folder / "last_good.keras")
         raise TrainingDiverged(_advice(error, recipe, folder)) from error
     seconds = done.seconds + time.perf_counter() - began
     use_averaged_weights(training.compiled.optimizer)
-    _save_model(training.model, folder / "model.keras")
+    if host_number() == 0:
+        _save_model(training.model, folder / "model.keras")
     judged = {}
     for name in ("validation", "test"):
         image_set = getattr(splits, name)
@@ -220,9 +246,13 @@ def _train_and_test(training, recipe, splits, folder, configuration, began, *, t
         images_per_second=meter.images_per_second,
         waiting_share=meter.waiting_share,
     )
+    if host_number() > 0:
+        return result
     # A folder with a result counts as finished.
     write_result(folder / "result.json", result)
-    if recipe.report:
+    if recipe.report and host_count() > 1:
+        _write_missing_report(folder, recipe, result, splits)
+    elif recipe.report:
         split = "test" if test else "validation"
         image_set, outputs, _ = judged.get(split, (None, None, None))
         table = format_plans(training.plans)
@@ -251,15 +281,30 @@ def _write_report(folder, model, result, train_set, split, image_set, outputs, t
 
 
 def _write_missing_report(folder, recipe, result, splits):
-    """The report of a run that was killed after its result, or that was told to write none."""
+    """The report of a run that was killed after its result, or that was told to write none.
+
+    On several hosts it is always made so, by host 0: the model of the run is theirs together.
+    """
     split = "test" if result.test else "validation"
     image_set = getattr(splits, split)
-    model = keras.saving.load_model(folder / "model.keras", compile=False)
-    outputs = None
-    if image_set is not None:
-        batch_size = min(recipe.evaluation_batch_size, len(image_set))
-        (outputs,) = predict_outputs(model, image_set, batch_size=batch_size)
-    _write_report(folder, model, result, splits.train, split, image_set, outputs)
+    with on_this_host_alone():
+        model = keras.saving.load_model(folder / "model.keras", compile=False)
+        outputs = None
+        if image_set is not None:
+            batch_size = min(recipe.evaluation_batch_size, len(image_set))
+            (outputs,) = predict_outputs(model, image_set, batch_size=batch_size)
+        _write_report(folder, model, result, splits.train, split, image_set, outputs)
+
+
+def _restore(training, folder, identity):
+    """The newest checkpoint, which must be the same on all hosts."""
+    checkpoints = folder / "checkpoints"
+    seen = sorted(path.name for path in checkpoints.glob("step_*.safetensors"))
+    what = f"checkpoints in {checkpoints}, which must be a folder that they share"
+    agree(what, seen)
+    done = restore_training_state(checkpoints, training.compiled, identity)
+    agree(what, f"step {done.step}")
+    return done
 
 
 def _train(training, recipe, splits, folder, identity, done, meter, began):
@@ -267,10 +312,11 @@ def _train(training, recipe, splits, folder, identity, done, meter, began):
     if done.step:
         print(f"Going on after step {done.step} of {recipe.steps}.")
     compiled = training.compiled
-    if not done.step:
+    writes = host_number() == 0
+    if not done.step and writes:
         # So that there is a good state from the first step on.
         save_training_state(folder / "checkpoints", compiled, done, identity)
-    log, line = RunLog(folder, done.step), ProgressLine(recipe.steps)
+    log, line = RunLog(folder, done.step) if writes else None, ProgressLine(recipe.steps)
     results = training_steps(
         compiled,
         recipe,
@@ -291,15 +337,16 @@ def _train(training, recipe, splits, folder, identity, done, meter, began):
             elif _is_due(step, recipe.log_every, recipe.steps) or saves:
                 # At a checkpoint too, so that a run that goes on from there logs the same rows.
                 row = meter.row()
-            if row:
+            if row and log:
                 log.write(row)
             line.show(step, meter.text(row), seconds_left=meter.seconds_left, keep=bool(row))
-            if saves:
+            if saves and writes:
                 progress = Progress(step, done.seconds + time.perf_counter() - began)
                 save_training_state(folder / "checkpoints", compiled, progress, identity)
     finally:
         line.end()
-        log.close()
+        if log:
+            log.close()
 
 
 def _judge(training, image_set) -> tuple[np.ndarray, Evaluation]:

@@ -151,7 +151,7 @@ def _state_variables(model):
 
 
 def _storable(variable):
-    array = np.asarray(keras.ops.convert_to_numpy(variable.value), order="C")
+    array = np.asarray(variable.numpy(), order="C")
     # safetensors cannot hand bfloat16 back to NumPy; float32 holds every bfloat16 number.
     return array.astype("float32") if array.dtype.name == "bfloat16" else array
 
