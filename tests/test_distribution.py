@@ -53,7 +53,6 @@ RECIPE = Recipe(
 MIXED = {
     "steps": 20,
     "micro_batch_size": 48,
-    "optimizer_options": {},
     "mixup": 0.2,
     "cutmix": 1.0,
     "augment": "randaugment",
@@ -108,11 +107,15 @@ def work(devices, runs):
             print("refused:", error)
 
 
-def start_pair(output, changes=None):
-    """Two hosts with one device each."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def start_pair(output, changes=None):
+    """Two hosts with one device each."""
+    port = free_port()
     runs = {str(output): {"distribute": "data_parallel", **(changes or {})}}
     return [start(runs, backend="jax", host=(port, number)) for number in range(2)]
 
@@ -236,17 +239,13 @@ def test_a_host_that_dies_ends_the_other_and_the_job_resumes(courses, tmp_path):
 
 @pytest.mark.slow
 def test_hosts_must_see_the_same_folder(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    finish(start({str(tmp_path / "a"): {"steps": 5}}, backend="jax"))
+    port = free_port()
     changes = {"distribute": "data_parallel", "steps": 5}
-    (tmp_path / "b" / "run").mkdir(parents=True)
     hosts = [
         start({str(tmp_path / name): changes}, backend="jax", host=(port, number))
         for number, name in enumerate("ab")
     ]
-    (tmp_path / "a" / "run" / "checkpoints").mkdir(parents=True)
-    finish(start({str(tmp_path / "a"): {"steps": 5}}, backend="jax"))
     for printed in finish(*hosts):
         assert "refused: The hosts do not see the same" in printed
 
@@ -388,7 +387,7 @@ def drop_on_two_devices():
         outputs = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")(dropped)
         model = keras.Model(inputs, outputs)
         (kernel,) = model.trainable_variables
-        plan = WeightPlan(kernel.path, kernel.shape, True, 1.0, 0.0)
+        plan = WeightPlan(kernel.path, units, True, 1.0, 0.0)
         model.compile(
             make_optimizer(recipe, [kernel], [plan]),
             loss=lambda targets, outputs: keras.ops.mean(outputs, axis=-1),
