@@ -50,9 +50,13 @@ class TrainingBatches:
         seed: Seed of order and augmentation.
         augmentation: The policy.
         micro_batch_size: Images that are mixed with each other, with one ratio; None: a batch.
+        shard: Which part of each batch is handed out, from 0, and of how many: the part of one
+            host of several. It is that part of each micro-batch. Nothing else is read; the draws
+            and the partners in mixing are those of the whole batch.
 
     Raises:
-        ValueError: If there are no images, or `batch_size` is no multiple of `micro_batch_size`.
+        ValueError: If there are no images, `batch_size` is no multiple of `micro_batch_size`, or
+            `micro_batch_size` no multiple of the number of parts.
 
     Example:
 
@@ -75,6 +79,7 @@ class TrainingBatches:
         seed: int,
         augmentation: Augmentation,
         micro_batch_size: int | None = None,
+        shard: tuple[int, int] = (0, 1),
     ):
         _check_batches(image_set, batch_size)
         self.micro_batch_size = micro_batch_size or batch_size
@@ -83,6 +88,18 @@ class TrainingBatches:
                 "`batch_size` must be a multiple of `micro_batch_size`. Received: batch_size="
                 f"{batch_size}, micro_batch_size={micro_batch_size}"
             )
+        part, parts = shard
+        if self.micro_batch_size % parts or not 0 <= part < parts:
+            raise ValueError(
+                "`shard` must be one of the parts that the images of a micro-batch can be divided "
+                f"into. Received: shard={shard}, with {self.micro_batch_size} images"
+            )
+        # Places in the batch.
+        self._rows = (
+            np.arange(batch_size)
+            .reshape(-1, parts, self.micro_batch_size // parts)[:, part]
+            .ravel()
+        )
         self.image_set = image_set
         self.batch_size = batch_size
         self.seed = seed
@@ -112,10 +129,10 @@ class TrainingBatches:
         indices = self.indices(step)
         mixing, own = self._mixing(step)
         targets = self.image_set.labels[indices]
-        inputs = self._cropped(indices, step) | self._drawn(step) | mixing
         if mixing:
             targets = self._mixed(targets, mixing["partners"], own)
-        return inputs, targets
+        drawn = {name: array[self._rows] for name, array in (self._drawn(step) | mixing).items()}
+        return self._cropped(indices, step) | drawn, targets[self._rows]
 
     def indices(self, step: int) -> np.ndarray:
         """Which images make up the batch of a step."""
@@ -134,8 +151,8 @@ class TrainingBatches:
     def _cropped(self, indices, step):
         """Images and crop boxes for the device, or cropped images from disk."""
         drawn = self.augmentation, self.seed, step, self.batch_size
-        numbers, mirrored = draw_crops(*drawn), draw_flips(*drawn)
-        images = self.image_set.images
+        numbers, mirrored = (draw(*drawn)[self._rows] for draw in (draw_crops, draw_flips))
+        images, indices = self.image_set.images, indices[self._rows]
         if isinstance(images, np.ndarray):
             boxes = crop_boxes(self.augmentation, numbers, images.shape[1:3])
             # From right to left: mirrored.

@@ -13,6 +13,7 @@ import numpy as np
 import tyro
 
 from keras_vit.checkpoints import open_checkpoint
+from keras_vit.finetune.hosts import join_hosts
 from keras_vit.finetune.precision import find_accelerator
 from keras_vit.finetune.protocols import (
     BUDGETS,
@@ -148,6 +149,7 @@ def _peek(words):
     for name in ("protocol", "budget", "data", "model", "adapt", "weights"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--image-size", "--image_size")
+    parser.add_argument("--deterministic", action="store_true")
     return parser.parse_known_args(words)[0]
 
 
@@ -162,8 +164,9 @@ def _base_recipe(seen, recipe):
     if protocol == NO_PROTOCOL:
         return Recipe(), NO_PROTOCOL, None
     find_protocol(protocol)
-    # Before anything is computed: looking for accelerators starts TensorFlow.
-    fix_order_of_operations()
+    # Before anything is computed: looking for accelerators starts the backend.
+    fix_order_of_operations(deterministic=seen.deterministic)
+    join_hosts()
     budget = seen.budget or ("quick" if find_accelerator().kind == "cpu" else "standard")
     data = seen.data or (recipe.data if recipe else Recipe.data)
     base = protocol_recipe(

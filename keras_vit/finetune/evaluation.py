@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_vit.data import EvaluationBatches, ImageSet, ResizeAndCrop, prefetch
+from keras_vit.finetune.distribution import current_distribution
 from keras_vit.models import without_unread_tokens
 
 # Two-sided 95 % quantile of the normal distribution.
@@ -228,10 +229,12 @@ def check_outputs(model: keras.Model, num_classes: int) -> None:
 
 
 def _predict(model, images, batch_size):
-    # The last batch is filled up so that there is one shape to compile for.
-    missing = batch_size - len(images)
+    # The last batch is filled up so that there is one shape to compile for, and every batch so that
+    # the devices divide it evenly.
+    distribution = current_distribution()
+    missing = batch_size - len(images) + -batch_size % distribution.devices
     padded = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
-    return model.predict_on_batch(padded)
+    return distribution.predict_on_batch(model, padded)
 
 
 def _ranks(outputs, labels):

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_vit.data import prefetch
+from keras_vit.finetune.distribution import current_distribution
 from keras_vit.finetune.optimizer import drop_unfinished_accumulation, make_optimizer
 from keras_vit.finetune.precision import find_accelerator
 from keras_vit.finetune.recipe import Recipe
@@ -64,6 +65,7 @@ def compile_for_training(model: keras.Model, recipe: Recipe, plans: Sequence[Wei
         jit_compile=_jit_compile(),
         auto_scale_loss=False,
     )
+    current_distribution().take_over(model)
 
 
 def mixes_images(recipe: Recipe) -> bool:
@@ -126,7 +128,7 @@ def _train_step(model, inputs, targets, accumulation_steps):
 
 def _settle_loss_scaling(optimizer, step):
     drop_unfinished_accumulation(optimizer)
-    scale = float(keras.ops.convert_to_numpy(optimizer.dynamic_scale.value))
+    scale = float(optimizer.dynamic_scale.numpy())
     if scale < SMALLEST_LOSS_SCALE:
         raise TrainingDiverged(
             f"The gradients overflow at step {step + 1} even with a loss scale of {scale:.1e}."

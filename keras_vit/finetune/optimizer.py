@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_vit.finetune.recipe import Recipe
@@ -118,6 +117,35 @@ if keras.backend.backend() == "torch":
 
     _WeightWise._backend_update_step = _update_one_by_one  # type: ignore[attr-defined]
 
+if keras.backend.backend() == "tensorflow":
+    # A mirrored step applies the summed gradients outside of the copies; Keras' own functions
+    # expect to be inside one of them.
+    def _update_all_copies(self, gradients, variables, learning_rate):
+        if not _outside_of_copies():
+            super(_WeightWise, self)._backend_update_step(gradients, variables, learning_rate)
+            return
+        pairs = [(gradient, v.value) for gradient, v in zip(gradients, variables, strict=True)]
+        self._distributed_tf_update_step(self._distribution_strategy, pairs, learning_rate)
+
+    def _accumulate_in_all_copies(self, gradients, accumulators):
+        if not _outside_of_copies():
+            super(_WeightWise, self)._backend_increment_gradient_accumulators(
+                gradients, accumulators
+            )
+            return
+        for gradient, accumulator in zip(gradients, accumulators, strict=True):
+            accumulator.assign(accumulator + gradient)
+
+    def _outside_of_copies():
+        import tensorflow as tf
+
+        return tf.distribute.in_cross_replica_context()
+
+    _WeightWise._backend_update_step = _update_all_copies  # type: ignore[attr-defined]
+    _WeightWise._backend_increment_gradient_accumulators = (  # type: ignore[attr-defined]
+        _accumulate_in_all_copies
+    )
+
 
 def make_optimizer(
     recipe: Recipe, variables: Sequence[keras.Variable], plans: Sequence[WeightPlan]
@@ -185,7 +213,7 @@ def averaged_weights(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
         yield
         return
     variables = inner._trainable_variables
-    kept = [np.array(ops.convert_to_numpy(variable)) for variable in variables]
+    kept = [variable.numpy() for variable in variables]
     try:
         use_averaged_weights(optimizer)
         yield
@@ -220,7 +248,7 @@ def drop_unfinished_accumulation(optimizer: keras.optimizers.Optimizer) -> bool:
     """
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     steps = inner.gradient_accumulation_steps or 1
-    finished = int(ops.convert_to_numpy(inner._iterations.value))
+    finished = int(inner._iterations.numpy())
     if finished % steps == 0:
         return False
     inner._iterations.assign((finished // steps + 1) * steps)

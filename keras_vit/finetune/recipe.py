@@ -13,11 +13,13 @@ import keras
 
 from keras_vit.layers.nearest import nearest_names
 
-# Options that say where files are or how often something is written: they do not change the
-# weights a run ends with, so a run may go on with other values.
+# Options that say where files are, how often something is written or how many devices compute:
+# they do not change the weights a run ends with, but for the last bits on other devices, so a run
+# may go on with other values.
 FREE_FIELDS = (
     "data_dir",
     "output",
+    "distribute",
     "evaluation_batch_size",
     "evaluate_every",
     "checkpoint_every",
@@ -202,7 +204,7 @@ class Recipe:
     """Images an optimizer step."""
 
     micro_batch_size: int | None = None
-    """Images on the device at once; gradients are averaged over a batch made of several. None:
+    """Images on all devices at once; gradients are averaged over a batch made of several. None:
     the largest that fits an accelerator; on a CPU what needs about the memory of 64 images of
     224 px."""
 
@@ -292,6 +294,14 @@ class Recipe:
 
     seed: int = 0
     """Seed of splits, initial weights, order and augmentation."""
+
+    deterministic: bool = False
+    """Whether only operations are used that give the same bits each time on a GPU, which takes
+    longer. On a CPU they do anyway."""
+
+    distribute: Literal["none", "mirrored", "data_parallel"] = "none"
+    """Which devices compute: one; all of this host (TensorFlow); or all of one or several hosts
+    (JAX). Each batch is divided among them."""
 
     output: str = "runs"
     """Folder of all runs."""

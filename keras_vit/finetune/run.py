@@ -12,6 +12,11 @@ import numpy as np
 
 from keras_vit.data import DataSource, check_class_names, check_images, load_data
 from keras_vit.finetune.batch_size import is_out_of_memory
+from keras_vit.finetune.distribution import (
+    current_distribution,
+    make_distribution,
+    on_this_host_alone,
+)
 from keras_vit.finetune.evaluation import Evaluation, judge_outputs, predict_outputs
 from keras_vit.finetune.folder import (
     check_folder,
@@ -22,9 +27,10 @@ from keras_vit.finetune.folder import (
     run_lock,
     unused_name,
 )
+from keras_vit.finetune.hosts import agree, host_count, host_number, join_hosts
 from keras_vit.finetune.html_report import write_report
 from keras_vit.finetune.log import Meter, ProgressLine, RunLog
-from keras_vit.finetune.loop import TrainingDiverged, training_steps
+from keras_vit.finetune.loop import TrainingDiverged, mixes_images, training_steps
 from keras_vit.finetune.optimizer import averaged_weights, use_averaged_weights
 from keras_vit.finetune.precision import find_accelerator, resolve_precision
 from keras_vit.finetune.recipe import Recipe
@@ -60,6 +66,8 @@ def run(
 ) -> RunResult:
     """Fine-tunes a model as a recipe says; goes on where an interrupted run of it stopped.
 
+    On several hosts (`recipe.distribute`) each calls it; host 0 writes the folder, which all see.
+
     The folder OUTPUT/NAME then holds `recipe.json`, `log.csv`, `tensorboard/`, `checkpoints/`
     (the last two), `model.keras`, `class_names.txt`, `result.json`, and `report.html` with
     `figures/` and `predictions.csv`. A run that is finished already is not repeated: its result
@@ -87,17 +95,28 @@ def run(
             full; the last good checkpoint stays.
         MemoryError: If a step does not fit the memory.
     """
+    if not fix_order_of_operations(deterministic=recipe.deterministic):
+        print(
+            f"{keras.backend.backend()} was in use before this run: a repetition may differ in the "
+            "last bits."
+        )
+    join_hosts()
     if recipe.fresh:
         recipe = dataclasses.replace(recipe, name=unused_name(recipe), fresh=False)
+        agree("name that is free", recipe.name)
     folder = Path(recipe.output) / recipe.name
-    with disk_errors(folder), run_lock(folder):
-        return _run(recipe, folder, source=source, architecture=architecture, test=test)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(disk_errors(folder))
+        if host_number() == 0:
+            stack.enter_context(run_lock(folder))
+        stack.enter_context(make_distribution(recipe.distribute).scope())
+        result = _run(recipe, folder, source=source, architecture=architecture, test=test)
+        agree("end of the run")
+    return result
 
 
 def _run(recipe, folder, *, source, architecture, test):
     _check_backend(recipe)
-    if not fix_order_of_operations():
-        print("TensorFlow was in use before this run: a repetition may differ in the last bits.")
     recipe = resolve_recipe(recipe, folder)
     # Whatever can be known without the images is checked before they are read or fetched.
     model_config(recipe, architecture)
@@ -116,9 +135,10 @@ def _run(recipe, folder, *, source, architecture, test):
     configuration = describe_run(recipe, source, architecture)
     changes = check_folder(folder, configuration, accept_changes=recipe.accept_changes)
     result = read_result(folder / "result.json")
+    agree(f"result in {folder}, which must be a folder that they share", result is not None)
     if result and (result.test or not test) and not changes:
         print(f"{folder} is finished; nothing more to train.")
-        if recipe.report and not (folder / "report.html").exists():
+        if recipe.report and not (folder / "report.html").exists() and host_number() == 0:
             _write_missing_report(folder, recipe, result, splits)
     else:
         model = build_model(recipe, model_config(recipe, architecture, len(source.class_names)))
@@ -131,12 +151,13 @@ def _run(recipe, folder, *, source, architecture, test):
             _accept_changes(changes, training.compiled, folder, configuration)
         elif (folder / "recipe.json").exists():
             configuration["changes"] = read_configuration(folder).get("changes", [])
-        write_json(folder / "recipe.json", configuration)
-        names = "\n".join(source.class_names) + "\n"
-        replace_file(folder / "class_names.txt", names.encode())
+        if host_number() == 0:
+            write_json(folder / "recipe.json", configuration)
+            names = "\n".join(source.class_names) + "\n"
+            replace_file(folder / "class_names.txt", names.encode())
         result = _train_and_test(training, recipe, splits, folder, configuration, began, test=test)
     print(f"{result}\n  files in    {folder}", flush=True)
-    if recipe.export:
+    if recipe.export and host_number() == 0:
         _export(recipe, folder, source.class_names)
     return result
 
@@ -148,6 +169,9 @@ def resolve_recipe(recipe: Recipe, folder: Path | None = None) -> Recipe:
     run that goes on: then it is what its folder says.
     """
     accelerator = find_accelerator()
+    distribution, mixes = current_distribution(), mixes_images(recipe)
+    distribution.check_batch("batch_size", recipe.batch_size, mixes=mixes)
+    divisor = distribution.batch_divisor(mixes=mixes)
     precision: Any = resolve_precision(recipe.precision, accelerator)
     micro_batch_size = recipe.micro_batch_size
     if micro_batch_size is None and folder and (folder / "recipe.json").exists():
@@ -158,10 +182,10 @@ def resolve_recipe(recipe: Recipe, folder: Path | None = None) -> Recipe:
         # Features are small.
         micro_batch_size = recipe.batch_size
     if micro_batch_size is None and accelerator.kind == "cpu":
-        fitting = max(1, PIXELS_AT_ONCE_ON_CPU // recipe.image_size**2)
+        fitting = max(divisor, PIXELS_AT_ONCE_ON_CPU // recipe.image_size**2)
         micro_batch_size = max(
             size
-            for size in range(1, min(fitting, recipe.batch_size) + 1)
+            for size in range(divisor, min(fitting, recipe.batch_size) + 1, divisor)
             if recipe.batch_size % size == 0
         )
         if 4 * micro_batch_size < min(fitting, recipe.batch_size):
@@ -211,6 +235,8 @@ def _accept_changes(changes, compiled, folder, configuration):
             f"Received: steps={steps}"
         )
     print(f"Going on with other options after step {done.step}:\n  " + "\n  ".join(changes))
+    if host_number() > 0:
+        return
     if (folder / "result.json").exists():
         # The run is no longer finished; what it came to until here stays.
         os.replace(folder / "result.json", folder / f"result_of_step_{done.step:08d}.json")
@@ -242,23 +268,26 @@ def _check_backend(recipe):
 
 def _train_and_test(training, recipe, splits, folder, configuration, began, *, test):
     identity = identity_digest(deciding_options(configuration))
-    done = restore_training_state(folder / "checkpoints", training.compiled, identity)
+    done = _restore(training, folder, identity)
     meter = Meter(recipe.batch_size, recipe.steps, done.since_row)
     try:
         progress = _train(training, recipe, splits, folder, identity, done, meter, began)
     except (TrainingDiverged, FloatingPointError) as error:
-        restore_training_state(folder / "checkpoints", training.compiled, identity)
-        _save_model(training.model, folder / "last_good.keras")
+        _restore(training, folder, identity)
+        if host_number() == 0:
+            _save_model(training.model, folder / "last_good.keras")
         raise TrainingDiverged(_advice(error, recipe, folder)) from error
     except Exception as error:
         if is_out_of_memory(error):
             raise MemoryError(_memory_advice(error, recipe)) from error
         raise
     if recipe.keep == "best":
+        agree("best step", progress.best_step)
         restore_best(folder / "checkpoints", training.compiled, progress, identity)
     else:
         use_averaged_weights(training.compiled.optimizer)
-    _save_model(training.model, folder / "model.keras")
+    if host_number() == 0:
+        _save_model(training.model, folder / "model.keras")
     judged = {}
     for name in ("validation", "test"):
         image_set = getattr(splits, name)
@@ -276,9 +305,13 @@ def _train_and_test(training, recipe, splits, folder, configuration, began, *, t
         images_per_second=meter.images_per_second,
         waiting_share=meter.waiting_share,
     )
+    if host_number() > 0:
+        return result
     # A folder with a result counts as finished.
     write_result(folder / "result.json", result)
-    if recipe.report:
+    if recipe.report and host_count() > 1:
+        _write_missing_report(folder, recipe, result, splits)
+    elif recipe.report:
         split = "test" if test else "validation"
         image_set, outputs, _ = judged.get(split, (None, None, None))
         table = format_plans(training.plans)
@@ -307,15 +340,30 @@ def _write_report(folder, model, result, train_set, split, image_set, outputs, t
 
 
 def _write_missing_report(folder, recipe, result, splits):
-    """The report of a run that was killed after its result, or that was told to write none."""
+    """The report of a run that was killed after its result, or that was told to write none.
+
+    On several hosts it is always made so, by host 0: the model of the run is theirs together.
+    """
     split = "test" if result.test else "validation"
     image_set = getattr(splits, split)
-    model = keras.saving.load_model(folder / "model.keras", compile=False)
-    outputs = None
-    if image_set is not None:
-        batch_size = min(recipe.evaluation_batch_size, len(image_set))
-        (outputs,) = predict_outputs(model, image_set, batch_size=batch_size)
-    _write_report(folder, model, result, splits.train, split, image_set, outputs)
+    with on_this_host_alone():
+        model = keras.saving.load_model(folder / "model.keras", compile=False)
+        outputs = None
+        if image_set is not None:
+            batch_size = min(recipe.evaluation_batch_size, len(image_set))
+            (outputs,) = predict_outputs(model, image_set, batch_size=batch_size)
+        _write_report(folder, model, result, splits.train, split, image_set, outputs)
+
+
+def _restore(training, folder, identity):
+    """The newest checkpoint, which must be the same on all hosts."""
+    checkpoints = folder / "checkpoints"
+    seen = sorted(path.name for path in checkpoints.glob("step_*.safetensors"))
+    what = f"checkpoints in {checkpoints}, which must be a folder that they share"
+    agree(what, seen)
+    done = restore_training_state(checkpoints, training.compiled, identity)
+    agree(what, f"step {done.step}")
+    return done
 
 
 def _train(training, recipe, splits, folder, identity, progress, meter, began):
@@ -324,16 +372,18 @@ def _train(training, recipe, splits, folder, identity, progress, meter, began):
     if start:
         print(f"Going on after step {start} of {recipe.steps}.")
     compiled = training.compiled
-    if not start:
+    writes = host_number() == 0
+    if not start and writes:
         # So that there is a good state from the first step on.
         save_training_state(folder / "checkpoints", compiled, progress, identity)
     if _is_stopped_early(progress, recipe):
         return progress
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(CheckpointWriter(folder / "checkpoints", identity))
-        log, line = RunLog(folder, start), ProgressLine(recipe.steps)
-        stack.callback(log.close)
+        line = ProgressLine(recipe.steps)
         stack.callback(line.end)
+        if writes:
+            writer = stack.enter_context(CheckpointWriter(folder / "checkpoints", identity))
+            log = stack.enter_context(contextlib.closing(RunLog(folder, start)))
         stop = stack.enter_context(stop_requests())
         for result in training_steps(
             compiled,
@@ -350,7 +400,7 @@ def _train(training, recipe, splits, folder, identity, progress, meter, began):
                 with averaged_weights(compiled.optimizer):
                     _, evaluation = _judge(training, splits.validation)
                     progress = progress.evaluated(step, evaluation.accuracy)
-                    if recipe.keep == "best" and progress.best_step == step:
+                    if writes and recipe.keep == "best" and progress.best_step == step:
                         writer.save_best(compiled, progress)
                 accuracy = {"validation_accuracy": evaluation.accuracy}
             ends = step == recipe.steps or _is_stopped_early(progress, recipe)
@@ -359,7 +409,8 @@ def _train(training, recipe, splits, folder, identity, progress, meter, began):
             # At a checkpoint too, so that a run that goes on from there logs the same rows.
             if due or evaluates or _is_due(step, recipe.log_every, recipe.steps):
                 row = {**meter.row(), **accuracy}
-                log.write(row)
+                if writes:
+                    log.write(row)
             line.show(step, meter.text(row), seconds_left=meter.seconds_left, keep=bool(row))
             progress = dataclasses.replace(
                 progress,
@@ -367,11 +418,13 @@ def _train(training, recipe, splits, folder, identity, progress, meter, began):
                 seconds=earlier + time.perf_counter() - began,
                 since_row=meter.since_row,
             )
-            writer.check()
-            if due or stop.signal:
-                saved = writer.save(compiled, progress)
+            if writes:
+                writer.check()
+                if due or stop.signal:
+                    saved = writer.save(compiled, progress)
+                if stop.signal:
+                    saved.result()
             if stop.signal:
-                saved.result()
                 raise RunInterrupted(
                     f"{folder} stopped after step {step} of {recipe.steps}; the same command goes "
                     "on from there",

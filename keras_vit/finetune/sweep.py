@@ -9,6 +9,7 @@ from typing import Any
 
 from keras_vit.data import DataSource, load_data
 from keras_vit.finetune.evaluation import Evaluation
+from keras_vit.finetune.hosts import host_number
 from keras_vit.finetune.loop import TrainingDiverged
 from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.report import RunResult
@@ -154,4 +155,5 @@ def _write(folder, validation):
         {"learning_rate": rate, "validation": judged and dataclasses.asdict(judged)}
         for rate, judged in validation.items()
     ]
-    write_json(folder / "sweep.json", {"runs": rows})
+    if host_number() == 0:
+        write_json(folder / "sweep.json", {"runs": rows})

@@ -12,9 +12,11 @@ from keras_vit.data import Augment, Augmentation, ImageSet, TrainingBatches, cac
 from keras_vit.data.batches import Batches
 from keras_vit.finetune.adaptation import prepare_for_training, split_at_head
 from keras_vit.finetune.batch_size import largest_fitting
+from keras_vit.finetune.distribution import current_distribution
 from keras_vit.finetune.evaluation import predict_on_device, with_device_resizing
 from keras_vit.finetune.features import FeatureBatches, cached_features
-from keras_vit.finetune.loop import compile_for_training
+from keras_vit.finetune.hosts import host_count, host_number
+from keras_vit.finetune.loop import compile_for_training, mixes_images
 from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.rules import WeightPlan, format_plans
 from keras_vit.finetune.splits import Splits
@@ -53,6 +55,9 @@ def set_up_training(model: keras.Model, recipe: Recipe, splits: Splits) -> tuple
     Returns:
         The training, compiled, and the recipe with its micro-batch.
     """
+    distribution, mixes = current_distribution(), mixes_images(recipe)
+    if recipe.micro_batch_size is not None:
+        distribution.check_batch("micro_batch_size", recipe.micro_batch_size, mixes=mixes)
     plans = prepare_for_training(model, recipe)
     print(format_plans(plans), flush=True)
     steps_per_epoch = len(splits.train) / recipe.batch_size
@@ -66,27 +71,30 @@ def set_up_training(model: keras.Model, recipe: Recipe, splits: Splits) -> tuple
     if recipe.micro_batch_size is not None:
         return compile_training(recipe), recipe
     attempts = {}
+    divisor = distribution.batch_divisor(mixes=mixes)
 
-    def attempt(size):
+    def attempt(part):
+        size = part * divisor
         parts = dataclasses.replace(recipe, micro_batch_size=size)
-        attempts[size] = compile_training(parts), parts
+        attempts[part] = compile_training(parts), parts
         try:
-            _try_step(attempts[size][0], size)
+            _try_step(attempts[part][0], parts.accumulation_steps)
         except Exception:
             # What the attempt holds would leave less for the next.
-            del attempts[size]
+            del attempts[part]
             gc.collect()
             raise
 
-    return attempts[largest_fitting(recipe.batch_size, attempt)]
+    return attempts[largest_fitting(recipe.batch_size // divisor, attempt)]
 
 
-def _try_step(training, size):
+def _try_step(training, accumulation_steps):
     """Runs one micro-batch and undoes it."""
     model = training.compiled
     variables = [*model.variables, *model.optimizer.variables]
-    before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
+    before = [variable.numpy() for variable in variables]
     inputs, targets = training.batches[0]
+    size = len(targets) // accumulation_steps
     try:
         model.train_on_batch(
             keras.tree.map_structure(lambda array: array[:size], inputs), targets[:size]
@@ -104,6 +112,7 @@ def _image_training(model, recipe, splits):
         micro_batch_size=recipe.micro_batch_size,
         seed=recipe.seed,
         augmentation=Augmentation(**{name: getattr(recipe, name) for name in names}),
+        shard=(host_number(), host_count()),
     )
     inputs = {
         name: keras.Input(shape, dtype=dtype, name=name)
@@ -131,6 +140,11 @@ def _image_training(model, recipe, splits):
 
 
 def _head_training(model, recipe, splits):
+    if host_count() > 1:
+        raise ValueError(
+            "The head alone is trained on features that one host computes and keeps. Received: "
+            f"adapt='head' on {host_count()} hosts; run it on one"
+        )
     backbone, classifier = split_at_head(model)
 
     def features(image_set):
