@@ -49,13 +49,12 @@ RECIPE = Recipe(
     precision="float32",
     report=False,
 )
-# All that is drawn for images, partners in mixing, micro-batches, an average of the weights.
+# What is drawn for images, partners in mixing, micro-batches, an average of the weights.
 MIXED = {
     "steps": 20,
     "micro_batch_size": 48,
     "mixup": 0.2,
     "cutmix": 1.0,
-    "augment": "randaugment",
     "random_erasing": 0.25,
     "label_smoothing": 0.1,
     "ema_decay": 0.5,
@@ -120,7 +119,7 @@ def start_pair(output, changes=None):
     return [start(runs, backend="jax", host=(port, number)) for number in range(2)]
 
 
-def finish(*processes, seconds=150):
+def finish(*processes, seconds=400):
     """What processes that must end well have printed."""
     texts = [process.communicate(timeout=seconds) for process in processes]
     for process, (_, errors) in zip(processes, texts, strict=True):
