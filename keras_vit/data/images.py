@@ -25,6 +25,8 @@ FORMATS = {
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
+# Numbers of TIFF's tags.
+TILE_WIDTH, TILE_HEIGHT = 322, 323
 # 16 bits each of red, green, blue and alpha, and what stands beside the pixels: some decoders keep
 # all of a file in memory.
 MOST_BYTES_PER_PIXEL = 8
@@ -107,12 +109,22 @@ def _opened(image: str | Path | bytes) -> Iterator[ImageFile.ImageFile]:
         with _factory(file)(file, "") as opened:
             if 0 in opened.size:
                 raise ValueError("it has no pixels")
-            if math.prod(opened.size) > most_pixels:
-                raise ValueError(
-                    f"it has {opened.width:,} x {opened.height:,} pixels. Expected at most "
-                    f"{most_pixels:,}; make it smaller"
-                )
+            for what, (width, height) in _sizes(opened):
+                if width * height > most_pixels:
+                    raise ValueError(
+                        f"{what} {width:,} x {height:,} pixels. Expected at most {most_pixels:,}; "
+                        "make it smaller"
+                    )
             yield opened
+
+
+def _sizes(opened):
+    """What is decoded at once, as the header says: (width, height), after a few words."""
+    yield "it has", opened.size
+    tags = getattr(opened, "tag_v2", {})  # Those of a TIFF file.
+    if TILE_WIDTH in tags and TILE_HEIGHT in tags:
+        # A tile may be larger than the image.
+        yield "it is stored in tiles of", (tags[TILE_WIDTH], tags[TILE_HEIGHT])
 
 
 def _factory(file):

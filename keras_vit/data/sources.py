@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -121,18 +120,13 @@ def load_data(
     if refused:
         raise_refused(path, refused, splits)
     named = tuple(LeftOut(name_in(root, file), printable(why)) for file, why in reasons.items())
-    _warn_of_gone(source, left_out or (), named)
     splits = _divide(source, leave_out(source, splits, reasons), test_fraction, seed)
     _check_splits(source, splits, class_names)
     if path.exists():
         warn_of_equal_pictures(source, splits, stacklevel=3)
-    return DataSource(
-        name,
-        version,
-        _digest(splits, root),
-        *(splits.get(split) for split in SPLIT_NAMES),
-        left_out=named,
-    )
+    digest = _digest(splits, root)
+    train, validation, test = (splits.get(split) for split in SPLIT_NAMES)
+    return DataSource(name, version, digest, train, validation, test, named)
 
 
 def _read(source, path, data_dir, cache_dir, class_names):
@@ -164,16 +158,6 @@ def _undecodable(splits, refused, progress):
     on_disk = (images for images in splits.values() if not images.in_memory)
     files = [file for images in on_disk for file in images.images if file not in refused]
     return undecodable_files(files, progress=progress)
-
-
-def _warn_of_gone(source, expected, found):
-    gone = sorted({item.file for item in expected} - {item.file for item in found})
-    if gone:
-        warnings.warn(
-            f"{source}: {len(gone)} of {len(expected)} images that were left out before are not "
-            f"named there any more, the first is {gone[0]}",
-            stacklevel=3,
-        )
 
 
 def _check_names(source, names):

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vit.data import DataSource, check_class_names, check_images, load_data
+from keras_vit.data import DataSource, check_class_names, check_images
 from keras_vit.finetune.evaluation import Evaluation, judge_outputs, predict_outputs
 from keras_vit.finetune.folder import (
     check_folder,
@@ -26,6 +26,7 @@ from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.report import RunResult, make_result, read_result, write_result
 from keras_vit.finetune.reproducibility import fix_order_of_operations
 from keras_vit.finetune.rules import format_plans
+from keras_vit.finetune.source import load_source, write_left_out
 from keras_vit.finetune.splits import split_source
 from keras_vit.finetune.starting_model import build_model, model_config
 from keras_vit.finetune.state import (
@@ -54,12 +55,13 @@ def run(
 
     The folder OUTPUT/NAME then holds `recipe.json`, `log.csv`, `tensorboard/`, `checkpoints/`
     (the last two), `model.keras`, `class_names.txt`, `result.json`, and `report.html` with
-    `figures/` and `predictions.csv`. A run that is finished already is not repeated: its result
-    is handed back.
+    `figures/` and `predictions.csv`; and `left_out.json` where images may be left out.
+    A run that is finished already is not repeated: its result is handed back.
 
     Args:
         recipe: All options.
-        source: The images, instead of what `recipe.data` names.
+        source: The images, instead of what `recipe.data` names; what is damaged among them is left
+            out where `load_data` was told to.
         architecture: The architecture, instead of what `recipe.model` names; class count, image
             size and dropout come from the recipe.
         test: Whether the test images are looked at, at the end. A choice among runs is made
@@ -81,7 +83,8 @@ def run(
     # Whatever can be known without the images is checked before they are read or fetched.
     model_config(recipe, architecture)
     keras.utils.set_random_seed(recipe.seed)
-    source = source or load_data(recipe.data, data_dir=recipe.data_dir, seed=recipe.seed)
+    looked_at = source is None and recipe.damaged_images == "skip"
+    source = source or load_source(recipe, folder)
     if (folder / "class_names.txt").exists():
         known = (folder / "class_names.txt").read_text("utf-8").splitlines()
         check_class_names(source, known, folder / "class_names.txt")
@@ -96,13 +99,15 @@ def run(
             _write_missing_report(folder, recipe, result, splits)
     else:
         model = build_model(recipe, model_config(recipe, architecture, len(source.class_names)))
-        _check_files(folder, splits)
+        if not looked_at:
+            _check_files(folder, splits)
         # Features that are computed, and batch sizes that are tried, are part of the time.
         began = time.perf_counter()
         training, recipe = set_up_training(model, recipe, splits)
         configuration = describe_run(recipe, source, architecture)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "recipe.json", configuration)
+        write_left_out(folder, recipe, source)
         names = "\n".join(source.class_names) + "\n"
         replace_file(folder / "class_names.txt", names.encode())
         result = _train_and_test(training, recipe, splits, folder, configuration, began, test=test)
@@ -216,6 +221,7 @@ def _train_and_test(training, recipe, splits, folder, configuration, began, *, t
         test=judged["test"][2] if "test" in judged else None,
         validation=judged["validation"][2] if "validation" in judged else None,
         train_images=len(splits.train),
+        left_out=splits.left_out,
         seconds=seconds,
         images_per_second=meter.images_per_second,
         waiting_share=meter.waiting_share,
