@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_vit.data.class_names import index_of_names
-from keras_vit.data.image_set import SPLIT_OF, ImageSet
+from keras_vit.data.image_set import SPLIT_OF, ImageSet, files_of
 from keras_vit.data.images import FORMATS, undecodable
 from keras_vit.data.refused_files import leads_outside, printable, refused_files
 
@@ -160,7 +160,7 @@ def check_images(*image_sets: ImageSet, progress: Callable[[int, int], None] | N
     >>> images = np.zeros((4, 8, 8, 3), "uint8")
     >>> check_images(ImageSet(images, np.array([0, 1, 0, 1], "int32"), ("cat", "dog")))
     """
-    paths = _files_of(image_sets)
+    paths = files_of(image_sets)
     reasons = undecodable_files(paths, progress=progress)
     if reasons:
         refused = [f"{printable(str(path))}: {printable(why)}" for path, why in reasons.items()]
@@ -199,9 +199,3 @@ def undecodable_files(
 
 def _undecodable(paths):
     return [undecodable(path) for path in paths]
-
-
-def _files_of(image_sets):
-    """The files of those sets that are on disk, each once."""
-    on_disk = (image_set.images for image_set in image_sets if not image_set.in_memory)
-    return list(dict.fromkeys(path for images in on_disk for path in images))

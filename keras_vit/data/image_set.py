@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,6 +136,12 @@ class DataSource:
         """The class names, the same for all splits."""
         splits = (self.train, self.validation, self.test)
         return next(split.class_names for split in splits if split is not None)
+
+
+def files_of(image_sets: Iterable[ImageSet]) -> list[Path]:
+    """The files of those sets that are on disk, each once, in their order."""
+    on_disk = (image_set.images for image_set in image_sets if not image_set.in_memory)
+    return list(dict.fromkeys(path for images in on_disk for path in images))
 
 
 def subset(image_set: ImageSet, count: int, *, seed: int) -> ImageSet:

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from keras_vit.data.image_set import ImageSet, LeftOut
+from keras_vit.data.image_set import ImageSet, LeftOut, files_of
 
 MISSING = "there is no such file"
 
@@ -166,7 +166,6 @@ def leave_out(
 def again_left_out(
     root: Path,
     splits: Mapping[str, ImageSet],
-    refused: Mapping[Path, str],
     left_out: Sequence[LeftOut],
 ) -> dict[Path, str]:
     """The files that an earlier call left out, whatever has become of them since.
@@ -174,13 +173,11 @@ def again_left_out(
     Args:
         root: The folder of the data set.
         splits: The splits by name.
-        refused: Why each file that cannot be read now is refused.
         left_out: What the earlier call left out.
 
     Returns:
         The reason of then for each of them that is still named by the data set.
     """
     reasons = {item.file: item.reason for item in left_out}
-    files = [file for images in splits.values() if not images.in_memory for file in images.images]
-    names = {file: name_in(root, file) for file in dict.fromkeys([*files, *refused])}
+    names = {file: name_in(root, file) for file in files_of(splits.values())}
     return {file: reasons[name] for file, name in names.items() if name in reasons}

@@ -15,7 +15,7 @@ from keras_vit.data.array_files import SPLIT_NAMES, read_arrays
 from keras_vit.data.cache import cache_folder
 from keras_vit.data.checks import warn_of_equal_pictures, warn_of_missing_classes
 from keras_vit.data.image_files import read_folder, undecodable_files
-from keras_vit.data.image_set import DataSource, ImageSet, LeftOut, split_images
+from keras_vit.data.image_set import DataSource, ImageSet, LeftOut, files_of, split_images
 from keras_vit.data.manifests import read_manifest
 from keras_vit.data.refused_files import (
     again_left_out,
@@ -110,16 +110,21 @@ def load_data(
         _check_names(source, next(iter(splits.values())).class_names)
     root = path if path.is_dir() else path.parent if path.is_file() else cache_folder(cache_dir)
     if left_out is not None:
-        reasons = again_left_out(root, splits, refused, left_out)
+        reasons = again_left_out(root, splits, left_out)
         refused = {file: reason for file, reason in refused.items() if file not in reasons}
     elif damaged_images == "skip":
-        reasons = refused | _undecodable(splits, refused, progress)
+        files = [file for file in files_of(splits.values()) if file not in refused]
+        reasons = refused | undecodable_files(files, progress=progress)
         refused = {}
     else:
         reasons = {}
     if refused:
         raise_refused(path, refused, splits)
-    named = tuple(LeftOut(name_in(root, file), printable(why)) for file, why in reasons.items())
+    named = tuple(
+        LeftOut(name_in(root, file), printable(reasons[file]))
+        for file in files_of(splits.values())
+        if file in reasons
+    )
     splits = _divide(source, leave_out(source, splits, reasons), test_fraction, seed)
     _check_splits(source, splits, class_names)
     if path.exists():
@@ -152,12 +157,6 @@ def _read_arrays(path):
     if path.suffix == ".npz":
         return read_arrays(path)
     raise ValueError(f"{path} is no data set. Expected a folder of images, a .csv or a .npz file")
-
-
-def _undecodable(splits, refused, progress):
-    on_disk = (images for images in splits.values() if not images.in_memory)
-    files = [file for images in on_disk for file in images.images if file not in refused]
-    return undecodable_files(files, progress=progress)
 
 
 def _check_names(source, names):
