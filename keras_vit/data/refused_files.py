@@ -107,9 +107,9 @@ def raise_refused(
     message = (
         f"{place} lists {len(refused)} of {sum(map(len, splits.values()))} files that "
         f"{'do not exist' if all_missing else 'are missing or that lie outside of its folder'}, "
-        f"the first is {printable(str(first))}: {printable(reason)}. Expected files in the folder "
-        "itself, and in a .csv file paths relative to its own; put it into the folder that all of "
-        "them are in, or leave the files out with damaged_images='skip'"
+        f"the first is {printable(str(first))}: {printable(reason)}. Expected files within it: "
+        "put a .csv file into the folder that all of its files are in, with paths relative to it, "
+        "or leave these out with damaged_images='skip'"
     )
     raise FileNotFoundError(message) if all_missing else ValueError(message)
 
