@@ -17,6 +17,7 @@ from keras_vit import checkpoints, data, export, finetune, inspection, models, s
 from keras_vit.finetune.command_line import USER_ERRORS
 from keras_vit.finetune.log import ProgressLine
 from keras_vit.finetune.signals import RunInterrupted
+from keras_vit.finetune.source import print_left_out, read_left_out
 from keras_vit.finetune.splits import split_source
 from keras_vit.layers.nearest import nearest_names
 from keras_vit.zoo import catalog
@@ -104,6 +105,7 @@ def evaluate(
     batch_size: int = 64,
     image_size: int | None = None,
     preprocessing: Literal["inception", "imagenet"] | None = None,
+    damaged_images: Literal["error", "skip"] = "error",
 ) -> None:
     """Prints a model's accuracy on labelled images.
 
@@ -117,9 +119,12 @@ def evaluate(
         batch_size: Images a batch.
         image_size: Height and width of the images the network sees, in pixels; None: the model's.
         preprocessing: How pixels are scaled, where the checkpoint does not say.
+        damaged_images: Whether images that are missing, lead outside of the folder or cannot be
+            decoded are an error, or are left out and listed; of a run's own data set, those that
+            the run left out are left out.
     """
     classifier, class_names = _load_classifier(model, image_size, preprocessing)
-    images = _load_split(source, data_dir, split, class_names, model)
+    images = _load_split(source, data_dir, split, class_names, model, damaged_images)
     line = ProgressLine(len(images), " images")
     result = finetune.evaluate(
         classifier, images, batch_size=batch_size, progress=lambda done, _: line.show(done, "")
@@ -531,10 +536,17 @@ def _print_likeliest(outputs, classifier, class_names):
         print(f"  {probabilities[index]:7.2%}  {class_names[index]}")
 
 
-def _load_split(source, data_dir, split, class_names, model):
+def _load_split(source, data_dir, split, class_names, model, damaged_images):
     loaded = _as_in_the_run(source, data_dir, model)
     if loaded is None:
-        loaded = data.load_data(source, data_dir=data_dir, class_names=class_names, test_fraction=1)
+        loaded = data.load_data(
+            source,
+            data_dir=data_dir,
+            class_names=class_names,
+            test_fraction=1,
+            damaged_images=damaged_images,
+        )
+        print_left_out(loaded)
     images = getattr(loaded, split)
     if images is None:
         present = [name for name in ("train", "validation", "test") if getattr(loaded, name)]
@@ -553,13 +565,20 @@ def _as_in_the_run(source, data_dir, model):
     configuration = finetune.read_configuration(folder)
     recipe = finetune.recipe_from_fields(configuration["recipe"], folder / "recipe.json")
     try:
-        loaded = data.load_data(source, data_dir=data_dir, seed=recipe.seed)
+        loaded = data.load_data(
+            source,
+            data_dir=data_dir,
+            seed=recipe.seed,
+            damaged_images=recipe.damaged_images,
+            left_out=read_left_out(folder),
+        )
     except ValueError:
         # No run could have been trained on it.
         return None
     if loaded.digest != configuration["data"]["digest"]:
         return None
     print(f"{source} is the data set of this run, divided as the run divided it")
+    print_left_out(loaded)
     return split_source(loaded, recipe)
 
 

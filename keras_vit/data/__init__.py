@@ -7,7 +7,7 @@ from keras_vit.data.cache import cache_folder
 from keras_vit.data.checks import check_class_names
 from keras_vit.data.class_names import imagenet_class_names
 from keras_vit.data.image_files import check_images
-from keras_vit.data.image_set import DataSource, ImageSet, join, split_images, subset
+from keras_vit.data.image_set import DataSource, ImageSet, LeftOut, join, split_images, subset
 from keras_vit.data.images import decode_image, evaluation_geometry, prepare_image
 from keras_vit.data.resize_and_crop import ResizeAndCrop
 from keras_vit.data.sources import load_data
@@ -18,6 +18,7 @@ __all__ = [
     "DataSource",
     "EvaluationBatches",
     "ImageSet",
+    "LeftOut",
     "ResizeAndCrop",
     "TrainingBatches",
     "cache_folder",

@@ -1,7 +1,12 @@
-"""Class names that are facts: those of ImageNet-1k."""
+"""Class names: those of ImageNet-1k, and the index of each name among others."""
 
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
+
+from keras_vit.layers.nearest import nearest_names
 
 
 @cache
@@ -40,3 +45,45 @@ def imagenet_wordnet_ids() -> tuple[str, ...]:
 def _imagenet_classes():
     lines = files("keras_vit.data").joinpath("imagenet_classes.tsv").read_text("utf-8")
     return [line.split("\t") for line in lines.splitlines()]
+
+
+def index_of_names(
+    place: str | os.PathLike[str], names: Iterable[str], class_names: Sequence[str]
+) -> dict[str, int]:
+    """The index of each name, all of which must be class names that occur once.
+
+    WordNet ids stand for the classes of ImageNet too.
+
+    Args:
+        place: Where the names come from, for the message.
+        names: The names to find.
+        class_names: Names in the order of their index.
+
+    Returns:
+        The index of each class name.
+
+    Raises:
+        ValueError: For a name that is no class name, or that several classes have.
+
+    Example:
+
+    >>> index_of_names("flowers", ["rose"], ["daisy", "rose"])
+    {'daisy': 0, 'rose': 1}
+    """
+    wordnet_ids = imagenet_wordnet_ids()
+    if tuple(class_names) == imagenet_class_names() and set(names) <= set(wordnet_ids):
+        return {name: number for number, name in enumerate(wordnet_ids)}
+    index = {name: number for number, name in enumerate(class_names)}
+    counts = Counter(class_names)
+    for name in names:
+        if name not in index:
+            raise ValueError(
+                f"{place} has the class {name!r}, which is none of {len(class_names)} classes. "
+                f"{nearest_names(name, class_names)}"
+            )
+        if counts[name] > 1:
+            raise ValueError(
+                f"{place} has the class {name!r}, and several classes are called so. Expected "
+                "indices as labels, in a .csv file"
+            )
+    return index

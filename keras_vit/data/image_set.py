@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+# What folders and manifests call the splits, in lower case.
+SPLIT_OF = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +94,20 @@ class ImageSet:
         return ImageSet(images, self.labels[indices], self.class_names)
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """An image that a data set names and that was left out of it.
+
+    Attributes:
+        file: Its path relative to the folder of the data set, with "/"; characters that cannot be
+            printed are written as in Python.
+        reason: Why it was left out.
+    """
+
+    file: str
+    reason: str
+
+
 @dataclass(frozen=True, eq=False)
 class DataSource:
     """A data set with its splits; at least one of them is there.
@@ -97,6 +120,7 @@ class DataSource:
         train: Images to train on.
         validation: Images that the data set sets apart for choices.
         test: Images for the final figure.
+        left_out: Images that `load_data` was told to leave out, and why.
     """
 
     name: str
@@ -105,12 +129,19 @@ class DataSource:
     train: ImageSet | None
     validation: ImageSet | None
     test: ImageSet | None
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The class names, the same for all splits."""
         splits = (self.train, self.validation, self.test)
         return next(split.class_names for split in splits if split is not None)
+
+
+def files_of(image_sets: Iterable[ImageSet]) -> list[Path]:
+    """The files of those sets that are on disk, each once, in their order."""
+    on_disk = (image_set.images for image_set in image_sets if not image_set.in_memory)
+    return list(dict.fromkeys(path for images in on_disk for path in images))
 
 
 def subset(image_set: ImageSet, count: int, *, seed: int) -> ImageSet:

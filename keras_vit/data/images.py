@@ -4,32 +4,42 @@ from __future__ import annotations
 
 import io
 import math
-import struct
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from keras_vit.layers import ImagePreprocessing
 
-# What Pillow raises for files that are damaged, no image, or of a size that only an attack has.
-_DECODING_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    OverflowError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+# The formats that are read, by Pillow's names, and the suffixes of their files. Pillow knows more,
+# some of them hardly tested, and starts Ghostscript for one: no file gets that far.
+FORMATS = {
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "JPEG": (".jpeg", ".jpg"),
+    "PNG": (".png",),
+    "PPM": (".ppm",),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
+# Numbers of TIFF's tags.
+TILE_WIDTH, TILE_HEIGHT = 322, 323
+# 16 bits each of red, green, blue and alpha, and what stands beside the pixels: some decoders keep
+# all of a file in memory.
+MOST_BYTES_PER_PIXEL = 8
+MOST_BYTES_BESIDE = 2**26
 
 
 def decode_image(image: str | Path | bytes) -> np.ndarray:
     """Decodes an image file to RGB pixels.
 
-    Grey and palette images become RGB, 16-bit values keep their upper 8 bits, transparency is
-    left out and an EXIF orientation is not applied, as in TensorFlow's decoders.
+    BMP, GIF, JPEG, PNG, PPM, TIFF and WebP are read, whatever the name of the file ends in. Grey
+    and palette images become RGB, 16-bit values keep their upper 8 bits, transparency is left out
+    and an EXIF orientation is not applied, as in TensorFlow's decoders. Of an animation it is the
+    first frame, of several pages the first.
 
     Args:
         image: Path of a file, or the encoded bytes.
@@ -39,7 +49,10 @@ def decode_image(image: str | Path | bytes) -> np.ndarray:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be decoded; the message names the file.
+        ValueError: If it cannot be decoded, or says that it has more pixels than
+            `PIL.Image.MAX_IMAGE_PIXELS` (89,478,485 unless you set it), which is judged before
+            anything is decoded, or has more than 8 bytes for each of those and 64 MiB; the message
+            names the file.
 
     Example:
 
@@ -50,14 +63,14 @@ def decode_image(image: str | Path | bytes) -> np.ndarray:
     """
     name = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
     try:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as file:
+        with _opened(image) as file:
             return _rgb(file)
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no image file {name}") from None
-    except _DECODING_ERRORS as error:
+    except Exception as error:  # Damaged bytes make decoders raise errors of any kind.
         raise ValueError(
-            f"{name} cannot be decoded: {error}. Expected a complete JPEG, PNG or other image "
-            "file that Pillow reads; replace it or leave it out"
+            f"{name} cannot be decoded: {_reason(error)}. Expected a complete "
+            "BMP, GIF, JPEG, PNG, PPM, TIFF or WebP file; replace it or leave it out"
         ) from error
 
 
@@ -67,12 +80,66 @@ def undecodable(path: Path) -> str | None:
     A JPEG is read whole, but decoded to an eighth of its size.
     """
     try:
-        with Image.open(path) as file:
+        with _opened(path) as file:
             file.draft(None, (1, 1))
-            _rgb(file)
-    except _DECODING_ERRORS as error:
-        return getattr(error, "strerror", None) or str(error) or type(error).__name__
+            file.load()
+            # One pixel tells whether the mode can become RGB.
+            _rgb(file.crop((0, 0, 1, 1)))
+    except Exception as error:
+        return _reason(error)
     return None
+
+
+def _reason(error):
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+@contextmanager
+def _opened(image: str | Path | bytes) -> Iterator[ImageFile.ImageFile]:
+    """An image whose header is read and its pixels are not.
+
+    `Image.open` raises from twice its limit on and warns below; here the limit is the limit.
+    """
+    most_pixels = Image.MAX_IMAGE_PIXELS or math.inf
+    with io.BytesIO(image) if isinstance(image, bytes) else open(image, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        most_bytes = MOST_BYTES_PER_PIXEL * most_pixels + MOST_BYTES_BESIDE
+        if size > most_bytes:
+            raise ValueError(f"it has {size:,} bytes. Expected at most {most_bytes:,}")
+        with _factory(file)(file, "") as opened:
+            if 0 in opened.size:
+                raise ValueError("it has no pixels")
+            for what, (width, height) in _sizes(opened):
+                if width * height > most_pixels:
+                    raise ValueError(
+                        f"{what} {width:,} x {height:,} pixels. Expected at most {most_pixels:,}; "
+                        "make it smaller"
+                    )
+            yield opened
+
+
+def _sizes(opened):
+    """What is decoded at once, as the header says: (width, height), after a few words."""
+    yield "it has", opened.size
+    tags = getattr(opened, "tag_v2", {})  # Those of a TIFF file.
+    if TILE_WIDTH in tags and TILE_HEIGHT in tags:
+        # A tile may be larger than the image.
+        yield "it is stored in tiles of", (tags[TILE_WIDTH], tags[TILE_HEIGHT])
+
+
+def _factory(file):
+    """What opens a file, by its first bytes."""
+    file.seek(0)
+    prefix = file.read(16)
+    file.seek(0)
+    for name in FORMATS:
+        if name not in Image.OPEN:
+            Image.init()
+        factory, accept = Image.OPEN[name]
+        # A text says that Pillow was built without the format.
+        if accept is not None and accept(prefix) is True:
+            return factory
+    raise UnidentifiedImageError("cannot identify an image in it")
 
 
 def _rgb(file):
@@ -80,10 +147,12 @@ def _rgb(file):
         raise ValueError("its pixels are floating-point numbers")
     if file.mode.startswith("I"):
         # Pillow would clip 16-bit values at 255.
-        grey = np.clip(np.asarray(file).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+        grey = np.clip(np.asarray(file) >> 8, 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)
     # NumPy may hide what goes wrong when it asks for the pixels.
     file.load()
+    # It is not blended anyway, and Pillow warns of some kinds and fails with others.
+    file.info.pop("transparency", None)
     # Pillow would copy an image that is RGB already.
     return np.array(file if file.mode == "RGB" else file.convert("RGB"))
 

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from keras_vit.data.array_files import SPLIT_NAMES, read_arrays
 from keras_vit.data.cache import cache_folder
 from keras_vit.data.checks import warn_of_equal_pictures, warn_of_missing_classes
-from keras_vit.data.image_files import read_folder, read_manifest
-from keras_vit.data.image_set import DataSource, ImageSet, split_images
+from keras_vit.data.image_files import read_folder, undecodable_files
+from keras_vit.data.image_set import DataSource, ImageSet, LeftOut, files_of, split_images
+from keras_vit.data.manifests import read_manifest
+from keras_vit.data.refused_files import (
+    again_left_out,
+    leave_out,
+    name_in,
+    printable,
+    raise_refused,
+)
 from keras_vit.data.tensorflow_datasets import read_tfds
 
 
@@ -25,6 +35,9 @@ def load_data(
     test_fraction: float = 0.2,
     seed: int = 0,
     class_names: Sequence[str] | None = None,
+    damaged_images: Literal["error", "skip"] = "error",
+    left_out: Sequence[LeftOut] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> DataSource:
     """Finds a data set and divides it into splits.
 
@@ -47,6 +60,9 @@ def load_data(
     test, and of pictures in two classes; of the last two only in folders, .csv and .npz files,
     not in published sets.
 
+    Of a folder or a .csv file nothing outside of the folder, or of that of the .csv, is read: a
+    path or a link that leads elsewhere is refused like a file that is missing.
+
     Args:
         source: Name or path.
         data_dir: Folder of prepared TFDS sets (`NAME/VERSION` in it); None: the default of TFDS.
@@ -57,14 +73,22 @@ def load_data(
         class_names: For a folder or a .csv file: the names in the order of their index, as those
             of the model to evaluate; None: the sorted names. With those of ImageNet, WordNet ids
             are taken for them.
+        damaged_images: What becomes of files that are missing, lead outside of the folder, or
+            cannot be decoded. `"error"`: the first two raise; whether files can be decoded is not
+            looked at, `check_images` does. `"skip"`: every file is decoded once, and those that
+            cannot be used are left out before a set is divided.
+        left_out: What an earlier call with `"skip"` left out: these files are left out and no
+            others, whatever has become of them since, and none is decoded now.
+        progress: Called as `progress(done, total)` after every few files that `"skip"` decodes.
 
     Returns:
-        A `DataSource`.
+        A `DataSource`; its `left_out` says what was left out, and why.
 
     Raises:
         FileNotFoundError: If `source` is a path that does not exist, or files of a .csv do not.
-        ValueError: If the source is unknown, cannot be read, is empty or has one class only;
-            images of one class may be evaluated where `class_names` are given.
+        ValueError: If files lead outside of the folder; if a split, or a class to train on, would
+            lose all its images; or if the source is unknown, cannot be read, is empty or has one
+            class only; images of one class may be evaluated where `class_names` are given.
         RuntimeError: If a TFDS set cannot be downloaded.
         ImportError: If reading the source needs a package that is not installed.
 
@@ -76,39 +100,80 @@ def load_data(
     """
     if not 0 <= test_fraction <= 1:
         raise ValueError(f"`test_fraction` must be in 0..1. Received: {test_fraction}")
+    if damaged_images not in ("error", "skip"):
+        raise ValueError(
+            f"`damaged_images` must be 'error' or 'skip'. Received: {damaged_images!r}"
+        )
     path = Path(source).expanduser()
-    root = path.parent if path.is_file() else path
-    if source == "digits":
-        splits, name, version = {"": _digits()}, "digits", "1"
-    elif path.is_dir():
-        splits, name, version = read_folder(path, class_names), path.resolve().name, ""
-    elif path.suffix in (".csv", ".npz") or str(source).startswith((".", "~", os.sep)):
-        splits, name, version = _read_file(path, class_names)
+    splits, refused, name, version = _read(source, path, data_dir, cache_dir, class_names)
+    if class_names is None:
+        _check_names(source, next(iter(splits.values())).class_names)
+    root = path if path.is_dir() else path.parent if path.is_file() else cache_folder(cache_dir)
+    if left_out is not None:
+        reasons = again_left_out(root, splits, left_out)
+        refused = {file: reason for file, reason in refused.items() if file not in reasons}
+    elif damaged_images == "skip":
+        files = [file for file in files_of(splits.values()) if file not in refused]
+        reasons = refused | undecodable_files(files, progress=progress)
+        refused = {}
     else:
-        root = cache_folder(cache_dir)
-        splits, name, version = read_tfds(str(source), data_dir, root)
-    splits = _divide(source, splits, test_fraction, seed)
+        reasons = {}
+    if refused:
+        raise_refused(path, refused, splits)
+    named = tuple(
+        LeftOut(name_in(root, file), printable(reasons[file]))
+        for file in files_of(splits.values())
+        if file in reasons
+    )
+    splits = _divide(source, leave_out(source, splits, reasons), test_fraction, seed)
     _check_splits(source, splits, class_names)
     if path.exists():
         warn_of_equal_pictures(source, splits, stacklevel=3)
-    return DataSource(
-        name,
-        version,
-        _digest(splits, root),
-        *(splits.get(split) for split in SPLIT_NAMES),
-    )
+    digest = _digest(splits, root)
+    train, validation, test = (splits.get(split) for split in SPLIT_NAMES)
+    return DataSource(name, version, digest, train, validation, test, named)
 
 
-def _read_file(path, class_names):
+def _read(source, path, data_dir, cache_dir, class_names):
+    """The splits as a data set names them, the files it refuses, its name and its version."""
+    if source == "digits":
+        return {"": _digits()}, {}, "digits", "1"
+    if path.is_dir():
+        return *read_folder(path, class_names), path.resolve().name, ""
+    if path.suffix == ".csv" and path.is_file():
+        return *read_manifest(path, class_names), path.stem, ""
+    if path.suffix in (".csv", ".npz") or str(source).startswith((".", "~", os.sep)):
+        splits, name, version = _read_arrays(path)
+    else:
+        splits, name, version = read_tfds(str(source), data_dir, cache_folder(cache_dir))
+    return splits, {}, name, version
+
+
+def _read_arrays(path):
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist. Expected a folder of images, a .csv or a .npz file"
         )
-    if path.suffix == ".csv":
-        return read_manifest(path, class_names), path.stem, ""
     if path.suffix == ".npz":
         return read_arrays(path)
     raise ValueError(f"{path} is no data set. Expected a folder of images, a .csv or a .npz file")
+
+
+def _check_names(source, names):
+    """Class names are lines of a file, and two that look the same are one class."""
+    seen: dict[str, str] = {}
+    for name in names:
+        # Half of a pair, as file names that are not UTF-8 have it.
+        if name.splitlines() != [name] or any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ValueError(
+                f"{source} has the class {name!r}. Expected one line of text in UTF-8; rename it"
+            )
+        same = seen.setdefault(unicodedata.normalize("NFC", name), name)
+        if same != name:
+            raise ValueError(
+                f"{source} has the classes {same!a} and {name!a}, which look the same "
+                "and are written in two normal forms of Unicode. Expected one of them"
+            )
 
 
 def _digits():

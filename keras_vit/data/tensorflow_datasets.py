@@ -17,9 +17,10 @@ import keras
 import numpy as np
 
 from keras_vit.data.array_files import SPLIT_NAMES, read_arrays, write_arrays
-from keras_vit.data.image_files import read_manifest
 from keras_vit.data.image_set import ImageSet
 from keras_vit.data.images import decode_image
+from keras_vit.data.manifests import read_manifest
+from keras_vit.data.refused_files import raise_refused
 from keras_vit.data.vtab import find_task
 
 # Sets whose images all have one size, up to this side, and that take up to this many bytes are
@@ -72,7 +73,10 @@ def read_tfds(
         return read_arrays(cached)
     class_names = (cached / "class_names.txt").read_text("utf-8").splitlines()
     name, _, version = cached.name.rpartition("-")
-    return read_manifest(cached / "manifest.csv", class_names), name, version
+    splits, refused = read_manifest(cached / "manifest.csv", class_names)
+    if refused:
+        raise_refused(cached, refused, splits)
+    return splits, name, version
 
 
 def _newest_prepared(name, data_dir):

@@ -54,6 +54,7 @@ CALIBRATION_BINS = 15
 SHOWN_MISTAKES = 12
 SHOWN_LOOKS = 8
 SHOWN_PAIRS = 12
+SHOWN_LEFT_OUT = 100
 # Rows and columns of the confusion matrix of many classes.
 GROUPS = 50
 # Longest side of a picture in the report, in pixels; small images are enlarged to about that.
@@ -160,6 +161,7 @@ def _run_facts(result, split, predictions, command):
         "options": options,
         "changed": changed,
         "fact_lists": _fact_lists(result, predictions, split),
+        "left_out": result.left_out[:SHOWN_LEFT_OUT],
         "command": shell_text(command or repeat_command(recipe)),
         "from_python": " and ".join(own),
     }
@@ -237,6 +239,8 @@ def _fact_lists(result, predictions, split):
         counts += f", {result.validation.count:,} held out"
     if predictions is not None:
         counts += f", {len(predictions):,} {split}"
+    if result.left_out:
+        counts += f", {len(result.left_out):,} left out"
     weights = {"from": option_text(configuration["recipe"]["weights"] or "random weights")}
     if configuration.get("weights_sha256"):
         weights["sha256"] = configuration["weights_sha256"]

@@ -88,6 +88,11 @@ class Recipe:
     data_dir: str | None = None
     """Folder of prepared TFDS data sets; None: the default of TFDS."""
 
+    damaged_images: Literal["error", "skip"] = "error"
+    """What becomes of images that are missing, lead outside of the folder or cannot be decoded:
+    the run does not begin and names them, or goes without them and lists them. A run that goes on
+    leaves out the same ones."""
+
     train_images: int | None = None
     """Use a stratified, seeded subset of so many training images (the validation split is taken
     from it); None: all."""

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_vit._version import __version__
+from keras_vit.data import LeftOut
 from keras_vit.finetune.evaluation import Evaluation
 from keras_vit.finetune.precision import find_accelerator
 from keras_vit.finetune.state import read_json, write_json
@@ -40,6 +41,7 @@ class RunResult:
         waiting_share: Share of the last session's steps that passed waiting for images; None for
             results of versions that did not measure it.
         best_step: The step with the best validation accuracy; None where none was evaluated.
+        left_out: Images that the data set names and the run did without, and why.
     """
 
     name: str
@@ -56,18 +58,20 @@ class RunResult:
     peak_memory: int | None = None
     waiting_share: float | None = None
     best_step: int | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     def __str__(self) -> str:
         recipe = self.configuration["recipe"]
         memory = f", {self.peak_memory / 2**30:.1f} GiB" if self.peak_memory else ""
         known = self.waiting_share is not None
         waiting = f", {self.waiting_share:.1%} waiting for images" if known else ""
+        skipped = f" ({len(self.left_out):,} are left out)" if self.left_out else ""
         return "\n".join(
             (
                 f"{self.name}",
                 f"  test        {self.test or 'not looked at'}",
                 f"  validation  {self.validation or 'none'}",
-                f"  training    {self.train_images:,} images, {self.steps:,} steps of "
+                f"  training    {self.train_images:,} images{skipped}, {self.steps:,} steps of "
                 f"{recipe['batch_size']}, {self.minutes:.1f} minutes, "
                 f"{self.images_per_second:,.0f} images/s{waiting}{memory}",
                 f"  computed in {recipe['precision']} on {self.machine['accelerator']} with "
@@ -97,6 +101,8 @@ def read_result(path: str | Path) -> RunResult | None:
             if fields[name]:
                 interval = tuple(fields[name].pop("interval"))
                 fields[name] = Evaluation(**fields[name], interval=interval)
+        # Results of earlier versions have none.
+        fields["left_out"] = tuple(LeftOut(**item) for item in fields.get("left_out", ()))
         return RunResult(**fields)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: it holds no result ({error!r})") from error
@@ -113,6 +119,7 @@ def make_result(
     images_per_second: float,
     waiting_share: float | None = None,
     best_step: int | None = None,
+    left_out: tuple[LeftOut, ...] = (),
 ) -> RunResult:
     """Makes the result of a run that ends now, on this machine."""
     return RunResult(
@@ -130,6 +137,7 @@ def make_result(
         peak_memory=peak_memory(),
         waiting_share=waiting_share,
         best_step=best_step,
+        left_out=left_out,
     )
 
 

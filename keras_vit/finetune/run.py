@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vit.data import DataSource, check_class_names, check_images, load_data
+from keras_vit.data import DataSource, check_class_names, check_images
 from keras_vit.finetune.batch_size import is_out_of_memory
 from keras_vit.finetune.distribution import (
     current_distribution,
@@ -38,6 +38,7 @@ from keras_vit.finetune.report import RunResult, make_result, read_result, write
 from keras_vit.finetune.reproducibility import fix_order_of_operations
 from keras_vit.finetune.rules import format_plans
 from keras_vit.finetune.signals import RunInterrupted, stop_requests
+from keras_vit.finetune.source import load_source, write_left_out
 from keras_vit.finetune.splits import split_source
 from keras_vit.finetune.starting_model import build_model, model_config
 from keras_vit.finetune.state import (
@@ -70,14 +71,15 @@ def run(
 
     The folder OUTPUT/NAME then holds `recipe.json`, `log.csv`, `tensorboard/`, `checkpoints/`
     (the last two), `model.keras`, `class_names.txt`, `result.json`, and `report.html` with
-    `figures/` and `predictions.csv`. A run that is finished already is not repeated: its result
-    is handed back.
+    `figures/` and `predictions.csv`; and `left_out.json` where images may be left out.
+    A run that is finished already is not repeated: its result is handed back.
 
     SIGTERM and SIGINT make it save and stop after the step it is at.
 
     Args:
         recipe: All options.
-        source: The images, instead of what `recipe.data` names.
+        source: The images, instead of what `recipe.data` names; what is damaged among them is left
+            out where `load_data` was told to.
         architecture: The architecture, instead of what `recipe.model` names; class count, image
             size and dropout come from the recipe.
         test: Whether the test images are looked at, at the end. A choice among runs is made
@@ -121,7 +123,8 @@ def _run(recipe, folder, *, source, architecture, test):
     # Whatever can be known without the images is checked before they are read or fetched.
     model_config(recipe, architecture)
     keras.utils.set_random_seed(recipe.seed)
-    source = source or load_data(recipe.data, data_dir=recipe.data_dir, seed=recipe.seed)
+    looked_at = source is None and recipe.damaged_images == "skip"
+    source = source or load_source(recipe, folder)
     if (folder / "class_names.txt").exists():
         known = (folder / "class_names.txt").read_text("utf-8").splitlines()
         check_class_names(source, known, folder / "class_names.txt")
@@ -142,7 +145,8 @@ def _run(recipe, folder, *, source, architecture, test):
             _write_missing_report(folder, recipe, result, splits)
     else:
         model = build_model(recipe, model_config(recipe, architecture, len(source.class_names)))
-        _check_files(folder, splits)
+        if not looked_at:
+            _check_files(folder, splits)
         # Features that are computed, and batch sizes that are tried, are part of the time.
         began = time.perf_counter()
         training, recipe = set_up_training(model, recipe, splits)
@@ -152,6 +156,7 @@ def _run(recipe, folder, *, source, architecture, test):
         elif (folder / "recipe.json").exists():
             configuration["changes"] = read_configuration(folder).get("changes", [])
         if host_number() == 0:
+            write_left_out(folder, recipe, source)
             write_json(folder / "recipe.json", configuration)
             names = "\n".join(source.class_names) + "\n"
             replace_file(folder / "class_names.txt", names.encode())
@@ -299,6 +304,7 @@ def _train_and_test(training, recipe, splits, folder, configuration, began, *, t
         test=judged["test"][2] if "test" in judged else None,
         validation=judged["validation"][2] if "validation" in judged else None,
         train_images=len(splits.train),
+        left_out=splits.left_out,
         steps=progress.step,
         best_step=progress.best_step or None,
         seconds=progress.seconds,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from keras_vit.data import DataSource, ImageSet, join, split_images, subset
+from keras_vit.data import DataSource, ImageSet, LeftOut, join, split_images, subset
 from keras_vit.finetune.recipe import Recipe
 
 
@@ -14,11 +14,13 @@ class Splits:
         train: What is trained on.
         validation: What choices are made by; None where nothing is held out.
         test: What is looked at once, at the end.
+        left_out: What the data set names and `load_data` was told to leave out.
     """
 
     train: ImageSet
     validation: ImageSet | None
     test: ImageSet
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def split_source(source: DataSource, recipe: Recipe) -> Splits:
@@ -50,4 +52,4 @@ def split_source(source: DataSource, recipe: Recipe) -> Splits:
         train, validation = split_images(train, fraction, seed=recipe.seed)
     if recipe.test_images is not None and recipe.test_images < len(test):
         test = subset(test, recipe.test_images, seed=recipe.seed)
-    return Splits(train, validation, test)
+    return Splits(train, validation, test, source.left_out)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keras_vit.data import DataSource, load_data
+from keras_vit.data import DataSource
 from keras_vit.finetune.evaluation import Evaluation
 from keras_vit.finetune.hosts import host_number
 from keras_vit.finetune.loop import TrainingDiverged
 from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.report import RunResult
 from keras_vit.finetune.run import run
+from keras_vit.finetune.source import load_source, write_left_out
 from keras_vit.finetune.state import write_json
 from keras_vit.models import VisionTransformerConfig
 
@@ -105,7 +106,9 @@ def sweep(
         raise ValueError(
             f"`learning_rates` must be different numbers above 0, one or more. Received: {rates}"
         )
-    source = source or load_data(recipe.data, data_dir=recipe.data_dir, seed=recipe.seed)
+    folder = Path(recipe.output) / recipe.name
+    source = source or load_source(recipe, folder)
+    write_left_out(folder, recipe, source)
     choosing = recipe
     if source.validation is not None and recipe.own_validation == "train":
         choosing = dataclasses.replace(recipe, own_validation="hold_out")
@@ -113,7 +116,6 @@ def sweep(
     if not has_own and not choosing.validation_fraction:
         print(f"{HELD_OUT:.0%} of the training images are held out to choose by.")
         choosing = dataclasses.replace(choosing, validation_fraction=HELD_OUT)
-    folder = Path(recipe.output) / recipe.name
     validation: dict[float, Evaluation | None] = {}
     for rate in rates:
         print(f"\n== learning rate {rate:g}", flush=True)
