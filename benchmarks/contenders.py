@@ -16,6 +16,7 @@ class Contender:
         make: `"module:function"` that makes the `Step` of a job.
         packages: What must be installed.
         options: Added to the job.
+        variables: Added to the environment of its process.
         compiles: Whether its first step compiles and may take longer than a repetition.
         compared: Whether it computes what the others do, which is checked before it is timed.
     """
@@ -26,6 +27,7 @@ class Contender:
     make: str
     packages: tuple[str, ...]
     options: dict = dataclasses.field(default_factory=dict)
+    variables: dict = dataclasses.field(default_factory=dict)
     compiles: bool = False
     compared: bool = True
 
@@ -42,10 +44,10 @@ class Contender:
             # Float32 means it, on a GPU too.
             variables["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
             variables["NVIDIA_TF32_OVERRIDE"] = "0"
-        return variables
+        return {**variables, **self.variables}
 
 
-def _keras(library, framework, how, function, **options):
+def _keras(library, framework, how, function, variables=None, **options):
     package = library.replace("-", "_")
     return Contender(
         library,
@@ -54,6 +56,7 @@ def _keras(library, framework, how, function, **options):
         f"benchmarks.keras_models:{function}",
         (framework, package),
         {"library": library, **options},
+        variables or {},
         compiles=framework == "jax" or options.get("jit_compile", False) is not False,
     )
 
@@ -70,8 +73,11 @@ def _torch(library, how, function, **options):
     )
 
 
+# TensorFlow's own default on CPUs without AVX-512 VNNI; keras_vit turns oneDNN on.
+_WITHOUT_ONEDNN = {"TF_ENABLE_ONEDNN_OPTS": "0"}
 FORWARD = (
     _keras(OURS, "tensorflow", "", "forward", jit_compile=False),
+    _keras(OURS, "tensorflow", "no oneDNN", "forward", _WITHOUT_ONEDNN, jit_compile=False),
     _keras(OURS, "tensorflow", "XLA", "forward", jit_compile=True),
     _keras(OURS, "jax", "", "forward"),
     _keras("keras-hub", "tensorflow", "", "forward", jit_compile=False),
@@ -84,6 +90,7 @@ FORWARD = (
 )
 TRAIN = (
     _keras(OURS, "tensorflow", "", "train"),  # XLA or not: what keras_vit.finetune chooses.
+    _keras(OURS, "tensorflow", "no oneDNN", "train", _WITHOUT_ONEDNN),
     _keras(OURS, "tensorflow", "XLA", "train", jit_compile=True),
     _keras(OURS, "jax", "", "train"),
     _keras("keras-hub", "tensorflow", "", "train", jit_compile=False),
