@@ -35,9 +35,8 @@ def main(name="vit_b16"):
                 beside.append(time.perf_counter() - began)
                 future.result()
                 written.append(time.perf_counter() - began)
-    print(
-        f"{machine.sentence(machine.describe())}\n{name}, {size / 2**20:,.0f} MiB of state, median of {REPETITIONS}:"
-    )
+    print(machine.sentence(machine.describe()))
+    print(f"{name}, {size / 2**20:,.0f} MiB of state, median of {REPETITIONS}:")
     print(f"| written while training waits | {statistics.median(waiting):.2f} s |")
     print(f"| training stands still (a copy in memory) | {statistics.median(beside):.2f} s |")
     print(f"| on the disk, beside the training | {statistics.median(written):.2f} s |")
