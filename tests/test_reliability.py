@@ -335,3 +335,41 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path, monkeypat
         replace_file(path, b"new")
     assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
     assert [each.name for each in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_deterministic_asks_the_backend_for_it_before_it_starts():
+    program = """
+        import os
+        from keras_vit.finetune.reproducibility import fix_order_of_operations
+        assert fix_order_of_operations()
+        assert "deterministic" not in os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = "--xla_cpu_enable_fast_math=false"
+        assert fix_order_of_operations(deterministic=True)
+        flags = os.environ["XLA_FLAGS"].split()
+        assert flags == ["--xla_cpu_enable_fast_math=false", "--xla_gpu_deterministic_ops=true"]
+        import jax.numpy
+        jax.numpy.zeros(1).block_until_ready()
+        assert fix_order_of_operations(deterministic=True)
+        os.environ["XLA_FLAGS"] = ""
+        # Too late: it says so.
+        assert not fix_order_of_operations(deterministic=True)
+    """
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    code = textwrap.dedent(program)
+    process = subprocess.run([sys.executable, "-c", code], env=environment, timeout=120)
+    assert process.returncode == 0
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's switch")
+def test_deterministic_is_tensorflows_own_switch_where_there_is_a_gpu(monkeypatch):
+    import tensorflow as tf
+
+    from keras_vit.finetune.reproducibility import fix_order_of_operations
+
+    asked = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a GPU"])
+    monkeypatch.setattr(
+        tf.config.experimental, "enable_op_determinism", lambda: asked.append("determinism")
+    )
+    assert fix_order_of_operations() and not asked
+    assert fix_order_of_operations(deterministic=True) and asked == ["determinism"]
