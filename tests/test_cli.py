@@ -147,8 +147,11 @@ def test_class_names_must_fit_the_model(capsys, run_folder, images, tmp_path):
 
 
 def write_manifest(folder, files, labels):
+    """A manifest and, beside it, the images that it lists."""
     manifest = folder / "labels.csv"
-    rows = [f"{file},{label}" for file, label in zip(files, labels, strict=True)]
+    for file in files:
+        shutil.copy(file, folder)
+    rows = [f"{file.name},{label}" for file, label in zip(files, labels, strict=True)]
     manifest.write_text("\n".join(["file,label", *rows]) + "\n")
     return manifest
 

@@ -272,8 +272,8 @@ def _state_variables(model):
 
 
 def _storable(variable):
-    # A copy: the next step changes the variable, or gives its memory away.
-    array = np.array(variable.numpy(), order="C")
+    # `numpy` copies: the next step changes the variable, or gives its memory away.
+    array = np.asarray(variable.numpy(), order="C")
     # safetensors cannot hand bfloat16 back to NumPy; float32 holds every bfloat16 number.
     return array.astype("float32") if array.dtype.name == "bfloat16" else array
 
