@@ -50,6 +50,7 @@ def some_result(image_set, outputs, *, validation=True, recipe=None, test=True):
         test=test_accuracy if test else None,
         validation=validation_accuracy if validation else None,
         train_images=1200,
+        steps=configuration["recipe"]["steps"],
         seconds=90.0,
         images_per_second=123.0,
     )

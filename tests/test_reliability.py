@@ -123,7 +123,7 @@ def test_two_runs_do_not_share_a_folder_and_a_killed_ones_lock_is_none(tmp_path,
         run(dataclasses.replace(RECIPE, output=str(tmp_path)), source=digits)
     process.kill()
     process.communicate()
-    assert (tmp_path / "run" / ".lock").exists()
+    assert (tmp_path / ".run.lock").exists()
     result = run(
         dataclasses.replace(RECIPE, output=str(tmp_path)), source=digits, architecture=ARCHITECTURE
     )

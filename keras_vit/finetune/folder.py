@@ -78,9 +78,13 @@ def unused_name(recipe: Recipe) -> str:
 
 @contextlib.contextmanager
 def run_lock(folder: str | Path) -> Iterator[None]:
-    """Keeps other runs out of a folder; a killed run's lock is none."""
+    """Keeps other runs out of a folder; a killed run's lock is none.
+
+    The file is beside the folder, which comes into being only when a run begins in it.
+    """
+    folder = Path(folder)
     try:
-        with file_lock(Path(folder) / ".lock", wait=False):
+        with file_lock(folder.with_name(f".{folder.name}.lock"), wait=False):
             yield
     except BlockingIOError as error:
         raise BlockingIOError(
