@@ -1,6 +1,7 @@
 # The commands of this repository; each makes the virtual environment it needs, once.
 #   make quickstart   digits, end to end: train, report, export, ask the exported model
-#   make test         the whole suite on TensorFlow, then the pure Keras part on JAX
+#   make test         the suite on TensorFlow, then the pure Keras part on JAX
+#   make test-slow    what `make test` leaves out: killed runs, full disks, two hosts, peers, real weights
 #   make lint         formatting, lint rules, types, layering
 #   make serving-versions  the served model on the C libraries of older TensorFlow releases
 #   make zoo          docs/zoo.md, out of the table of models and the catalog of weights
@@ -37,7 +38,7 @@ for name, score in zip(answer["classes"][0].numpy(), answer["scores"][0].numpy()
 endef
 export ASK
 
-.PHONY: quickstart test lint serving-versions zoo recipes clean
+.PHONY: quickstart test test-slow lint serving-versions zoo recipes clean
 
 quickstart: $(VENV)/recipes-installed
 	$(BIN)/python recipes/digits.py
@@ -45,8 +46,13 @@ quickstart: $(VENV)/recipes-installed
 	    && $(BIN)/python -c "$$ASK" "$$folder"
 
 test: $(VENV)/dev-installed
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -n 2
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -n 2 $(PURE_KERAS_TESTS) $(PURE_KERAS_DOCTESTS)
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -n 2 -m "not slow"
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -n 2 -m "not slow" \
+	    $(PURE_KERAS_TESTS) $(PURE_KERAS_DOCTESTS)
+
+# Modules share what they have computed, so each stays in one process.
+test-slow: $(VENV)/dev-installed
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
 
 lint: $(VENV)/dev-installed
 	$(BIN)/ruff format --check .
