@@ -156,6 +156,7 @@ def _run(recipe, folder, *, source, architecture, test):
         elif (folder / "recipe.json").exists():
             configuration["changes"] = read_configuration(folder).get("changes", [])
         if host_number() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
             write_left_out(folder, recipe, source)
             write_json(folder / "recipe.json", configuration)
             names = "\n".join(source.class_names) + "\n"
