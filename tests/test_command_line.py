@@ -248,6 +248,7 @@ def test_a_sweep_over_a_set_with_validation_images_trains_on_them_in_the_end(
     assert [images for _, _, images in runs] == [900, 1000]
 
 
+@pytest.mark.slow
 def test_sweep_and_compare_on_the_command_line(tmp_path, capsys):
     words = (
         "sweep --protocol none --name tiny --image-size 16 --steps 2 --warmup-steps 1 "

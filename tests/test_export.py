@@ -277,7 +277,17 @@ def small_transformer(**switches):
     return model
 
 
-@pytest.mark.parametrize("switches", TRANSFORMERS.values(), ids=TRANSFORMERS)
+# What the others have too.
+SLOW_TRANSFORMERS = ("token", "softmax", "distilled_softmax", "avg")
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        pytest.param(switches, id=name, marks=[pytest.mark.slow] * (name in SLOW_TRANSFORMERS))
+        for name, switches in TRANSFORMERS.items()
+    ],
+)
 def test_a_vision_transformer(tmp_path, switches):
     model = small_transformer(**switches)
     files = mixed_files()

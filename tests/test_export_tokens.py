@@ -58,7 +58,11 @@ def pictures():
     return np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), "uint8")
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options))
+@pytest.mark.parametrize(
+    "options",
+    [OPTIONS[0], *(pytest.param(options, marks=pytest.mark.slow) for options in OPTIONS[1:])],
+    ids=lambda options: "-".join(options),
+)
 def test_tensorflow_alone_serves_the_numbers_of_the_model(tmp_path, options):
     model = tiny(**options)
     folder = export_saved_model(model, tmp_path / "pets", class_names=NAMES)

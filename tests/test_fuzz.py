@@ -17,7 +17,7 @@ from random_checkpoints import google_tensors, timm_tensors, write_google, write
 import keras_vit
 
 # Of each kind; more of them are other ones too.
-CASES = int(os.environ.get("KERAS_VIT_FUZZ_CASES", "250"))
+CASES = int(os.environ.get("KERAS_VIT_FUZZ_CASES", "80"))
 SMALL = {"width": 8, "depth": 1}
 CONFIG = {
     "architecture": "vit_tiny_patch16_224",

@@ -84,6 +84,7 @@ def test_training_is_the_same(fields):
         assert not np.allclose(train(other), plain[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="the others compile, or know no compiler"
 )

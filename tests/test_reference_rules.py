@@ -221,7 +221,7 @@ def torch_decays(model, decay):
 
 
 @pytest.mark.parametrize("name", ["vit", "augreg", "big_vision", "transfer"])
-@pytest.mark.parametrize("scale", [0.01, 1.0])
+@pytest.mark.parametrize("scale", [pytest.param(0.01, marks=pytest.mark.slow), 1.0])
 def test_sgd_is_optax_with_clipping_over_100_steps(name, scale):
     model, weights = small_model()
     recipe = hundred_steps(name)
@@ -254,7 +254,10 @@ def test_keras_sgd_is_the_other_rule():
         assert_near(numpy_weights(model), optax_weights, model)
 
 
-@pytest.mark.parametrize(("name", "data"), [("mae", "cifar10"), ("deit", "imagenet2012")])
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("mae", "cifar10"), pytest.param("deit", "imagenet2012", marks=pytest.mark.slow)],
+)
 def test_adamw_is_torch_with_layer_wise_rates_and_decay_over_100_steps(name, data):
     model, weights = small_model()
     # DeiT's rate of 5e-6 would move nothing within float32.
