@@ -151,10 +151,9 @@ def _run(recipe, folder, *, source, architecture, test):
         began = time.perf_counter()
         training, recipe = set_up_training(model, recipe, splits)
         configuration = describe_run(recipe, source, architecture)
+        configuration["changes"] = _earlier_changes(folder)
         if changes:
             _accept_changes(changes, training.compiled, folder, configuration)
-        elif (folder / "recipe.json").exists():
-            configuration["changes"] = read_configuration(folder).get("changes", [])
         if host_number() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             write_left_out(folder, recipe, source)
@@ -248,8 +247,12 @@ def _accept_changes(changes, compiled, folder, configuration):
         os.replace(folder / "result.json", folder / f"result_of_step_{done.step:08d}.json")
     identity = identity_digest(deciding_options(configuration))
     save_training_state(folder / "checkpoints", compiled, done, identity)
-    earlier = read_configuration(folder).get("changes", [])
-    configuration["changes"] = [*earlier, {"after_step": done.step, "options": changes}]
+    configuration["changes"].append({"after_step": done.step, "options": changes})
+
+
+def _earlier_changes(folder):
+    there = (folder / "recipe.json").exists()
+    return read_configuration(folder).get("changes", []) if there else []
 
 
 def _export(recipe, folder, class_names):
