@@ -1,6 +1,6 @@
 """Kills a run at random, again and again, and compares its end with that of a run left alone.
 
-`python tests/random_kills.py [KILLS]`: the recipe of tests/test_resume.py, longer; SIGKILL after
+`python tests/random_kills.py [KILLS]`: the recipe of small_runs.py, longer; SIGKILL after
 a random time of training or, every fourth, of starting. Ends with status 1 if a bit differs of
 weights, log or result.
 """
@@ -16,23 +16,17 @@ import tempfile
 import time
 from pathlib import Path
 
+import small_runs
+
 from keras_vit.finetune.log import read_log
 
-RUN = """
-import dataclasses, sys
-sys.path.insert(0, {tests!r})
-import test_resume
-from keras_vit.finetune import run
-recipe = dataclasses.replace(test_resume.RECIPE, keep="best", output={output!r}, **{options!r})
-run(recipe, architecture=test_resume.ARCHITECTURE)
-"""
 # What is measured, not computed.
 MEASURED = ("images_per_second", "waiting_share", "minutes", "finished", "peak_memory")
 
 
-def start(output, options):
-    code = RUN.format(tests=str(Path(__file__).parent), output=str(output), options=options)
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+def start(output, **options):
+    """A run that keeps its best weights."""
+    return small_runs.start(output, subprocess.DEVNULL, None, keep="best", **options)
 
 
 def without_measurements(value):
@@ -88,7 +82,7 @@ def kill_at_random(output, kills, seconds, seed=0, **options):
     """
     draw, steps = random.Random(seed), []
     while len(steps) < kills:
-        process = start(output, options)
+        process = start(output, **options)
         if len(steps) % 4 < 3:
             wait_until_it_trains(process, output)
             longest = seconds
@@ -105,7 +99,7 @@ def kill_at_random(output, kills, seconds, seed=0, **options):
             raise RuntimeError(f"The run ended by itself with status {status}")
         steps.append(newest_step(output))
         print(f"kill {len(steps)} of {kills}: newest checkpoint of step {steps[-1]}", flush=True)
-    if start(output, options).wait() != 0:
+    if start(output, **options).wait() != 0:
         raise RuntimeError("The run could not be finished")
     return steps
 
@@ -115,7 +109,7 @@ def main(kills=20):
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
         # Long enough for all kills to fall into it.
         options = {"steps": 100 * kills}
-        process = start(whole, options)
+        process = start(whole, **options)
         wait_until_it_trains(process, whole)
         began = time.monotonic()
         if process.wait() != 0:

@@ -17,8 +17,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import small_runs
 from hypothesis import given
 from hypothesis import strategies as st
+from small_runs import ARCHITECTURE
 
 from keras_vit.data import Augmentation, ImageSet, TrainingBatches, load_data
 from keras_vit.finetune import Recipe, run
@@ -27,27 +29,16 @@ from keras_vit.finetune.hosts import agree, join_hosts
 from keras_vit.finetune.log import read_log
 from keras_vit.finetune.optimizer import make_optimizer
 from keras_vit.finetune.rules import WeightPlan
-from keras_vit.models import VisionTransformerConfig
 
-ARCHITECTURE = VisionTransformerConfig(
-    patch_size=4, hidden_size=16, depth=2, mlp_dim=32, num_heads=2, image_size=8
-)
-# Nothing random in the model; batches of 96 straddle the epochs of 1,294 images.
-RECIPE = Recipe(
-    name="run",
-    image_size=8,
-    resize_size=9,
+# Nothing random in the model.
+RECIPE = dataclasses.replace(
+    small_runs.RECIPE,
     steps=50,
-    batch_size=96,
-    warmup_steps=5,
-    learning_rate=0.1,
     clip_norm=1.0,
-    validation_fraction=0.1,
+    dropout=0.0,
+    drop_path=0.0,
     evaluate_every=25,
-    checkpoint_every=5,
     log_every=1,
-    precision="float32",
-    report=False,
 )
 # What is drawn for images, partners in mixing, micro-batches, an average of the weights.
 MIXED = {
@@ -355,7 +346,7 @@ def test_one_host_joins_nobody(monkeypatch):
     agree("anything", 1)
 
 
-@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has hosts")
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX joins the hosts it is told of")
 def test_hosts_need_jax(monkeypatch):
     for name, value in zip(NAMES, ("10.0.0.1:1234", "2", "0"), strict=True):
         monkeypatch.setenv(f"KERAS_DISTRIBUTION_{name}", value)

@@ -13,17 +13,16 @@ import unicodedata
 import warnings
 import zlib
 
-import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from small_runs import Killed, after_row, assert_same_weights, kill
 
 from keras_vit.cli import main
 from keras_vit.data import LeftOut, check_images, decode_image, load_data
 from keras_vit.finetune import Recipe, run
-from keras_vit.finetune.log import RunLog
 from keras_vit.models import VisionTransformerConfig
 
 RNG = np.random.default_rng(0)
@@ -639,10 +638,6 @@ ARCHITECTURE = VisionTransformerConfig(
 )
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 def pets_and_recipe(folder, name, **changes):
     """A set of 32 pictures, of which four cannot be used, and a recipe for it."""
     pets = write_pets(folder / name / "pets", 16)
@@ -673,25 +668,13 @@ def pets_and_recipe(folder, name, **changes):
 LEFT_OUT = ["cat/3.png", "cat/7.png", "dog/11.png", "dog/5.png"]
 
 
-def weights_of(folder):
-    model = keras.saving.load_model(folder / "model.keras")
-    return [np.asarray(weight) for weight in model.get_weights()]
-
-
 def test_a_run_that_goes_on_leaves_out_the_same_images(tmp_path, monkeypatch, capsys):
     _, whole = pets_and_recipe(tmp_path, "whole")
     pets, killed = pets_and_recipe(tmp_path, "killed")
     expected = run(whole, architecture=ARCHITECTURE)
     assert "4 images are left out, 28 are used:\n  cat/3.png: cannot" in capsys.readouterr().out
-    write = RunLog.write
-
-    def write_until_step_6(log, row):
-        write(log, row)
-        if row["step"] == 6:
-            raise Killed
-
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(RunLog, "write", write_until_step_6)
+        after_row(patch, 6, kill)
         run(killed, architecture=ARCHITECTURE)
     # One is mended and one is gone.
     write_picture(pets / "cat/3.png", 300)
@@ -703,10 +686,7 @@ def test_a_run_that_goes_on_leaves_out_the_same_images(tmp_path, monkeypatch, ca
     assert "lists 1 images that" in printed and "the first is dog/11.png" in printed
     assert result.train_images == expected.train_images
     assert [item.file for item in expected.left_out] == LEFT_OUT
-    for before, after in zip(
-        weights_of(tmp_path / "whole/run"), weights_of(tmp_path / "killed/run"), strict=True
-    ):
-        np.testing.assert_array_equal(before, after)
+    assert_same_weights(tmp_path / "whole/run", tmp_path / "killed/run")
     written = json.loads((tmp_path / "whole/run/result.json").read_text())
     assert [item["file"] for item in written["left_out"]] == LEFT_OUT
     assert "cannot identify" in written["left_out"][0]["reason"]
@@ -718,12 +698,8 @@ def test_a_picture_that_is_damaged_meanwhile_is_said_and_not_left_out(
     tmp_path, monkeypatch, capsys
 ):
     pets, recipe = pets_and_recipe(tmp_path, "killed")
-
-    def stop(log, row):
-        raise Killed
-
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(RunLog, "write", stop)
+        after_row(patch, 1, kill)
         run(recipe, architecture=ARCHITECTURE)
     (pets / "cat/1.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="(?s)holds another run.*data digest"):

@@ -15,7 +15,15 @@ import keras
 import numpy as np
 import pytest
 import random_kills
-from test_resume import ARCHITECTURE, RECIPE, assert_same_weights, start, wait_for, weights_of
+from small_runs import (
+    ARCHITECTURE,
+    RECIPE,
+    after_row,
+    assert_same_weights,
+    start,
+    wait_for,
+    weights_of,
+)
 
 from keras_vit.finetune import RunInterrupted, read_configuration, run
 from keras_vit.finetune.log import read_log
@@ -35,20 +43,6 @@ SHORT = dataclasses.replace(
 def small_run(output, digits, **changes):
     recipe = dataclasses.replace(SHORT, output=str(output), **changes)
     return run(recipe, source=digits, architecture=ARCHITECTURE)
-
-
-def after_row(monkeypatch, step, act):
-    """Calls something when the log's row of a step is written."""
-    from keras_vit.finetune.log import RunLog
-
-    write = RunLog.write
-
-    def write_and_act(log, row):
-        write(log, row)
-        if row["step"] == step:
-            act()
-
-    monkeypatch.setattr(RunLog, "write", write_and_act)
 
 
 def log_rows(folder):
@@ -76,20 +70,7 @@ def test_a_signal_saves_the_step_and_the_rest_is_the_same_to_the_bit(
 
 @pytest.mark.slow
 def test_the_command_line_ends_with_the_signals_status(tmp_path):
-    program = f"""
-        import sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        import dataclasses, test_resume
-        from keras_vit.finetune import run, user_errors
-        recipe = dataclasses.replace(
-            test_resume.RECIPE, steps=100_000, output={str(tmp_path)!r}
-        )
-        with user_errors():
-            run(recipe, architecture=test_resume.ARCHITECTURE)
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program)], stderr=subprocess.PIPE, text=True
-    )
+    process = start(tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, steps=100_000)
     wait_for(tmp_path / "run" / "checkpoints" / "step_00000005.safetensors", process)
     process.terminate()
     _, errors = process.communicate(timeout=60)
@@ -133,7 +114,7 @@ def test_two_runs_do_not_share_a_folder_and_a_killed_ones_lock_is_none(tmp_path,
 @pytest.mark.slow
 def test_killed_at_random_it_ends_with_the_same_bits(tmp_path):
     options = {"steps": 400}
-    assert random_kills.start(tmp_path / "whole", options).wait() == 0
+    assert random_kills.start(tmp_path / "whole", **options).wait() == 0
     steps = random_kills.kill_at_random(tmp_path / "killed", 3, 0.5, seed=1, **options)
     # Each came further than the one before.
     assert 0 < steps[0] < steps[1] < steps[2] < 400

@@ -1,81 +1,25 @@
 """Killed at any moment, the same command goes on and ends with the same weights."""
 
 import dataclasses
-import os
 import signal
-import subprocess
-import sys
-import textwrap
-import time
-from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
+from small_runs import (
+    ARCHITECTURE,
+    RECIPE,
+    Killed,
+    after_row,
+    assert_same_weights,
+    kill,
+    start,
+    wait_for,
+    weights_of,
+)
 
 from keras_vit.data import load_data
-from keras_vit.finetune import Recipe, run
-from keras_vit.finetune.log import RunLog, read_log
-from keras_vit.models import VisionTransformerConfig
-
-ARCHITECTURE = VisionTransformerConfig(
-    patch_size=4, hidden_size=16, depth=2, mlp_dim=32, num_heads=2, image_size=8
-)
-# Batches of 96 straddle the epochs of 1,294 images; every source of randomness is in use.
-RECIPE = Recipe(
-    name="run",
-    image_size=8,
-    resize_size=9,
-    steps=60,
-    batch_size=96,
-    warmup_steps=5,
-    learning_rate=0.1,
-    validation_fraction=0.1,
-    dropout=0.1,
-    drop_path=0.1,
-    evaluate_every=20,
-    checkpoint_every=5,
-    precision="float32",
-    report=False,
-)
-
-PROGRAM = """
-    import dataclasses, sys
-    sys.path.insert(0, {tests!r})
-    import test_resume
-    from keras_vit.finetune import run
-    recipe = dataclasses.replace(test_resume.RECIPE, output={output!r})
-    run(recipe, architecture=test_resume.ARCHITECTURE)
-"""
-
-
-def start(output):
-    program = PROGRAM.format(tests=str(Path(__file__).parent), output=str(output))
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-
-
-def weights_of(folder):
-    model = keras.saving.load_model(folder / "model.keras")
-    return [np.asarray(weight) for weight in model.get_weights()]
-
-
-def assert_same_weights(first, second):
-    for expected, found in zip(weights_of(first), weights_of(second), strict=True):
-        np.testing.assert_array_equal(found, expected)
-
-
-def wait_for(path, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < end, f"{path} did not appear"
-        time.sleep(0.002)
+from keras_vit.finetune import run
+from keras_vit.finetune.log import read_log
 
 
 def test_killed_within_an_epoch_it_ends_with_the_same_weights(tmp_path):
@@ -101,10 +45,6 @@ def test_killed_within_an_epoch_it_ends_with_the_same_weights(tmp_path):
     assert rows[0] == rows[1]
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -122,15 +62,8 @@ def test_every_kind_of_state_is_resumed(tmp_path, monkeypatch, changes):
     whole = dataclasses.replace(recipe, output=str(tmp_path / "whole"))
     killed = dataclasses.replace(recipe, output=str(tmp_path / "killed"))
     run(whole, source=digits, architecture=ARCHITECTURE)
-    write = RunLog.write
-
-    def write_until_step_10(log, row):
-        write(log, row)
-        if row["step"] == 10:
-            raise Killed
-
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(RunLog, "write", write_until_step_10)
+        after_row(patch, 10, kill)
         run(killed, source=digits, architecture=ARCHITECTURE)
     run(killed, source=digits, architecture=ARCHITECTURE)
     assert_same_weights(tmp_path / "whole" / "run", tmp_path / "killed" / "run")

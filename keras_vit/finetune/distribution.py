@@ -93,12 +93,7 @@ class _Mirrored(Distribution):
     keeps_pairs = True
 
     def __init__(self):
-        if keras.backend.backend() != "tensorflow":
-            raise ValueError(
-                "distribute='mirrored' needs TensorFlow. Received: KERAS_BACKEND="
-                f"{keras.backend.backend()}; set KERAS_BACKEND=tensorflow, or on JAX "
-                "distribute='data_parallel'"
-            )
+        _check_backend("mirrored", "tensorflow", "on JAX distribute='data_parallel'")
         import tensorflow as tf
 
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
@@ -241,12 +236,7 @@ class _DataParallel(Distribution):
     """Copies of the model on all devices of all hosts, by keras.distribution on JAX."""
 
     def __init__(self):
-        if keras.backend.backend() != "jax":
-            raise ValueError(
-                "distribute='data_parallel' needs JAX. Received: KERAS_BACKEND="
-                f"{keras.backend.backend()}; set KERAS_BACKEND=jax, or on TensorFlow "
-                "distribute='mirrored'"
-            )
+        _check_backend("data_parallel", "jax", "on TensorFlow distribute='mirrored'")
         self._distribution = keras.distribution.DataParallel(auto_shard_dataset=False)
         self.devices = self._distribution.device_mesh.devices.size
 
@@ -286,6 +276,14 @@ class _DataParallel(Distribution):
             whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
             model._whole_prediction = jax.jit(predict, out_shardings=whole)
         return model._whole_prediction
+
+
+def _check_backend(name, backend, alternative):
+    if keras.backend.backend() != backend:
+        raise ValueError(
+            f"distribute={name!r} needs KERAS_BACKEND={backend}. Received: KERAS_BACKEND="
+            f"{keras.backend.backend()}; set it so, or {alternative}"
+        )
 
 
 _KINDS: dict[str, Callable[[], Distribution]] = {

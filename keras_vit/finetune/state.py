@@ -20,6 +20,8 @@ KEPT_CHECKPOINTS = 2
 _FILE_NAME = re.compile(r"(step|best)_(\d+)\.safetensors")
 # Stands for the digest while it is computed: the digest is in the file that it is of.
 _NO_DIGEST = "0" * 64
+# What reading a damaged file, or one of another run, raises.
+_UNUSABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ def restore_training_state(
     for path in files:
         try:
             arrays, progress = _read_fitting(path, variables, identity)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        except _UNUSABLE as error:
             warn(f"Passing over the training checkpoint {path}: {error}")
             continue
         for name, variable in variables.items():
@@ -229,7 +231,7 @@ def restore_best(folder: str | Path, model: keras.Model, progress: Progress, ide
     path, variables = _best_file(Path(folder), progress), dict(_model_variables(model))
     try:
         arrays, _ = _read_fitting(path, variables, identity)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except _UNUSABLE as error:
         raise ValueError(
             f"{path}, the weights of the best step, cannot be used: {error}. Start over in a new "
             "folder with --fresh"
@@ -315,7 +317,7 @@ def _named_best(path):
     try:
         with safe_open(path, "numpy") as file:
             return int(json.loads((file.metadata() or {})["best_step"]))
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+    except _UNUSABLE:
         return 0  # Damaged: nothing more is removed than must be.
 
 
