@@ -234,6 +234,22 @@ def test_other_options_are_refused_listed_and_accepted_knowingly(tmp_path, digit
         small_run(tmp_path, digits, learning_rate=0.01, steps=16, accept_changes=True)
 
 
+@pytest.mark.parametrize("before", ["last", "best"])
+def test_after_a_change_the_best_weights_are_those_of_the_new_options(tmp_path, digits, before):
+    small_run(tmp_path, digits, keep=before)
+    with pytest.raises(ValueError, match="learning_rate"):
+        small_run(tmp_path, digits, keep="best", learning_rate=1e-6, steps=20)
+    changes = {"keep": "best", "learning_rate": 1e-6, "steps": 20}
+    result = small_run(tmp_path, digits, **changes, accept_changes=True)
+    # Too slow to get better or worse: the first evaluation is the best.
+    assert result.best_step == 15
+    rows = {row["step"]: row for row in read_log(tmp_path / "run" / "log.csv")}
+    assert result.validation.accuracy == rows[15]["validation_accuracy"]
+    # Nothing is left to train, and nothing was evaluated since: the weights stay.
+    kept = small_run(tmp_path, digits, **{**changes, "seed": 1}, accept_changes=True)
+    assert kept.steps == 20 and kept.best_step is None
+
+
 def test_fresh_starts_over_in_a_new_folder(tmp_path, digits):
     small_run(tmp_path, digits)
     before = weights_of(tmp_path / "run")

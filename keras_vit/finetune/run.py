@@ -231,7 +231,10 @@ def _check_files(folder, splits):
 
 
 def _accept_changes(changes, compiled, folder, configuration):
-    """Makes the newest checkpoint one of the run as it is now; says and notes what changed."""
+    """Makes the newest checkpoint one of the run as it is now; says and notes what changed.
+
+    What was the best of the old options is not compared with the new ones.
+    """
     done = restore_training_state(folder / "checkpoints", compiled, None)
     steps = configuration["recipe"]["steps"]
     if done.step > steps:
@@ -246,6 +249,7 @@ def _accept_changes(changes, compiled, folder, configuration):
         # The run is no longer finished; what it came to until here stays.
         os.replace(folder / "result.json", folder / f"result_of_step_{done.step:08d}.json")
     identity = identity_digest(deciding_options(configuration))
+    done = dataclasses.replace(done, best_accuracy=-1.0, best_step=0, evaluations_since_best=0)
     save_training_state(folder / "checkpoints", compiled, done, identity)
     configuration["changes"].append({"after_step": done.step, "options": changes})
 
@@ -290,7 +294,7 @@ def _train_and_test(training, recipe, splits, folder, configuration, began, *, t
         if is_out_of_memory(error):
             raise MemoryError(_memory_advice(error, recipe)) from error
         raise
-    if recipe.keep == "best":
+    if recipe.keep == "best" and progress.best_step:
         agree("best step", progress.best_step)
         restore_best(folder / "checkpoints", training.compiled, progress, identity)
     else:
