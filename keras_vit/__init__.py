@@ -1,6 +1,5 @@
 """Vision Transformers in Keras 3: published weights in, fine-tuned, SavedModel out."""
 
-import importlib
 import os
 from typing import TYPE_CHECKING
 
@@ -8,9 +7,9 @@ from typing import TYPE_CHECKING
 # AVX2 training is 1.3 times as fast with it (benchmarks/results/train.md).
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-from keras_vit import checkpoints, layers, models, zoo
+from keras_vit import layers, models, zoo
 from keras_vit._version import __version__
-from keras_vit.checkpoints import load_checkpoint, save_checkpoint
+from keras_vit.lazy import lazy_names
 from keras_vit.zoo import (
     ViTB8,
     ViTB16,
@@ -24,16 +23,15 @@ from keras_vit.zoo import (
     ViTS32,
     ViTTi16,
     create,
-    from_checkpoint,
     list_models,
-    list_weights,
-    resize,
 )
 
 if TYPE_CHECKING:
-    from keras_vit import data, export, finetune, inspection, serving
+    from keras_vit import checkpoints, data, export, finetune, inspection, serving
+    from keras_vit.checkpoints import load_checkpoint, save_checkpoint
     from keras_vit.export import export_saved_model
     from keras_vit.inspection import attention_maps, attention_rollout, features
+    from keras_vit.zoo import from_checkpoint, list_weights, resize
 
 __all__ = [
     "ViTB8",
@@ -70,27 +68,23 @@ __all__ = [
     "zoo",
 ]
 
-# What building and loading a model does not need is imported when it is first asked for.
-_LAZY = {
-    "attention_maps": "inspection",
-    "attention_rollout": "inspection",
-    "export_saved_model": "export",
-    "features": "inspection",
-    "data": None,
-    "export": None,
-    "finetune": None,
-    "inspection": None,
-    "serving": None,
-}
-
-
-def __getattr__(name):
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    folder = _LAZY[name]
-    module = importlib.import_module(f"{__name__}.{folder or name}")
-    return module if folder is None else getattr(module, name)
-
-
-def __dir__():
-    return sorted({*globals(), *__all__})
+# What building a model does not need is imported when it is first asked for.
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "checkpoints": (),
+        "checkpoints.loading": ("load_checkpoint",),
+        "checkpoints.saving": ("save_checkpoint",),
+        "data": (),
+        "export": (),
+        "export.saved_model": ("export_saved_model",),
+        "finetune": (),
+        "inspection": (),
+        "inspection.attention": ("attention_maps", "attention_rollout"),
+        "inspection.features": ("features",),
+        "serving": (),
+        "zoo.catalog": ("list_weights",),
+        "zoo.pretrained": ("from_checkpoint",),
+        "zoo.resizing": ("resize",),
+    },
+)

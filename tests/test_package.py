@@ -30,6 +30,27 @@ def test_public_names_exist():
     assert [name for name in keras_vit.__all__ if not hasattr(keras_vit, name)] == []
 
 
+@pytest.mark.parametrize(
+    "package", [keras_vit, keras_vit.zoo], ids=lambda package: package.__name__
+)
+def test_names_imported_late_are_listed_and_others_refused(package):
+    assert set(package.__all__) <= set(dir(package))
+    with pytest.raises(AttributeError, match=f"'{package.__name__}' has no attribute 'ViTB61'"):
+        _ = package.ViTB61
+
+
+def test_building_a_model_imports_nothing_that_reads_files_or_pictures():
+    code = """
+import sys, keras_vit
+keras_vit.ViTTi16(num_classes=2, image_size=32)
+print([name for name in sys.modules if name.startswith("keras_vit.")])
+"""
+    result = run_python(code, KERAS_BACKEND=keras.backend.backend())
+    assert result.returncode == 0, result.stderr
+    for name in ("checkpoints", "zoo.catalog", "zoo.download", "data", "finetune", "export"):
+        assert f"keras_vit.{name}" not in result.stdout
+
+
 def test_the_installed_version_is_the_packages():
     try:
         installed = importlib.metadata.version("keras-vit")

@@ -1,5 +1,8 @@
 """Models by name or by checkpoint."""
 
+from typing import TYPE_CHECKING
+
+from keras_vit.lazy import lazy_names
 from keras_vit.zoo.builders import (
     ViTB8,
     ViTB16,
@@ -12,15 +15,15 @@ from keras_vit.zoo.builders import (
     ViTS16,
     ViTS32,
     ViTTi16,
-    checkpoint_config,
     create,
-    from_checkpoint,
     list_models,
-    weights_path,
 )
-from keras_vit.zoo.catalog import PublishedWeights, list_weights
-from keras_vit.zoo.download import DownloadError, fetch_weights
-from keras_vit.zoo.resizing import resize
+
+if TYPE_CHECKING:
+    from keras_vit.zoo.catalog import PublishedWeights, list_weights
+    from keras_vit.zoo.download import DownloadError, fetch_weights
+    from keras_vit.zoo.pretrained import checkpoint_config, from_checkpoint, weights_path
+    from keras_vit.zoo.resizing import resize
 
 __all__ = [
     "DownloadError",
@@ -45,3 +48,14 @@ __all__ = [
     "resize",
     "weights_path",
 ]
+
+# Random weights need none of these.
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "catalog": ("PublishedWeights", "list_weights"),
+        "download": ("DownloadError", "fetch_weights"),
+        "pretrained": ("checkpoint_config", "from_checkpoint", "weights_path"),
+        "resizing": ("resize",),
+    },
+)
