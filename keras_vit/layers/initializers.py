@@ -1,7 +1,10 @@
 """Random initialisation as in google-research/vision_transformer."""
 
+import concurrent.futures
 import contextlib
 import contextvars
+import math
+import os
 
 import keras
 import numpy as np
@@ -11,6 +14,8 @@ _BLOCK = 2**16
 # Numbers, 64 bytes.
 _ALIGNMENT = 16
 _draws = contextvars.ContextVar("draws", default=True)
+# The initializers that have given room and no numbers yet.
+_waiting = contextvars.ContextVar("waiting", default=None)
 
 
 @contextlib.contextmanager
@@ -24,6 +29,46 @@ def zeros_drawn():
         yield
     finally:
         _draws.reset(token)
+
+
+@contextlib.contextmanager
+def drawn_together():
+    """Within it `XavierUniform` gives kernels room, and the function that it yields draws them.
+
+    The numbers are those of one kernel after the other, on all cores at once: room that nobody has
+    written to costs nothing, and the most of drawing is to write to it first.
+
+    Example:
+
+    >>> with drawn_together() as draw_kernels:
+    ...     model = keras.Sequential(
+    ...         [keras.Input((4,)), keras.layers.Dense(2, kernel_initializer=XavierUniform(seed=0))]
+    ...     )
+    ...     draw_kernels(model)
+    >>> alone = XavierUniform(seed=0)((4, 2))
+    >>> bool(keras.ops.all(model.layers[-1].kernel == alone))
+    True
+    """
+    waiting = []
+    token = _waiting.set(waiting)
+    try:
+        yield lambda model: _draw_kernels(model, waiting)
+    finally:
+        _waiting.reset(token)
+
+
+def _draw_kernels(model, waiting):
+    layers = {
+        id(layer.kernel_initializer): layer
+        for layer in model._flatten_layers()
+        if isinstance(getattr(layer, "kernel_initializer", None), XavierUniform)
+    }
+    kernels = [layers[id(initializer)].kernel for initializer in waiting]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        drawn = pool.map(lambda one, kernel: one.draw(kernel.shape), waiting, kernels)
+        for kernel, values in zip(kernels, drawn, strict=True):
+            kernel.assign(_handed_over(values))
+    waiting.clear()
 
 
 class _ArrayLike:
@@ -44,10 +89,11 @@ def _handed_over(values):
     return _ArrayLike(values) if keras.backend.backend() == "tensorflow" else values
 
 
-def _aligned(count):
+def _aligned(shape):
     """Room for float32 numbers, at an address that TensorFlow and JAX take over as it is."""
+    count = math.prod(shape)
     room = np.empty(count + _ALIGNMENT, np.float32)
-    return room[(-room.ctypes.data % (4 * _ALIGNMENT)) // 4 :][:count]
+    return room[(-room.ctypes.data % (4 * _ALIGNMENT)) // 4 :][:count].reshape(shape)
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
@@ -79,16 +125,27 @@ class XavierUniform(keras.initializers.VarianceScaling):
     def __call__(self, shape, dtype=None):
         if len(shape) != 2:
             return super().__call__(shape, dtype)
-        fan_in, fan_out = shape
-        scale = np.float32(np.sqrt(6.0 * self.scale / (fan_in + fan_out)) / 2**31)
+        waiting = _waiting.get()
+        if waiting is None:
+            values = self.draw(shape)
+        else:
+            waiting.append(self)
+            values = _aligned(shape)
+        return keras.ops.convert_to_tensor(_handed_over(values), dtype)
+
+    def draw(self, shape):
+        """The numbers of a matrix of shape `(fan-in, fan-out)`, float32."""
+        limit = np.sqrt(6.0 * self.scale / sum(shape))
+        scale = np.float32(limit / 2**31)
         random = np.random.Generator(np.random.SFC64(self.seed))  # The fastest.
-        values = _aligned(fan_in * fan_out)
-        for start in range(0, len(values), _BLOCK):
-            part = values[start : start + _BLOCK]
+        values = _aligned(shape)
+        flat = values.reshape(-1)
+        for start in range(0, len(flat), _BLOCK):
+            part = flat[start : start + _BLOCK]
             # Whole numbers of 64 bits are the fastest to draw; each is two of 32.
             drawn = random.integers(0, 2**64, -(-len(part) // 2), dtype=np.uint64)
             np.multiply(drawn.view(np.int32)[: len(part)], scale, out=part, dtype=np.float32)
-        return keras.ops.convert_to_tensor(_handed_over(values.reshape(shape)), dtype)
+        return values
 
     def get_config(self):
         return {

@@ -6,7 +6,7 @@ import keras
 
 from keras_vit.layers.attention_pooling import AttentionPooling
 from keras_vit.layers.image_preprocessing import ImagePreprocessing
-from keras_vit.layers.initializers import bias_initializer, kernel_initializer
+from keras_vit.layers.initializers import bias_initializer, drawn_together, kernel_initializer
 from keras_vit.layers.patch_dropout import PatchDropout
 from keras_vit.layers.patch_encoder import PatchEncoder
 from keras_vit.layers.patches import Patches
@@ -49,15 +49,18 @@ def vision_transformer(config, *, dtype=None, name=None):
     (None, 10)
     """
     policy = keras.dtype_policies.get(dtype)
-    images = keras.Input((*config.image_size, 3), name="images")
-    x = _tokens(images, config, policy)
-    x, sizes = _blocks(x, config, policy)
-    if not config.pool_norm:
-        x = _norm(config, policy, "encoder_norm")(x)
-    outputs = _distilled_top(x, config, policy) if config.distillation_token else None
-    if outputs is None:
-        outputs = _top(x, sizes, config, policy)
-    return keras.Model(images, outputs, name=name or "vision_transformer")
+    with drawn_together() as draw_kernels:
+        images = keras.Input((*config.image_size, 3), name="images")
+        x = _tokens(images, config, policy)
+        x, sizes = _blocks(x, config, policy)
+        if not config.pool_norm:
+            x = _norm(config, policy, "encoder_norm")(x)
+        outputs = _distilled_top(x, config, policy) if config.distillation_token else None
+        if outputs is None:
+            outputs = _top(x, sizes, config, policy)
+        model = keras.Model(images, outputs, name=name or "vision_transformer")
+        draw_kernels(model)
+    return model
 
 
 def _blocks(x, config, policy):
