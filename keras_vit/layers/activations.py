@@ -1,7 +1,10 @@
 """The activations of published Vision Transformers, by unambiguous names."""
 
+import math
+
 from keras import ops
 
+from keras_vit.layers.light_gradients import light_gradient, widened
 from keras_vit.layers.nearest import nearest_names
 
 
@@ -25,6 +28,29 @@ def silu(x):
     return ops.silu(x)
 
 
+def _gelu_gradient(x, upstream):
+    # By the error function of -x, as TensorFlow and XLA would keep that of x.
+    wide = widened(x)
+    share = 0.5 - 0.5 * ops.erf(wide * -math.sqrt(0.5))
+    density = ops.exp(wide * wide * -0.5) * (1 / math.sqrt(2 * math.pi))
+    return upstream * ops.cast(share + wide * density, upstream.dtype)
+
+
+def _gelu_tanh_gradient(x, upstream):
+    # By the sigmoid, as TensorFlow and XLA would keep the tanh.
+    wide = widened(x)
+    square = wide * wide
+    share = ops.sigmoid(wide * (_TANH_SCALE + _TANH_SCALE * _TANH_CUBE * square))
+    slope = _TANH_SCALE + 3 * _TANH_SCALE * _TANH_CUBE * square
+    return upstream * ops.cast(share + wide * share * (1 - share) * slope, upstream.dtype)
+
+
+# The others consist of an operation or two.
+_GRADIENTS = {"gelu": _gelu_gradient, "gelu_tanh": _gelu_tanh_gradient}
+# The tanh of z is twice the sigmoid of 2 z, less one.
+_TANH_SCALE = 2 * math.sqrt(2 / math.pi)
+_TANH_CUBE = 0.044715
+
 ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu, "silu": silu}
 
 
@@ -47,3 +73,16 @@ def get_activation(name):
             f"Unknown activation. {nearest_names(name, ACTIVATIONS)} Received: activation={name!r}"
         )
     return ACTIVATIONS[name]
+
+
+def training_activation(name):
+    """The activation called `name` for training: its gradient keeps little.
+
+    Example:
+
+    >>> training_activation("silu") is silu
+    True
+    """
+    if name not in _GRADIENTS:
+        return get_activation(name)
+    return light_gradient(ACTIVATIONS[name], _GRADIENTS[name])

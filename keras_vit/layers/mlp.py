@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_vit.layers.activations import get_activation
+from keras_vit.layers.activations import get_activation, training_activation
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
 from keras_vit.layers.rates import unless_zero
 
@@ -42,7 +42,7 @@ class MLP(keras.layers.Layer):
         super().__init__(**kwargs)
         self.mlp_dim = mlp_dim
         self.activation = activation
-        self.activation_function = get_activation(activation)
+        self._activations = get_activation(activation), training_activation(activation)
         self.gated = gated
         self.dropout_rate = dropout
         self.dropout = unless_zero(
@@ -67,11 +67,12 @@ class MLP(keras.layers.Layer):
     def call(self, tokens, training=None):
         # Flat, for plain matrix products: TensorFlow then does bias and GELU in the same pass.
         hidden = self.expansion(ops.reshape(tokens, (-1, tokens.shape[-1])))
+        activate = self._activations[bool(training)]
         if self.gated:
             gate, hidden = ops.split(hidden, 2, axis=-1)
-            hidden = self.activation_function(gate) * hidden
+            hidden = activate(gate) * hidden
         else:
-            hidden = self.activation_function(hidden)
+            hidden = activate(hidden)
         hidden = self.dropout(hidden, training=training)
         hidden = self.dropout(self.projection(hidden), training=training)
         return ops.reshape(hidden, ops.shape(tokens))

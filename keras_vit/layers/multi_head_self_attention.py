@@ -171,13 +171,13 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         weights = None
         if self._is_fused(sizes, training) and not return_attention:
             query, key, value = self._query_key_value(tokens, heads_first=False)
-            attended = ops.dot_product_attention(
-                query[:, :output_tokens], key, value, scale=self.query_scale
-            )
+            query = query if output_tokens is None else query[:, :output_tokens]
+            attended = ops.dot_product_attention(query, key, value, scale=self.query_scale)
         else:
             query, key, value = self._query_key_value(tokens)
             if self._windows is None:
-                weights = self._weights(query[:, :, :output_tokens], key, sizes)
+                query = query if output_tokens is None else query[:, :, :output_tokens]
+                weights = self._weights(query, key, sizes)
                 attended = ops.matmul(self.dropout(weights, training=training), value)
             else:
                 attended = self._attend_in_windows(query, key, value, training)

@@ -64,7 +64,7 @@ class TokenMergingBlock(TransformerBlock):
         check_output_tokens(output_tokens, self.prefix_tokens)
         tokens = ops.cast(tokens, self.compute_dtype)
         branch, keys, _ = self.attention(
-            self.attention_norm(tokens),
+            self.attention_norm(tokens, training=training),
             sizes=sizes,
             training=training,
             output_tokens=output_tokens,

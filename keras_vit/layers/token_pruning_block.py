@@ -64,7 +64,7 @@ class TokenPruningBlock(TransformerBlock):
     def call(self, tokens, training=None, output_tokens=None):
         check_output_tokens(output_tokens, self.prefix_tokens)
         branch, _, weights = self.attention(
-            self.attention_norm(tokens),
+            self.attention_norm(tokens, training=training),
             training=training,
             output_tokens=output_tokens,
             return_attention=True,

@@ -3,6 +3,7 @@
 import keras
 
 from keras_vit.layers.drop_path import DropPath
+from keras_vit.layers.layer_normalization import LayerNormalization
 from keras_vit.layers.layer_scale import LayerScale
 from keras_vit.layers.mlp import MLP
 from keras_vit.layers.multi_head_self_attention import MultiHeadSelfAttention
@@ -98,7 +99,7 @@ class TransformerBlock(keras.layers.Layer):
         self.layer_norm_epsilon = layer_norm_epsilon
         self.remat = remat
         policy = {"dtype": self.dtype_policy}
-        self.attention_norm = keras.layers.LayerNormalization(
+        self.attention_norm = LayerNormalization(
             epsilon=layer_norm_epsilon, name="attention_norm", **policy
         )
         self.attention = MultiHeadSelfAttention(
@@ -115,9 +116,7 @@ class TransformerBlock(keras.layers.Layer):
             name="attention",
             **policy,
         )
-        self.mlp_norm = keras.layers.LayerNormalization(
-            epsilon=layer_norm_epsilon, name="mlp_norm", **policy
-        )
+        self.mlp_norm = LayerNormalization(epsilon=layer_norm_epsilon, name="mlp_norm", **policy)
         self.mlp = MLP(
             mlp_dim, activation=activation, gated=gated_mlp, dropout=dropout, name="mlp", **policy
         )
@@ -141,10 +140,11 @@ class TransformerBlock(keras.layers.Layer):
         return self._forward(tokens, training, output_tokens)
 
     def _forward(self, tokens, training, output_tokens):
-        branch = self.attention(
-            self.attention_norm(tokens), training=training, output_tokens=output_tokens
-        )
-        tokens = self._add_attention(tokens[:, :output_tokens], branch, training)
+        normed = self.attention_norm(tokens, training=training)
+        branch = self.attention(normed, training=training, output_tokens=output_tokens)
+        if output_tokens is not None:
+            tokens = tokens[:, :output_tokens]
+        tokens = self._add_attention(tokens, branch, training)
         return self._add_mlp(tokens, training)
 
     def _add_attention(self, tokens, branch, training):
@@ -154,7 +154,7 @@ class TransformerBlock(keras.layers.Layer):
         return tokens + self.drop_path(branch, training=training)
 
     def _add_mlp(self, tokens, training):
-        branch = self.mlp(self.mlp_norm(tokens), training=training)
+        branch = self.mlp(self.mlp_norm(tokens, training=training), training=training)
         if self.mlp_scale is not None:
             branch = self.mlp_scale(branch)
         return tokens + self.drop_path(branch, training=training)

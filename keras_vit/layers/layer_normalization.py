@@ -1,0 +1,63 @@
+"""Layer normalization that keeps little for its gradient."""
+
+import keras
+from keras import ops
+
+from keras_vit.layers.light_gradients import light_gradient, widened
+
+
+@keras.saving.register_keras_serializable(package="keras_vit")
+class LayerNormalization(keras.layers.LayerNormalization):
+    """Keras' layer over the last axis; in training its gradient keeps the input alone.
+
+    [Ba et al., 2016](https://arxiv.org/abs/1607.06450). Computed in float32 at least.
+
+    Args:
+        epsilon: Added to the variance.
+
+    Input shape:
+        `(..., width)`.
+
+    Output shape:
+        The same.
+
+    Example:
+
+    >>> import numpy as np
+    >>> LayerNormalization()(np.zeros((2, 10, 32), "float32"), training=True).shape == (2, 10, 32)
+    True
+    """
+
+    def __init__(self, epsilon=1e-6, **kwargs):
+        super().__init__(epsilon=epsilon, **kwargs)
+
+    def call(self, inputs, training=None):
+        if not training:
+            return super().call(inputs)
+        # Tensors, as TensorFlow takes variables for no arguments of a custom gradient.
+        gamma, beta = (ops.reshape(factors, (-1,)) for factors in (self.gamma, self.beta))
+        return light_gradient(self._normed, self._gradient)(inputs, gamma, beta)
+
+    def _normed(self, x, gamma, beta):
+        outputs = ops.layer_normalization(x, gamma, beta, axis=-1, epsilon=self.epsilon)
+        return ops.cast(outputs, self.compute_dtype)
+
+    def _gradient(self, x, gamma, beta, upstream):
+        wide, upstream, factors = widened(x), widened(upstream), widened(gamma)
+        centered = wide - ops.mean(wide, axis=-1, keepdims=True)
+        inverse = ops.rsqrt(ops.mean(centered * centered, axis=-1, keepdims=True) + self.epsilon)
+        normed = centered * inverse
+        rows = tuple(range(len(x.shape) - 1))
+        of_gamma, of_beta = ops.sum(upstream * normed, axis=rows), ops.sum(upstream, axis=rows)
+        upstream = upstream * factors
+        slope = ops.mean(upstream * normed, axis=-1, keepdims=True)
+        of_x = inverse * (upstream - ops.mean(upstream, axis=-1, keepdims=True) - normed * slope)
+        return (
+            ops.cast(of_x, x.dtype),
+            ops.cast(of_gamma, gamma.dtype),
+            ops.cast(of_beta, beta.dtype),
+        )
+
+    def get_config(self):
+        config = super().get_config()
+        return {name: config[name] for name in ("name", "trainable", "dtype", "epsilon")}

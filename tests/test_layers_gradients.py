@@ -1,0 +1,115 @@
+"""The gradients that keep little, against those of each backend and of NumPy in float64."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_vit.layers.activations import ACTIVATIONS, training_activation
+from keras_vit.layers.layer_normalization import LayerNormalization
+from keras_vit.models import VisionTransformerConfig, vision_transformer
+
+
+def gradients(function, *arrays):
+    """Those of a function to a number, by its arguments."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        tensors = [tf.constant(array) for array in arrays]
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            number = function(*tensors)
+        found = tape.gradient(number, tensors)
+    elif backend == "jax":
+        import jax
+
+        found = jax.grad(function, argnums=tuple(range(len(arrays))))(*arrays)
+    else:
+        import torch
+
+        tensors = [torch.tensor(array, requires_grad=True) for array in arrays]
+        found = torch.autograd.grad(function(*tensors), tensors)
+    return [ops.convert_to_numpy(gradient) for gradient in found]
+
+
+def normed(layer, training):
+    """The layer as a function of its input and its weights, summed up with random factors."""
+
+    def function(x, *weights):
+        factors = np.random.default_rng(1).normal(size=x.shape).astype("float32")
+        outputs, _ = layer.stateless_call(list(weights), [], x, training=training)
+        return ops.sum(ops.cast(outputs, "float32") * factors)
+
+    return function
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_an_activation_for_training_is_the_activation(name):
+    x = np.linspace(-8, 8, 4001).astype("float32")
+    light = training_activation(name)
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(light(ops.convert_to_tensor(x))),
+        ops.convert_to_numpy(ACTIVATIONS[name](ops.convert_to_tensor(x))),
+    )
+    (ours,) = gradients(lambda x: ops.sum(light(x)), x)
+    (plain,) = gradients(lambda x: ops.sum(ACTIVATIONS[name](x)), x)
+    np.testing.assert_allclose(ours, plain, atol=6e-6)
+
+
+def test_the_gradient_of_gelu_is_exact():
+    x = np.linspace(-8, 8, 4001).astype("float32")
+    (ours,) = gradients(lambda x: ops.sum(training_activation("gelu")(x)), x)
+    share = [0.5 * math.erfc(-value / math.sqrt(2)) for value in x.astype("float64")]
+    density = np.exp(-(x.astype("float64") ** 2) / 2) / math.sqrt(2 * math.pi)
+    np.testing.assert_allclose(ours, share + x * density, atol=3e-7)
+
+
+@pytest.mark.parametrize("shape", [(6, 16), (2, 5, 16), (2, 3, 5, 16)])
+def test_a_norm_in_training_is_the_norm(shape):
+    random = np.random.default_rng(0)
+    layer = LayerNormalization()
+    layer.build(shape)
+    arrays = [random.normal(3, 2, size=s).astype("float32") for s in (shape, (16,), (16,))]
+    ours = gradients(normed(layer, True), *arrays)
+    plain = gradients(normed(layer, False), *arrays)
+    for one, other in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_in_mixed_precision_the_gradients_have_the_dtypes_of_their_tensors(policy):
+    layer = LayerNormalization(dtype=policy)
+    layer.build((2, 5, 16))
+    x = ops.cast(np.random.default_rng(0).normal(size=(2, 5, 16)), layer.compute_dtype)
+    weights = [ops.convert_to_numpy(weight) for weight in layer.weights]
+    found = gradients(normed(layer, True), x, *weights)
+    plain = gradients(normed(layer, False), x, *weights)
+    for one, other in zip(found, plain, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(
+            one.astype("float32"), other.astype("float32"), rtol=0.02, atol=0.02
+        )
+
+
+def test_a_step_of_a_model_is_that_of_keras_own_layers(monkeypatch):
+    def weights_after_a_step():
+        keras.utils.set_random_seed(0)
+        config = VisionTransformerConfig(
+            patch_size=4, hidden_size=16, depth=2, mlp_dim=32, num_heads=2, image_size=8
+        )
+        model = vision_transformer(config)
+        model.compile(optimizer=keras.optimizers.SGD(1.0), loss="mse")
+        random = np.random.default_rng(0)
+        model.train_on_batch(random.integers(0, 255, (4, 8, 8, 3)), random.normal(size=(4, 1000)))
+        return [ops.convert_to_numpy(weight) for weight in model.weights]
+
+    ours = weights_after_a_step()
+    for module in ("activations", "layer_normalization"):
+        monkeypatch.setattr(
+            f"keras_vit.layers.{module}.light_gradient", lambda function, gradient: function
+        )
+    for one, other in zip(ours, weights_after_a_step(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
