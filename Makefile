@@ -1,7 +1,7 @@
 # The commands of this repository; each makes the virtual environment it needs, once.
 #   make quickstart   digits, end to end: train, report, export, ask the exported model
 #   make test         the suite on TensorFlow, then the pure Keras part on JAX
-#   make test-slow    what `make test` leaves out: killed runs, full disks, two hosts, peers, real weights
+#   make test-slow    what `make test` leaves out: further options, killed runs, full disks, real weights
 #   make lint         formatting, lint rules, types, layering
 #   make serving-versions  the served model on the C libraries of older TensorFlow releases
 #   make zoo          docs/zoo.md, out of the table of models and the catalog of weights
@@ -53,6 +53,7 @@ test: $(VENV)/dev-installed
 # Modules share what they have computed, so each stays in one process.
 test-slow: $(VENV)/dev-installed
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow $(PURE_KERAS_TESTS)
 
 lint: $(VENV)/dev-installed
 	$(BIN)/ruff format --check .

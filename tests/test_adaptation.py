@@ -162,11 +162,13 @@ def trained(tmp_path, digits, pretrained, **options):
     return changed(weights_of(model), weights_of(after)), after, result
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_changes_everything(tmp_path, digits, pretrained):
     paths, model, _ = trained(tmp_path, digits, pretrained)
     assert paths == set(weights_of(model))
 
 
+@pytest.mark.slow
 def test_the_last_blocks_train_and_nothing_before_them(tmp_path, digits, pretrained):
     paths, _, _ = trained(tmp_path, digits, pretrained, trainable_blocks=1)
     assert {path.split("/")[0] for path in paths} == {"block_2", "encoder_norm", "head"}
@@ -214,7 +216,8 @@ def test_the_head_is_trained_on_features_computed_once(
         "predict_on_batch",
         lambda self, x: (computed.append(self.name), real(self, x))[1],
     )
-    options = {"adapt": "head", "steps": 200, "learning_rate": 0.5}
+    options = {"adapt": "head", "steps": 60, "learning_rate": 0.5}
+    options |= {"evaluate_every": 60, "checkpoint_every": 60}
     paths, model, result = trained(tmp_path, digits, pretrained, **options)
     assert paths == {"head/kernel", "head/bias"}
     assert result.test.accuracy > 0.3
@@ -285,6 +288,7 @@ def test_the_average_moves_once_a_step_also_under_accumulation(parts):
     np.testing.assert_allclose(weight.numpy(), average, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_averaged_model_is_saved_and_judged(tmp_path, digits, pretrained):
     options = {"ema_decay": 0.5, "micro_batch_size": 16}
     _, averaged, _ = trained(tmp_path / "averaged", digits, pretrained, **options)

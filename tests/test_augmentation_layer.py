@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parameters import slow_except
 from PIL import Image
 
 from keras_vit.data import Augment, Augmentation, ImageSet, TrainingBatches
@@ -52,6 +53,7 @@ def graph_inputs(stream):
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     st.fixed_dictionaries(
@@ -145,7 +147,10 @@ def test_shapes_and_dtypes_are_known_in_a_graph():
     assert symbolic.shape == (None, 16, 12, 3) and symbolic.dtype == "float32"
 
 
-@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype",
+    slow_except(["mixed_bfloat16", "mixed_float16", "bfloat16"], fast=["mixed_bfloat16"]),
+)
 def test_pixels_stay_float32_under_every_policy(dtype):
     policy = Augmentation(16, **EVERYTHING)
     inputs, _ = batches(policy)[0]
@@ -180,6 +185,7 @@ def test_a_model_trains_and_is_saved_with_it(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="the others always compile, or know no XLA"
 )

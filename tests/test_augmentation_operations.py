@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parameters import slow_except
 from PIL import Image, ImageEnhance, ImageOps
 
 from keras_vit.data import Augment, Augmentation
@@ -189,6 +190,7 @@ def test_operations_on_colour_are_those_of_pillow(name):
             assert abs(found - images).max() > 1
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     st.integers(0, 2**32),
@@ -281,18 +283,18 @@ def test_geometric_operations_are_those_of_pillow(name, value):
 # policies ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("run", [augment, augment_in_graph])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"augment": "randaugment"},
-        {"augment": "randaugment", "augment_operations": 4, "augment_magnitude": 5},
-        {"augment": "randaugment", "color_jitter": 0.4},
-        {"augment": "three"},
-        {"augment": "three", "color_jitter": 0.3},
-        {"color_jitter": 0.4},
-    ],
-)
+POLICIES = [
+    {"augment": "randaugment", "color_jitter": 0.4},
+    {"augment": "three", "color_jitter": 0.3},
+    {"augment": "randaugment"},
+    {"augment": "randaugment", "augment_operations": 4, "augment_magnitude": 5},
+    {"augment": "three"},
+    {"color_jitter": 0.4},
+]
+
+
+@pytest.mark.parametrize("run", slow_except([augment, augment_in_graph], fast=[augment_in_graph]))
+@pytest.mark.parametrize("options", slow_except(POLICIES, POLICIES[:2]))
 def test_a_policy_is_its_operations_one_after_the_other(options, run):
     images = np.tile(pictures(), (8, 1, 1, 1))
     policy = Augmentation(images.shape[1:3], **options)
@@ -311,6 +313,7 @@ def test_a_policy_is_its_operations_one_after_the_other(options, run):
     assert np.mean(differing > 0.05) < 0.01 and differing.max() <= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [augment, augment_in_graph])
 def test_augmix_mixes_its_chains(run):
     images = np.tile(pictures(), (3, 1, 1, 1))

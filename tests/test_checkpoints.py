@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parameters import slow_except
 from PIL import Image
 from random_checkpoints import google_tensors, timm_tensors, write_google, write_timm
 from reference_forward import google_forward, timm_forward
@@ -80,7 +81,7 @@ def test_timm_equals_the_float64_forward_pass(tmp_path, options, size):
     ("name", "folder"),
     [
         ("vit_tiny_augreg", "vit_tiny_patch16_224.augreg_in21k_ft_in1k"),
-        ("deit_tiny", "deit_tiny_patch16_224"),
+        pytest.param("deit_tiny", "deit_tiny_patch16_224", marks=pytest.mark.slow),
     ],
 )
 def test_trained_models_on_photographs(shared, name, folder):
@@ -462,7 +463,9 @@ def test_weights_files_of_another_architecture_are_refused(tmp_path, stored, wan
     assert_unchanged(model, before)
 
 
-@pytest.mark.parametrize("pooling", ["token", "avg", "map", "token+avg"])
+@pytest.mark.parametrize(
+    "pooling", slow_except(["token", "avg", "map", "token+avg"], fast=["token", "map"])
+)
 def test_weights_files_restore_every_weight(tmp_path, pooling):
     source = small_model(pooling=pooling, representation_size=6, dropout=0.1, drop_path=0.1)
     for weight in source.weights:

@@ -137,6 +137,7 @@ def test_timm(tmp_path, case):
     assert_close(to_numpy(model(images(size))), expected)
 
 
+@pytest.mark.slow
 @settings(
     deadline=None,
     # JAX compiles every operation anew for every shape.

@@ -1,6 +1,7 @@
 """Writing published formats: bit-exact, loadable by their own code, or refused with reasons."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from parameters import slow_except
 from random_checkpoints import google_tensors, randomise, write_google, write_timm
 
 import keras_vit
@@ -49,6 +51,12 @@ def build(**switches):
     model = vision_transformer(VisionTransformerConfig(**SIZES | switches))
     randomise(model)
     return model
+
+
+@functools.cache
+def model_of(family):
+    """The model of a family: built once for all formats, and only read."""
+    return build(**FAMILIES[family][0])
 
 
 def weights_of(model):
@@ -233,8 +241,8 @@ FAMILIES = {
 @pytest.mark.parametrize("format", ["timm", "hf", "google"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_are_written_or_refused(tmp_path, family, format):
-    switches, formats = FAMILIES[family]
-    model = build(**switches)
+    _, formats = FAMILIES[family]
+    model = model_of(family)
     path = target(tmp_path, format)
     if format not in formats.split():
         with pytest.raises(ValueError, match="does not express this model") as error:
@@ -278,6 +286,7 @@ def computed(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "format"), CASES)
 @pytest.mark.skipif(
     not all(map(find_spec, ("torch", *LIBRARIES.values()))),
@@ -346,7 +355,7 @@ def test_unknown_preprocessing_stays_unsaid(tmp_path):
 
 
 @pytest.mark.parametrize("format", ["timm", "hf"])
-@pytest.mark.parametrize("image_size", [24, (16, 32)])
+@pytest.mark.parametrize("image_size", [pytest.param(24, marks=pytest.mark.slow), (16, 32)])
 @pytest.mark.parametrize("crop", [(1.0, "squash"), (0.9, "center"), (0.75, "squash")])
 def test_evaluation_policy_comes_back(tmp_path, format, image_size, crop):
     policy = Preprocessing(0.4, 0.3, *crop, interpolation="bilinear")
@@ -356,7 +365,11 @@ def test_evaluation_policy_comes_back(tmp_path, format, image_size, crop):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "stored"), [("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")]
+    ("dtype", "stored"),
+    slow_except(
+        [("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")],
+        fast=[("bfloat16", "float32")],
+    ),
 )
 @pytest.mark.parametrize("format", ["timm", "google"])
 def test_dtypes_of_the_variables(tmp_path, dtype, stored, format):
@@ -487,6 +500,7 @@ CONFIGS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(
     max_examples=40,
     deadline=None,

@@ -206,11 +206,10 @@ def test_evaluate_leaves_out_what_the_run_trained_on(
     (folder / "recipe.json").write_text(json.dumps(configuration))
     # The run's folder or its model, the manifest under any path.
     monkeypatch.chdir(tmp_path)
-    for model in (folder, folder / "model.keras"):
-        for path in (manifest, manifest.name):
-            printed = printed_by(capsys, "evaluate", model, "--data", path)
-            assert "divided as the run divided it" in printed
-            assert percentages(printed)[2] == str(len(source.test))
+    for model, path in ((folder, manifest), (folder / "model.keras", manifest.name)):
+        printed = printed_by(capsys, "evaluate", model, "--data", path)
+        assert "divided as the run divided it" in printed
+        assert percentages(printed)[2] == str(len(source.test))
 
 
 def test_class_names_are_those_in_a_hub_folder(capsys, images, tmp_path):
@@ -220,6 +219,7 @@ def test_class_names_are_those_in_a_hub_folder(capsys, images, tmp_path):
     assert "elk" in printed_by(capsys, "predict", "--model", tmp_path / "hub", images[0])
 
 
+@pytest.mark.slow
 def test_export_writes_versions(capsys, run_folder, tmp_path):
     if keras.backend.backend() != "tensorflow":
         pytest.skip("a SavedModel is exported on the TensorFlow backend")
@@ -263,12 +263,13 @@ def test_serve_check_of_no_server(capsys):
         assert address in error_of(capsys, "serve-check", address)
 
 
-def test_finetune_runs_a_recipe(capsys, tmp_path):
+def test_finetune_runs_a_recipe(capsys, tmp_path, run_folder):
     options = (
         "--name tiny --data digits --image-size 16 --steps 2 --warmup-steps 1 --batch-size 8 "
         "--train-images 40 --test-images 20 --validation-fraction 0.25 --no-horizontal-flip"
     )
-    printed = printed_by(capsys, "finetune", *options.split(), "--output", tmp_path)
+    weights = ("--weights", run_folder / "model.keras")
+    printed = printed_by(capsys, "finetune", *options.split(), *weights, "--output", tmp_path)
     result = json.loads((tmp_path / "tiny" / "result.json").read_text())
     assert result["steps"] == 2
     assert result["test"]["count"] == 20

@@ -5,6 +5,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from parameters import slow_except
 from PIL import Image
 
 from keras_vit.cli import main
@@ -60,7 +61,7 @@ def assert_pictures_equal(file, expected):
     np.testing.assert_allclose(decode_image(file).astype(int), expected.astype(int), atol=2)
 
 
-@pytest.mark.parametrize("fusion", ["mean", "max"])
+@pytest.mark.parametrize("fusion", slow_except(["mean", "max"], fast=["mean"]))
 def test_the_picture_is_the_rollout_over_the_image(model_file, image, tmp_path, fusion):
     assert explain(model_file, tmp_path / "maps", image, "--head-fusion", fusion) == 0
     rollout = maps_of(model_file, image, attention_rollout, head_fusion=fusion)
@@ -68,7 +69,7 @@ def test_the_picture_is_the_rollout_over_the_image(model_file, image, tmp_path, 
     assert_pictures_equal(tmp_path / "maps" / "cat.png", expected)
 
 
-@pytest.mark.parametrize("fusion", ["mean", "max", "min"])
+@pytest.mark.parametrize("fusion", slow_except(["mean", "max", "min"], fast=["mean"]))
 def test_a_block_can_be_drawn(model_file, image, tmp_path, fusion):
     options = ("--block", 0, "--head-fusion", fusion)
     assert explain(model_file, tmp_path / "maps", image, *options) == 0
@@ -77,7 +78,9 @@ def test_a_block_can_be_drawn(model_file, image, tmp_path, fusion):
     assert_pictures_equal(tmp_path / "maps" / "cat.png", expected)
 
 
-@pytest.mark.parametrize(("options", "block"), [((), -1), (("--block", 0), 0)])
+@pytest.mark.parametrize(
+    ("options", "block"), slow_except([((), -1), (("--block", 0), 0)], fast=[((), -1)])
+)
 def test_every_head_can_be_drawn_on_a_sheet(model_file, image, tmp_path, options, block):
     assert explain(model_file, tmp_path / "maps", image, "--heads", *options) == 0
     heads = maps_of(model_file, image, patch_attention, block=block)
@@ -106,6 +109,7 @@ def test_a_photograph_keeps_its_size_and_the_unseen_part_is_dark(model_file, tmp
     assert (picture[:, 30:60] != 30).any(-1).all()
 
 
+@pytest.mark.slow
 def test_images_of_one_name_get_a_picture_each(model_file, image, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     Image.new("RGB", (30, 10)).save(tmp_path / "other" / "cat.jpg")

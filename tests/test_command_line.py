@@ -116,6 +116,7 @@ def test_what_is_given_counts_also_where_it_equals_the_protocol():
         parsed("--protocol", "mae", "--budget", "full", "--epochs", "100", "--steps", "50")
 
 
+@pytest.mark.slow
 def test_the_values_for_a_size_are_those_of_the_checkpoint(tmp_path):
     # The size of L without its width in the MLP, which nothing asks for.
     keras_vit.create("vit_l16", num_classes=2, mlp_dim=8).save(tmp_path / "large.keras")
@@ -208,6 +209,7 @@ def test_a_sweep_chooses_on_held_out_images_and_tests_once(tmp_path, digits, run
     assert (runs, again) == ([], result)
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_past_a_rate_that_diverges(tmp_path, digits):
     recipe = dataclasses.replace(
         RECIPE, output=str(tmp_path), optimizer="sgd", clip_norm=0.0, checkpoint_every=1
@@ -226,6 +228,7 @@ def test_a_sweep_checks_its_rates_first(digits, rates, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_sweep_holds_images_out_where_the_recipe_does_not(tmp_path, digits, runs):
     recipe = dataclasses.replace(
         RECIPE, output=str(tmp_path), steps=2, warmup_steps=1, validation_fraction=0.0
@@ -234,6 +237,7 @@ def test_a_sweep_holds_images_out_where_the_recipe_does_not(tmp_path, digits, ru
     assert [images for _, _, images in runs] == [1294, 1438]
 
 
+@pytest.mark.slow
 def test_a_sweep_over_a_set_with_validation_images_trains_on_them_in_the_end(
     tmp_path, digits, runs
 ):

@@ -484,7 +484,9 @@ def test_a_set_that_cannot_be_downloaded_says_where_to_put_it(tmp_path, monkeypa
 class TestTinyTFDS:
     """A set of our own that TFDS prepared, of small images of one size or of large ones."""
 
-    @pytest.fixture(params=[(6, 6), (None, None)], ids=["small", "large"])
+    @pytest.fixture(
+        params=[(6, 6), pytest.param((None, None), marks=pytest.mark.slow)], ids=["small", "large"]
+    )
     def prepared(self, request, tmp_path):
         return write_tfds(tmp_path / "tfds", request.param)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parameters import slow_except
 from PIL import Image
 
 from keras_vit.data import decode_image, evaluation_geometry, prepare_image
@@ -105,8 +106,16 @@ POLICIES = [
 ]
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: "-".join(map(str, p.values())))
-@pytest.mark.parametrize("image_size", [(16, 16), (12, 20)], ids=["square", "wide"])
+@pytest.mark.parametrize(
+    "policy", slow_except(POLICIES, POLICIES[:1]), ids=lambda p: "-".join(map(str, p.values()))
+)
+@pytest.mark.parametrize(
+    "image_size",
+    [
+        pytest.param((16, 16), id="square", marks=pytest.mark.slow),
+        pytest.param((12, 20), id="wide"),
+    ],
+)
 def test_both_signatures_give_the_numbers_of_the_model(tmp_path, policy, image_size):
     model = small_model(image_size, **policy)
     folder = export_saved_model(model, tmp_path / "pets", class_names=NAMES)
@@ -137,9 +146,15 @@ def test_both_signatures_give_the_numbers_of_the_model(tmp_path, policy, image_s
     np.testing.assert_allclose(outputs["probabilities"], softmax(logits), atol=1e-5)
 
 
-def test_the_batch_may_have_any_size(tmp_path):
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A model and the folder of its export."""
     model = small_model()
-    folder = export_saved_model(model, tmp_path, class_names=NAMES)
+    return model, export_saved_model(model, tmp_path_factory.mktemp("pets"), class_names=NAMES)
+
+
+def test_the_batch_may_have_any_size(exported):
+    _, folder = exported
     serve, files = signature(folder), mixed_files()
     together = serve(image_bytes=tf.constant(files))["logits"].numpy()
     for index, file in enumerate(files):
@@ -182,9 +197,8 @@ print(json.dumps({
 '''
 
 
-def test_a_process_without_keras_and_keras_vit_can_serve_it(tmp_path):
-    model = small_model()
-    folder = export_saved_model(model, tmp_path / "pets", class_names=NAMES)
+def test_a_process_without_keras_and_keras_vit_can_serve_it(tmp_path, exported):
+    model, folder = exported
     files = mixed_files()
     for index, file in enumerate(files):
         (tmp_path / str(index)).write_bytes(file)
@@ -277,24 +291,16 @@ def small_transformer(**switches):
     return model
 
 
-# What the others have too.
-SLOW_TRANSFORMERS = ("token", "softmax", "distilled_softmax", "avg")
-
-
-@pytest.mark.parametrize(
-    "switches",
-    [
-        pytest.param(switches, id=name, marks=[pytest.mark.slow] * (name in SLOW_TRANSFORMERS))
-        for name, switches in TRANSFORMERS.items()
-    ],
-)
-def test_a_vision_transformer(tmp_path, switches):
+@pytest.mark.parametrize("name", slow_except(TRANSFORMERS, fast=["distilled"]))
+def test_a_vision_transformer(tmp_path, name):
+    switches = TRANSFORMERS[name]
     model = small_transformer(**switches)
     files = mixed_files()
     folder = export_saved_model(
         model, tmp_path, class_names=NAMES, attention=True, warmup_batch_sizes=()
     )
-    outputs = signature(folder)(image_bytes=tf.constant(files))
+    loaded = tf.saved_model.load(str(folder))
+    outputs = loaded.signatures["serving_default"](image_bytes=tf.constant(files))
     probabilities = expected(model, map(decode_image, files), (12, 20))
     if not switches.get("classifier_activation"):
         probabilities = softmax(probabilities)
@@ -304,14 +310,14 @@ def test_a_vision_transformer(tmp_path, switches):
 
     images = [decode_image(file) for file in files]
     looking = attention_rollout(model)
-    attention = signature(folder, "attention")(image_bytes=tf.constant([*files, b"bad"]))
+    attention = loaded.signatures["attention"](image_bytes=tf.constant([*files, b"bad"]))
     np.testing.assert_allclose(
         attention["attention"][:-1], expected(looking, images, (12, 20)), atol=1e-5
     )
     assert not attention["attention"][-1].numpy().any()
     assert [bool(error) for error in attention["error"].numpy()] == [False] * len(files) + [True]
 
-    embedding = signature(folder, "embed")(image_bytes=tf.constant([*files, b"bad"]))
+    embedding = loaded.signatures["embed"](image_bytes=tf.constant([*files, b"bad"]))
     features = [
         expected(keras.Model(model.input, model.get_layer(head).input), images, (12, 20))
         for head in ("head", "head_distillation")
@@ -330,6 +336,7 @@ def test_attention_needs_a_vision_transformer(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_bfloat16_on_request(tmp_path):
     model = small_transformer()
     folder = export_saved_model(model, tmp_path, class_names=NAMES, precision="bfloat16")
@@ -347,6 +354,7 @@ def test_bfloat16_on_request(tmp_path):
     assert {weight.dtype for weight in model.weights} == {"float32"}
 
 
+@pytest.mark.slow
 def test_adapters_that_are_not_merged(tmp_path):
     model = small_transformer()
     dense = model.get_layer("block_0").mlp.expansion
@@ -361,6 +369,7 @@ def test_adapters_that_are_not_merged(tmp_path):
     np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_eight_bits_on_request(tmp_path):
     model = small_transformer()
     folder = export_saved_model(model, tmp_path, class_names=NAMES, precision="int8-dynamic")
@@ -396,6 +405,7 @@ def test_softmax_head_gives_the_logits_before_it(tmp_path):
     assert softmaxed.get_layer("head").activation is keras.activations.softmax
 
 
+@pytest.mark.slow
 def test_mixed_precision_keeps_float32_outputs(tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -412,6 +422,7 @@ def test_mixed_precision_keeps_float32_outputs(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_fewer_classes_than_top(tmp_path):
     folder = export_saved_model(small_model(classes=2), tmp_path, class_names=["a", "b"])
     outputs = signature(folder)(image_bytes=tf.constant(mixed_files()[:3]))
@@ -461,9 +472,15 @@ def bad_files():
 LIMITS = ImageLimits(max_bytes=50_000, max_pixels=4096)
 
 
-def test_a_bad_image_does_not_hurt_its_neighbours(tmp_path):
-    model = small_model()
-    folder = export_saved_model(model, tmp_path, class_names=NAMES, limits=LIMITS)
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory):
+    """A model and the folder of its export with limits."""
+    model, folder = small_model(), tmp_path_factory.mktemp("limited")
+    return model, export_saved_model(model, folder, class_names=NAMES, limits=LIMITS)
+
+
+def test_a_bad_image_does_not_hurt_its_neighbours(limited):
+    _, folder = limited
     serve, good = signature(folder), mixed_files()[:4]
     files, errors = map(list, zip(*bad_files(), strict=True))
     mixed = [*good[:2], *files, *good[2:]]
@@ -498,9 +515,8 @@ def test_a_picture_at_its_limits_is_taken(tmp_path):
     assert outputs["scores"].numpy()[0, 0] > 0
 
 
-def test_pixels_have_limits_too(tmp_path):
-    model = small_model()
-    folder = export_saved_model(model, tmp_path, class_names=NAMES, limits=LIMITS)
+def test_pixels_have_limits_too(limited):
+    model, folder = limited
     ask = signature(folder, "pixels")
     for size in [(65, 64), (1, 20_000), (0, 5)]:
         with pytest.raises(tf.errors.InvalidArgumentError, match="found .rows, columns"):
@@ -536,9 +552,8 @@ def example(**features):
     ).SerializeToString()
 
 
-def test_classify_takes_examples(tmp_path):
-    model = small_model()
-    folder = export_saved_model(model, tmp_path, class_names=NAMES, limits=LIMITS)
+def test_classify_takes_examples(limited):
+    _, folder = limited
     files = mixed_files()[:3]
     inputs = [example(**{"image/encoded": [file], "image/format": [b"any"]}) for file in files]
     bad = [example(), example(**{"image/encoded": [b"no image"]}), b"no example"]

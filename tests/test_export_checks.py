@@ -84,6 +84,7 @@ def test_a_small_model_passes_and_what_does_not_apply_says_so(tmp_path):
     assert sorted(path for path in tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="a SavedModel is exported on TensorFlow"
 )

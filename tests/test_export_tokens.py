@@ -7,6 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from parameters import slow_except
 
 from keras_vit.export import export_saved_model
 from keras_vit.models import (
@@ -17,7 +18,7 @@ from keras_vit.models import (
 )
 from keras_vit.serving.model_checks import check_saved_model
 
-pytest.importorskip("tensorflow", reason="a SavedModel needs TensorFlow")
+tf = pytest.importorskip("tensorflow", reason="a SavedModel needs TensorFlow")
 if keras.backend.backend() != "tensorflow":
     pytest.skip("a SavedModel is exported on the TensorFlow backend", allow_module_level=True)
 
@@ -42,10 +43,10 @@ print(json.dumps([answer.tolist() for answer in answers]))
 def tiny(**fields):
     model = vision_transformer(
         VisionTransformerConfig(
-            **{"patch_size": 4, "hidden_size": 16, "depth": 3, "mlp_dim": 24, "num_heads": 2},
+            **{"patch_size": 4, "hidden_size": 16, "mlp_dim": 24, "num_heads": 2},
             # Pictures of its own size are taken whole.
             preprocessing=Preprocessing(mean=(0.5,), std=(0.5,), crop_fraction=1.0),
-            **{"image_size": 24, "num_classes": 3, **fields},
+            **{"depth": 3, "image_size": 24, "num_classes": 3, **fields},
         )
     )
     generator = np.random.default_rng(1)
@@ -58,11 +59,21 @@ def pictures():
     return np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), "uint8")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [OPTIONS[0], *(pytest.param(options, marks=pytest.mark.slow) for options in OPTIONS[1:])],
-    ids=lambda options: "-".join(options),
-)
+def assert_close(found, expected):
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_an_export_gives_the_numbers_of_the_model(tmp_path):
+    model = tiny(depth=2, **OPTIONS[0])
+    folder = export_saved_model(model, tmp_path, class_names=NAMES, warmup_batch_sizes=())
+    loaded = tf.saved_model.load(str(folder))
+    for pixels in (pictures(), pictures()[:1]):
+        found = loaded.signatures["pixels"](pixels=tf.constant(pixels))["logits"]
+        assert_close(found, model(pixels).numpy())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options))
 def test_tensorflow_alone_serves_the_numbers_of_the_model(tmp_path, options):
     model = tiny(**options)
     folder = export_saved_model(model, tmp_path / "pets", class_names=NAMES)
@@ -79,11 +90,13 @@ def test_tensorflow_alone_serves_the_numbers_of_the_model(tmp_path, options):
     assert result.returncode == 0, result.stderr
     whole, first = map(np.array, json.loads(result.stdout))
     expected = model.predict(pictures(), verbose=0)
-    np.testing.assert_allclose(whole, expected, atol=1e-4 * np.abs(expected).max())
-    np.testing.assert_allclose(first, expected[:1], atol=1e-4 * np.abs(expected).max())
+    assert_close(whole, expected)
+    assert_close(first, expected[:1])
 
 
-@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[2]], ids=["merging", "pruning"])
+@pytest.mark.parametrize(
+    "options", slow_except([OPTIONS[0], OPTIONS[2]], fast=[OPTIONS[2]]), ids=["merging", "pruning"]
+)
 def test_the_last_block_computes_what_the_head_reads(options):
     model = tiny(**options)
     shorter = without_unread_tokens(model)

@@ -232,14 +232,15 @@ def write_case(path, kind, case):
         return write_mutated_hub(path, timm_tensors(**SMALL), CONFIG, rng)
 
 
+@pytest.mark.parametrize("cases", [CASES // 4, pytest.param(CASES, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["stored", "deflated", "hub", "hub of other seeds"])
-def test_damaged_files(tmp_path, kind):
+def test_damaged_files(tmp_path, kind, cases):
     path = tmp_path / ("hub" if kind.startswith("hub") else "model.npz")
     write_timm(path, **SMALL) if kind.startswith("hub") else write_google(path, **SMALL)
     model = keras_vit.from_checkpoint(path)
     memory = peak_memory(reset=True)
     failures, loaded, built = [], 0, 0
-    for case in range(CASES):
+    for case in range(cases):
         done = write_case(path, kind, case)
         try:
             loaded += try_to_load(model, path)
@@ -248,9 +249,10 @@ def test_damaged_files(tmp_path, kind):
             failures.append(
                 f"case {case} of {kind}, {done}: {type(error).__name__}: {error!s:.500}"
             )
-    print(f"{kind}: {loaded} of {CASES} loaded, {built} built")
+    print(f"{kind}: {loaded} of {cases} loaded, {built} built")
     assert not failures, "\n".join(failures)
-    # Neither is it all refused nor all taken.
-    assert CASES / 20 < loaded < CASES / 2
-    assert CASES / 20 < built < CASES / 2
+    # Neither is it all refused nor all taken; of the few cases, more may be of one kind.
+    least, most = (cases / 20, cases / 2) if cases == CASES else (0, cases)
+    assert least < loaded < most
+    assert least < built < most
     assert peak_memory() - memory < 400 << 20

@@ -622,6 +622,7 @@ def test_names_in_any_script_are_read_as_they_are(tmp_path):
     assert source.class_names == ("собака", "猫") and not source.left_out
 
 
+@pytest.mark.slow
 def test_a_manifest_of_many_classes_takes_no_quadratic_time(tmp_path):
     # With a comparison of each class with each it would take minutes.
     (tmp_path / "a.png").write_bytes(GOOD["PNG"])
@@ -668,6 +669,7 @@ def pets_and_recipe(folder, name, **changes):
 LEFT_OUT = ["cat/3.png", "cat/7.png", "dog/11.png", "dog/5.png"]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_leaves_out_the_same_images(tmp_path, monkeypatch, capsys):
     _, whole = pets_and_recipe(tmp_path, "whole")
     pets, killed = pets_and_recipe(tmp_path, "killed")
@@ -721,6 +723,7 @@ def test_a_run_does_not_begin_with_damaged_images_unless_told_to(tmp_path):
     assert not (tmp_path / "a/run").exists()
 
 
+@pytest.mark.slow
 def test_what_was_left_out_is_in_the_report_and_evaluation_leaves_it_out(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     pets, recipe = pets_and_recipe(tmp_path, "a", report=True, steps=1, checkpoint_every=0)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from chromium import chromium, open_page
 from made_up_runs import some_images, some_outputs, some_result, write_log
+from parameters import slow_except
 from PIL import Image
 
 from keras_vit import cli, finetune
@@ -142,12 +143,18 @@ def test_names_cannot_become_code(tmp_path, browser):
     assert {*names[:5], names[6]} <= set(shown)
 
 
-@pytest.mark.parametrize(
-    ("classes", "count", "strength"),
-    [(2, 30, 1.0), (1000, 60, 9.0), (31, 400, 2.0), (3, 1, 0.0), (4, 20, 100.0)],
-    ids=["two classes", "a thousand classes", "just too many", "one image", "no mistakes"],
-)
-def test_sizes(tmp_path, browser, classes, count, strength):
+SIZES = {
+    "two classes": (2, 30, 1.0),
+    "a thousand classes": (1000, 60, 9.0),
+    "just too many": (31, 400, 2.0),
+    "one image": (3, 1, 0.0),
+    "no mistakes": (4, 20, 100.0),
+}
+
+
+@pytest.mark.parametrize("name", slow_except(SIZES, fast=["a thousand classes", "no mistakes"]))
+def test_sizes(tmp_path, browser, name):
+    classes, count, strength = SIZES[name]
     images = some_images(count, classes)
     outputs = some_outputs(images, strength=strength)
     result = some_result(images, outputs, validation=False)
@@ -178,6 +185,7 @@ def test_without_test_images_it_shows_the_validation_split(tmp_path):
     assert "Confusion" not in text_of(path)
 
 
+@pytest.mark.slow
 def test_outputs_that_are_not_finite_are_counted_as_wrong(tmp_path, browser):
     images = some_images(20, 4)
     outputs = some_outputs(images, strength=20.0)
@@ -203,6 +211,7 @@ def test_outputs_that_are_not_finite_are_counted_as_wrong(tmp_path, browser):
     open_page(browser, path)
 
 
+@pytest.mark.slow
 def test_files_of_any_size(tmp_path, browser, model):
     paths = []
     for index, size in enumerate([(1, 300), (700, 20), (8, 8), (640, 480)]):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from parameters import slow_except
 from reference_forward import layer_norm, softmax
 
 import keras_vit
@@ -49,17 +50,16 @@ def as_arrays(outputs):
     return keras.tree.map_structure(keras.ops.convert_to_numpy, outputs)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"pooling": "avg", "class_token": False},
-        {"register_tokens": 2},
-        {"distillation_token": True},
-        {"distillation_token": True, "register_tokens": 3},
-    ],
-    ids=str,
-)
+TOKENS = [
+    {"distillation_token": True, "register_tokens": 3},
+    {"pooling": "avg", "class_token": False},
+    {},
+    {"register_tokens": 2},
+    {"distillation_token": True},
+]
+
+
+@pytest.mark.parametrize("fields", slow_except(TOKENS, TOKENS[:2]), ids=str)
 def test_features_are_the_blocks_tokens_taken_apart(fields):
     model, images = build(**fields), some_images()
     outputs = as_arrays(keras_vit.features(model)(images))
@@ -75,17 +75,16 @@ def test_features_are_the_blocks_tokens_taken_apart(fields):
         np.testing.assert_allclose(np.concatenate(expected, 1), tokens, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"pooling": "token+avg"},
-        {"pooling": "map"},
-        {"pooling": "avg", "pool_norm": True},
-        {"representation_size": 7},
-    ],
-    ids=str,
-)
+HEADS = [
+    {"pooling": "map"},
+    {"pooling": "avg", "pool_norm": True},
+    {"representation_size": 7},
+    {"pooling": "token+avg"},
+    {},
+]
+
+
+@pytest.mark.parametrize("fields", slow_except(HEADS, HEADS[:3]), ids=str)
 def test_the_head_gives_the_logits_from_pre_logits(fields):
     model, images = build(**fields), some_images()
     pre_logits = keras_vit.features(model, blocks=[])(images)["pre_logits"]
@@ -140,7 +139,7 @@ def look_everywhere(model):
     )
 
 
-@pytest.mark.parametrize("pooling", ["token", "map"])
+@pytest.mark.parametrize("pooling", slow_except(["token", "map"], fast=["token"]))
 def test_looking_leaves_the_model_as_it_is_and_shares_its_weights(pooling):
     model, images = build(pooling=pooling), some_images()
     answer = keras.ops.convert_to_numpy(model(images))
@@ -162,6 +161,7 @@ def test_looking_leaves_the_model_as_it_is_and_shares_its_weights(pooling):
         assert not any(np.allclose(new, former) for new, former in pairs)
 
 
+@pytest.mark.slow
 def test_a_saved_model_can_be_looked_into(tmp_path):
     model, images = build(), some_images()
     model.save(tmp_path / "model.keras")
@@ -179,6 +179,7 @@ def test_what_shares_weights_is_not_saved(tmp_path):
         keras_vit.attention_maps(build()).save(tmp_path / "maps.keras")
 
 
+@pytest.mark.slow
 def test_looking_twice_fits_into_one_model():
     model, images = build(), some_images()
     parts = [part.output for part in (*look_everywhere(model), *look_everywhere(model))]
@@ -279,7 +280,7 @@ def test_attention_without_preference_is_uniform():
         np.testing.assert_allclose(array, 1 / (PATCHES + 1), rtol=1e-6)
 
 
-@pytest.mark.parametrize("head_fusion", ["mean", "max", "min"])
+@pytest.mark.parametrize("head_fusion", slow_except(["mean", "max", "min"], fast=["mean"]))
 @pytest.mark.parametrize("pooling", ["token", "avg", "token+avg"])
 def test_rollout_of_uniform_attention_is_known(pooling, head_fusion):
     """With P = 1/tokens everywhere, ((1 + P) / 2)^depth = P + (1 - P) / 2^depth."""
@@ -308,7 +309,9 @@ def stated_rollout(model, images, first_row, fuse, discarded):
     return (first_row[:, None] @ product)[:, 0, 1:].reshape(-1, ROWS, COLUMNS)
 
 
-@pytest.mark.parametrize("fuse", [np.mean, np.max, np.min], ids=["mean", "max", "min"])
+@pytest.mark.parametrize(
+    "fuse", slow_except([np.mean, np.max, np.min], fast=[np.mean]), ids=["mean", "max", "min"]
+)
 @pytest.mark.parametrize(("ratio", "discarded"), [(0.0, 0), (0.45, 3)])
 def test_rollout_follows_the_equations(fuse, ratio, discarded):
     model, images = build(), some_images()
@@ -334,17 +337,16 @@ def test_rollout_starts_from_the_attention_of_a_pooling():
     np.testing.assert_allclose(shares, expected, rtol=5e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"distillation_token": True, "head_output": "both"},
-        {"register_tokens": 2, "positions": "learned+rope", "layer_scale": 0.1, "qk_norm": True},
-        {"positions": "relative", "qkv_bias": "query_value", "pooling": "avg", "pool_norm": True},
-        {"class_token": False, "pooling": None, "gated_mlp": True, "activation": "silu"},
-        {"pre_norm": True, "register_tokens": 1, "pooling": None},
-    ],
-    ids=str,
-)
+KINDS = [
+    {"register_tokens": 2, "positions": "learned+rope", "layer_scale": 0.1, "qk_norm": True},
+    {"class_token": False, "pooling": None, "gated_mlp": True, "activation": "silu"},
+    {"distillation_token": True, "head_output": "both"},
+    {"positions": "relative", "qkv_bias": "query_value", "pooling": "avg", "pool_norm": True},
+    {"pre_norm": True, "register_tokens": 1, "pooling": None},
+]
+
+
+@pytest.mark.parametrize("fields", slow_except(KINDS, KINDS[:2]), ids=str)
 def test_every_kind_of_model_can_be_looked_into(fields):
     model, images = build(**fields), some_images()
     maps = as_arrays(keras_vit.attention_maps(model)(images))
@@ -380,6 +382,7 @@ def test_a_model_in_bfloat16_gives_shares_in_float32():
         np.testing.assert_allclose(as_arrays(shares), expected, atol=0.1)
 
 
+@pytest.mark.slow
 def test_predict_gives_the_same_in_batches():
     rollout, images = keras_vit.attention_rollout(build()), some_images(5)
     shares = rollout.predict(images, batch_size=2, verbose=0)

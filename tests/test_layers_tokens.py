@@ -240,6 +240,7 @@ def test_patch_dropout_keeps_a_fixed_number(rate, kept):
     assert found.shape == (2, 1 + kept, 4)
 
 
+@pytest.mark.slow
 def test_a_compiled_training_step_drops_and_merges():
     inputs = keras.Input((17, 16))
     x = layers.PatchDropout(0.5, prefix_tokens=1)(inputs)

@@ -164,6 +164,7 @@ def test_dropout_drops_weights_of_windows_and_of_tokens_before_them():
         assert abs(sums[:, token].mean() - 1) < 4 * deviation / np.sqrt(128)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_mask():
     """A training step moves the weights as it does with the mask on all pairs."""
     grid, prefix, window_size = (3, 5), 1, (2, 2)
@@ -251,6 +252,7 @@ def test_a_model_is_the_dense_one_where_windows_cover_the_grid(fields):
     assert np.abs(to_numpy(small(images())) - expected).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window_size", [3, (2, 4)])
 def test_config_round_trip_and_saved_file(window_size, tmp_path):
     config = VisionTransformerConfig(**CONFIG | {"window_size": window_size})

@@ -6,6 +6,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
+from parameters import slow_except
 
 import keras_vit
 from keras_vit.models import (
@@ -69,7 +70,7 @@ def test_the_builder_of_a_variant(variant, monkeypatch):
     assert count_parameters(config) == parameters(**VARIANTS[variant])
 
 
-@pytest.mark.parametrize("variant", ["vit_ti16", "vit_s32"])
+@pytest.mark.parametrize("variant", slow_except(["vit_ti16", "vit_s32"], fast=["vit_s32"]))
 def test_parameters_of_built_models(variant):
     assert BUILDERS[variant]().count_params() == parameters(**VARIANTS[variant])
 
@@ -131,32 +132,32 @@ def combinations():
         yield dict(zip(keys, chosen, strict=True))
 
 
-def test_every_argument_alone_and_together():
-    tried = 0
-    for options in combinations():
-        if "token" in str(options["pooling"]) and not options["class_token"]:
-            with pytest.raises(ValueError, match="needs a class token"):
-                tiny(**options)
-            continue
-        config = VisionTransformerConfig(**{**TINY, "image_size": 16, **options})
-        model = vision_transformer(config)
-        outputs = to_numpy(model(images(config.image_size)))
-        width = 16 * (2 if config.pooling == "token+avg" else 1)
-        width = config.representation_size or width
-        width = config.num_classes if config.include_top else width
-        tokens = config.grid[0] * config.grid[1] + config.class_token
-        expected = (2, tokens, width) if config.pooling is None else (2, width)
-        assert outputs.shape == expected, options
-        assert np.isfinite(outputs).all()
-        rebuilt = config_of(model)
-        blank = {"num_classes": 1000} if not config.include_top else {}
-        if not config.include_top:
-            blank["classifier_activation"] = None
-        if not config.include_preprocessing:
-            blank["preprocessing"] = "inception"
-        assert rebuilt == dataclasses.replace(config, **blank)
-        tried += 1
-    assert tried > 40
+COMBINATIONS = list(combinations())
+
+
+@pytest.mark.parametrize("options", slow_except(COMBINATIONS, COMBINATIONS[::5]))
+def test_every_argument_alone_and_together(options):
+    if "token" in str(options["pooling"]) and not options["class_token"]:
+        with pytest.raises(ValueError, match="needs a class token"):
+            tiny(**options)
+        return
+    config = VisionTransformerConfig(**{**TINY, "image_size": 16, **options})
+    model = vision_transformer(config)
+    outputs = to_numpy(model(images(config.image_size)))
+    width = 16 * (2 if config.pooling == "token+avg" else 1)
+    width = config.representation_size or width
+    width = config.num_classes if config.include_top else width
+    tokens = config.grid[0] * config.grid[1] + config.class_token
+    expected = (2, tokens, width) if config.pooling is None else (2, width)
+    assert outputs.shape == expected, options
+    assert np.isfinite(outputs).all()
+    rebuilt = config_of(model)
+    blank = {"num_classes": 1000} if not config.include_top else {}
+    if not config.include_top:
+        blank["classifier_activation"] = None
+    if not config.include_preprocessing:
+        blank["preprocessing"] = "inception"
+    assert rebuilt == dataclasses.replace(config, **blank)
 
 
 def test_head_starts_at_zero():

@@ -184,6 +184,7 @@ def configs(draw):
     return VisionTransformerConfig(patch_size=patch, image_size=size, **fields)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(configs())
 def test_parameters_are_those_of_the_model(config):

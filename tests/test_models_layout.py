@@ -8,6 +8,7 @@ import textwrap
 import keras
 import numpy as np
 import pytest
+from parameters import slow_except
 
 from keras_vit.models import VARIANTS, VisionTransformerConfig, layout_map, vision_transformer
 
@@ -28,7 +29,7 @@ def rows(size):
 
 
 @pytest.mark.parametrize("name", [name for size in "lhg" for name in rows(size)])
-@pytest.mark.parametrize("parts", [2, 4, 8])
+@pytest.mark.parametrize("parts", slow_except([2, 4, 8], fast=[8]))
 def test_l_h_and_g_are_divided(name, parts):
     config = VisionTransformerConfig(**VARIANTS[name])
     layouts = layout_map(config, mesh(8 // parts, parts))

@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+from parameters import slow_except
 
 import keras_vit
 from keras_vit.models import VisionTransformerConfig, config_of, vision_transformer
@@ -62,14 +63,14 @@ def trained(remat, jit_compile=IS_JAX, **fields):
     return train(model, jit_compile), model
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        STOCHASTIC,
-        {**STOCHASTIC, "window_size": 1, "global_blocks": 1, "layer_scale": 0.1},
-    ],
-)
+FIELDS = [
+    {**STOCHASTIC, "window_size": 1, "global_blocks": 1, "layer_scale": 0.1},
+    STOCHASTIC,
+    {},
+]
+
+
+@pytest.mark.parametrize("fields", slow_except(FIELDS, FIELDS[:1]))
 def test_training_is_the_same(fields):
     """Also where what is dropped is drawn: the second time it must be drawn alike."""
     plain, remat = trained(False, **fields), trained(True, **fields)
@@ -92,6 +93,7 @@ def test_training_is_the_same_under_xla():
     assert_same_training(*(trained(remat, True, **STOCHASTIC) for remat in (False, True)), 1e-4)
 
 
+@pytest.mark.slow
 def test_frozen_blocks_and_adapters():
     found = []
     for remat in (False, True):
@@ -105,6 +107,7 @@ def test_frozen_blocks_and_adapters():
     assert_same_training(*found)
 
 
+@pytest.mark.slow
 def test_mixed_precision():
     losses = [train(build(remat, "mixed_bfloat16", drop_path=0.4)) for remat in (False, True)]
     np.testing.assert_allclose(*losses, rtol=2e-2)

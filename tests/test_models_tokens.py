@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+from parameters import slow_except
 
 import keras_vit
 from keras_vit.layers import TokenMergingBlock, TokenPruningBlock, TransformerBlock
@@ -78,7 +79,7 @@ def plain_twin(model):
     return twin
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", slow_except(OPTIONS, fast=["merging beside token and mean"]))
 def test_a_model_is_read_back_saved_resized_and_of_the_same_weights(name, tmp_path):
     model = tiny(**OPTIONS[name])
     config = VisionTransformerConfig(**TINY | OPTIONS[name])

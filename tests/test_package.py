@@ -90,6 +90,7 @@ def test_no_module_imports_a_backend_or_a_recipe_package(file):
     assert not found, f"{file} imports {found} where it is imported itself"
 
 
+@pytest.mark.slow
 def test_the_other_backends_are_never_imported():
     backend = keras.backend.backend()
     others = sorted(BACKENDS - {backend})

@@ -114,6 +114,7 @@ def test_every_shipped_recipe_is_a_value(path):
     assert module.__doc__.count("python recipes/")
 
 
+@pytest.mark.slow
 def test_digits_recipe_transfers_to_the_other_digits(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import reference_rules as reference
+from parameters import slow_except
 
 from keras_vit.finetune import Recipe, learning_rate
 from keras_vit.finetune.optimizer import averaged_weights, make_optimizer
@@ -145,6 +146,12 @@ def numpy_weights(model):
 
 def compiled_apply(optimizer, variables):
     """A function that applies gradients in NumPy to the variables."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        # In a graph, as a training step is.
+        step = tf.function(lambda gradients: optimizer.apply(gradients, variables))
+        return lambda gradients: step([tf.constant(g, tf.float32) for g in gradients])
     if keras.backend.backend() != "jax":
         return lambda gradients: optimizer.apply(
             [keras.ops.convert_to_tensor(g.astype("float32")) for g in gradients], variables
@@ -220,7 +227,9 @@ def torch_decays(model, decay):
     ]
 
 
-@pytest.mark.parametrize("name", ["vit", "augreg", "big_vision", "transfer"])
+@pytest.mark.parametrize(
+    "name", slow_except(["vit", "augreg", "big_vision", "transfer"], fast=["vit", "big_vision"])
+)
 @pytest.mark.parametrize("scale", [pytest.param(0.01, marks=pytest.mark.slow), 1.0])
 def test_sgd_is_optax_with_clipping_over_100_steps(name, scale):
     model, weights = small_model()
@@ -289,7 +298,7 @@ def test_layer_wise_factors_are_those_of_mae(depth, decay):
     assert len(set(expected)) == depth + 2
 
 
-@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("parts", slow_except([1, 4], fast=[4]))
 def test_the_average_moves_once_an_optimizer_step(parts):
     model, weights = small_model()
     recipe = dataclasses.replace(

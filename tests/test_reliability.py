@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 import random_kills
+from parameters import slow_except
 from small_runs import (
     ARCHITECTURE,
     RECIPE,
@@ -49,7 +50,9 @@ def log_rows(folder):
     return random_kills.without_measurements(read_log(folder / "log.csv"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", slow_except([signal.SIGTERM, signal.SIGINT], fast=[signal.SIGTERM])
+)
 def test_a_signal_saves_the_step_and_the_rest_is_the_same_to_the_bit(
     tmp_path, digits, monkeypatch, number
 ):
@@ -78,6 +81,7 @@ def test_the_command_line_ends_with_the_signals_status(tmp_path):
     assert "the same command goes on" in errors.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_a_process_in_the_middle_of_a_step():
     program = """
         import hashlib, os, signal, threading, time
@@ -188,6 +192,7 @@ def test_a_checkpoint_that_cannot_be_written_is_said_at_once(tmp_path):
         writer.save(model, Progress(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_early_stopping_and_the_best_weights_survive_an_interruption(
     tmp_path, digits, monkeypatch, keep
@@ -234,6 +239,7 @@ def test_other_options_are_refused_listed_and_accepted_knowingly(tmp_path, digit
         small_run(tmp_path, digits, learning_rate=0.01, steps=16, accept_changes=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["last", "best"])
 def test_after_a_change_the_best_weights_are_those_of_the_new_options(tmp_path, digits, before):
     small_run(tmp_path, digits, keep=before)
@@ -250,6 +256,7 @@ def test_after_a_change_the_best_weights_are_those_of_the_new_options(tmp_path, 
     assert kept.steps == 20 and kept.best_step is None
 
 
+@pytest.mark.slow
 def test_fresh_starts_over_in_a_new_folder(tmp_path, digits):
     small_run(tmp_path, digits)
     before = weights_of(tmp_path / "run")
@@ -259,6 +266,7 @@ def test_fresh_starts_over_in_a_new_folder(tmp_path, digits):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_fit_the_memory_says_what_to_try(tmp_path, digits, monkeypatch):
     def exhausted():
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")
@@ -335,6 +343,7 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path, monkeypat
     assert [each.name for each in tmp_path.iterdir()] == ["result.json"]
 
 
+@pytest.mark.slow
 def test_deterministic_asks_the_backend_for_it_before_it_starts():
     program = """
         import os

@@ -116,6 +116,7 @@ def test_saved_model_gives_the_same_accuracy_by_itself(finished, digits):
     assert (layer.crop_fraction, layer.interpolation) == (1.0, RECIPE.interpolation)
 
 
+@pytest.mark.slow
 def test_wide_pictures_are_judged_as_they_were_trained(tmp_path):
     # The class shows at the left or right end, which a crop of the middle loses.
     random = np.random.default_rng(0)
@@ -150,6 +151,7 @@ def test_a_finished_run_is_not_repeated(finished, digits, capsys):
     assert "nothing more to train" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_missing_report_is_made_up_for(finished, digits):
     folder, _ = finished
     before = (folder / "predictions.csv").read_text()
@@ -179,6 +181,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, digits):
         run(recipe_in(tmp_path), source=digits, architecture=ARCHITECTURE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_learns_too(tmp_path, digits, precision):
     recipe = recipe_in(tmp_path, precision=precision)
@@ -201,6 +204,7 @@ def test_mixed_float16_recovers_from_an_overflow(tmp_path, digits, monkeypatch):
     assert result.test.accuracy > 0.4
 
 
+@pytest.mark.slow
 def test_accumulation_trains_like_the_whole_batch(tmp_path, digits):
     options = {"steps": 5, "warmup_steps": 1, "optimizer": "sgd"}
     for name, micro_batch_size in (("whole", None), ("parts", 16)):
@@ -442,6 +446,7 @@ def test_export_is_refused_where_the_backend_cannot_do_it(tmp_path, digits, monk
         run(recipe_in(tmp_path, export=True), source=digits, architecture=ARCHITECTURE)
 
 
+@pytest.mark.slow
 def test_runs_under_jax_where_tensorflow_cannot_be_imported(tmp_path):
     pytest.importorskip("jax")
     program = f"""

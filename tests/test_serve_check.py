@@ -13,6 +13,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from parameters import slow_except
 
 from keras_vit.serving.client import GrpcClient, RestClient, ServingError, connect
 from keras_vit.serving.pictures import bad_pictures, good_pictures, photograph
@@ -114,6 +115,7 @@ def test_a_good_server_passes_every_check(served):
     assert [line.split()[0] for line in text.splitlines()[-2:]] == ["REST", "gRPC"]
 
 
+@pytest.mark.slow
 def test_one_protocol_is_enough(served):
     for address, protocol in zip(served[:2], ("gRPC", "REST"), strict=True):
         report = serve_check(address, model="pets", requests=0)
@@ -146,7 +148,7 @@ MODEL_FLAWS = {
 }
 
 
-@pytest.mark.parametrize("flaw", MODEL_FLAWS)
+@pytest.mark.parametrize("flaw", slow_except(MODEL_FLAWS, fast=["polite"]))
 def test_a_flaw_of_the_model_fails_the_checks_of_it_alone(models, flaw):
     with stand_in(models(flaw)) as (grpc_address, rest_address, _):
         report = serve_check([grpc_address, rest_address], model="pets", requests=0)
@@ -174,6 +176,7 @@ def test_a_model_of_another_kind_has_no_signature_that_is_known(tmp_path):
     assert "double, serving_default is one that is known" in details(report, "metadata")[0]
 
 
+@pytest.mark.slow
 def test_a_model_that_fails_the_whole_call_is_strict_and_passes(models):
     with stand_in(models("strict")) as (grpc_address, rest_address, _):
         report = serve_check(
@@ -195,7 +198,7 @@ SERVER_FAULTS = {
 }
 
 
-@pytest.mark.parametrize("broken", SERVER_FAULTS)
+@pytest.mark.parametrize("broken", slow_except(SERVER_FAULTS, fast=["rest-differs"]))
 def test_a_fault_of_the_server_fails_the_check_of_it(models, broken):
     with stand_in(models(), broken) as (grpc_address, rest_address, _):
         report = serve_check([grpc_address, rest_address], model="pets", requests=0)
@@ -206,6 +209,7 @@ def test_a_fault_of_the_server_fails_the_check_of_it(models, broken):
     assert seen == SERVER_FAULTS[broken]
 
 
+@pytest.mark.slow
 def test_errors_that_are_not_the_documented_ones_fail(models):
     with stand_in(models("strict"), "internal") as (grpc_address, rest_address, _):
         report = serve_check([grpc_address, rest_address], model="pets", requests=0)
@@ -228,6 +232,7 @@ def test_a_server_that_is_not_well_after_a_bad_picture_fails(models):
     assert "load" in failed_checks(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["grpc", "rest"])
 def test_a_server_that_dies_of_a_bad_picture_fails(models, protocol):
     with stand_in_process(models(), "--broken", "dies") as (facts, process):
@@ -239,6 +244,7 @@ def test_a_server_that_dies_of_a_bad_picture_fails(models, protocol):
     assert {v.outcome for v in report.verdicts if v.check in after} == {"not applicable"}
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_is_waited_for_no_longer_than_told(models):
     with stand_in(models(), "hangs") as (grpc_address, rest_address, _):
         for address in (grpc_address, rest_address):
@@ -348,6 +354,7 @@ def test_official_stubs_classify(served):
     assert [entry.score for entry in bad.classes] == [0] * 5
 
 
+@pytest.mark.slow
 def test_the_stand_in_switches_versions_and_goes_back(models, tmp_path):
     folder = tmp_path / "pets"
     shutil.copytree(models(), folder)
@@ -400,6 +407,7 @@ def test_the_stand_in_replays_warm_up_requests(models, tmp_path):
     assert "no_such" in model.states[1]["error"]
 
 
+@pytest.mark.slow
 def test_the_stand_in_runs_without_keras_and_without_our_code(models):
     with stand_in_process(models(), "--version", "1") as (facts, process):
         assert facts["stand_in"] is True and facts["pid"] == process.pid
@@ -408,6 +416,7 @@ def test_the_stand_in_runs_without_keras_and_without_our_code(models):
     assert "import keras" not in script and "from keras" not in script
 
 
+@pytest.mark.slow
 def test_an_export_passes(tmp_path):
     if keras.backend.backend() != "tensorflow":
         pytest.skip("a SavedModel is exported on the TensorFlow backend")
@@ -424,6 +433,7 @@ def test_an_export_passes(tmp_path):
 # What a user can put right is said so.
 
 
+@pytest.mark.slow
 def test_a_server_that_can_list_its_one_model_needs_no_name(models):
     with stand_in(models(), lists_models=True) as (_, address, _):
         assert serve_check(address, requests=0).model == "pets"

@@ -215,6 +215,7 @@ def test_no_images_are_answered_with_no_rows(consumer):
     assert consumer.call("embed", image_bytes=[])["embedding"].shape == (0, 32)
 
 
+@pytest.mark.slow
 def test_strict_mode_fails_the_call_and_the_next_one_is_answered(program, model, files, tmp_path):
     folder = export_saved_model(
         model, tmp_path / "strict", class_names=NAMES, limits=LIMITS, on_error="fail"
@@ -229,6 +230,7 @@ def test_strict_mode_fails_the_call_and_the_next_one_is_answered(program, model,
         np.testing.assert_allclose(answer["logits"], logits, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_answers_nearly_as_the_model(program, model, files, tmp_path):
     folder = export_saved_model(model, tmp_path / "half", class_names=NAMES, precision="bfloat16")
     with Consumer(program, folder) as consumer:
@@ -283,6 +285,7 @@ def growth_of_memory(client, call, calls):
     return after - before
 
 
+@pytest.mark.slow
 def test_memory_stays_flat(consumer, files):
     mixed, _ = with_hostile(files[:12])
     # 4 MB a call, 160 MB in all, which the limit refuses; the rest is decoded.

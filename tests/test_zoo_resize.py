@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+from parameters import slow_except
 from random_checkpoints import write_google, write_timm
 
 import keras_vit
@@ -49,11 +50,11 @@ def assert_equal_weights(model, other):
         np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
 
 
-SIZES = [24, 8, (8, 20)]
+SIZES = [*(pytest.param(size, marks=pytest.mark.slow) for size in (24, 8)), (8, 20)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("rule", [None, "timm", "google", "hf"])
+@pytest.mark.parametrize("rule", slow_except([None, "timm", "google", "hf"], fast=[None, "google"]))
 def test_the_same_as_loading_a_timm_file_at_that_size(tmp_path, size, rule):
     write_timm(tmp_path / "vit")
     model = keras_vit.from_checkpoint(tmp_path / "vit")
@@ -77,9 +78,10 @@ def test_the_same_as_loading_a_google_file_at_that_size(tmp_path, size, cls):
     np.testing.assert_array_equal(outputs(resized), outputs(loaded))
 
 
-@pytest.mark.parametrize(
-    ("patch", "size"), [(8, 24), (2, None), ((2, 4), 16), (3, None), (8, (16, 32))]
-)
+PATCHES = [(8, (16, 32)), ((2, 4), 16), (8, 24), (2, None), (3, None)]
+
+
+@pytest.mark.parametrize(("patch", "size"), slow_except(PATCHES, PATCHES[:2]))
 def test_the_same_as_loading_at_another_patch_size(tmp_path, patch, size):
     write_timm(tmp_path / "vit")
     model = keras_vit.from_checkpoint(tmp_path / "vit")
@@ -127,6 +129,7 @@ def test_every_family(fields):
     assert changed == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", FAMILIES.values(), ids=FAMILIES)
 def test_the_same_size_gives_the_same_function(fields):
     model = tiny(**fields)

@@ -32,7 +32,7 @@ def quantize_int8(model: keras.Model) -> keras.Model:
 
     >>> import keras_vit
     >>> from keras_vit.export.quantization import quantize_int8
-    >>> model = quantize_int8(keras_vit.ViTTi16(num_classes=2, image_size=32))
+    >>> model = quantize_int8(keras_vit.ViTTi16(num_classes=2, image_size=32, depth=1))
     >>> str(model.get_layer("block_0").mlp.expansion.kernel.dtype)
     'int8'
     """
