@@ -49,6 +49,8 @@ class Cell:
         build_seconds: Until the model was built, with its weights.
         first_seconds: Of the first step, or the first few, compilation included.
         difference: Largest difference to the reference, as a share of its largest absolute value.
+        built_memory: Bytes of main memory before the first step: framework and weights. None on a
+            GPU.
         peak_memory: Bytes.
         idle: Cores that it kept busy while it was not its turn, at most.
         facts: Device and the like.
@@ -61,9 +63,17 @@ class Cell:
     build_seconds: float | None = None
     first_seconds: float | None = None
     difference: float | None = None
+    built_memory: int | None = None
     peak_memory: int | None = None
     idle: float = 0.0
     facts: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def step_memory(self):
+        """Bytes that the steps added: activations, gradients, state; None where it is unknown."""
+        if self.built_memory is None or self.peak_memory is None:
+            return None
+        return self.peak_memory - self.built_memory
 
     def give_up(self, error):
         self.absent, self.failed = str(error), isinstance(error, Failed)
@@ -146,7 +156,7 @@ def _prepare(contender, job, limits, folder, cell):
         worker.kill()
         raise
     cell.build_seconds, cell.first_seconds = built["seconds"], first["seconds"]
-    cell.facts = built["facts"]
+    cell.facts, cell.built_memory = built["facts"], built["memory"]
     return worker, np.load(path)
 
 

@@ -118,15 +118,16 @@ def _matrix_line(cells, flops):
 
 
 def memory_table(measured):
-    """Peak memory of each contender in each row, in MiB."""
+    """Peak memory of each contender in each row, in MiB, and what the steps added of it."""
     names = list(dict.fromkeys(cell.name for _, cells in measured for cell in cells))
     found = {
-        (row, cell.name): cell.absent or mebibytes(cell.peak_memory)
+        (row, cell.name): cell.absent
+        or f"{mebibytes(cell.peak_memory)} ({mebibytes(cell.step_memory)})"
         for row, cells in measured
         for cell in cells
     }
     rows = [[name, *(found.get((row, name), "") for row, _ in measured)] for name in names]
-    return markdown(["peak MiB", *(row.title for row, _ in measured)], rows)
+    return markdown(["peak MiB (of the steps)", *(row.title for row, _ in measured)], rows)
 
 
 def run_memory(rows, options, folder=results.RESULTS, say=print):

@@ -38,7 +38,7 @@ def row_table(cells, batch_size, *, flops=None, rate=None):
     """
     ours, _ = best_of_each(cells)
     header = ["contender", "images/s", "ms a step", "ours is x as fast", "difference"]
-    header += ["utilisation", "peak MiB", "build s", "first s"]
+    header += ["utilisation", "peak MiB", "steps MiB", "build s", "first s"]
     rows = []
     for cell in cells:
         if cell.absent is not None:
@@ -56,6 +56,7 @@ def row_table(cells, batch_size, *, flops=None, rate=None):
                 "" if cell.difference is None else f"{cell.difference:.1e}",
                 f"{flops / median / rate:.0%}" if rate and flops else "",
                 mebibytes(cell.peak_memory),
+                mebibytes(cell.step_memory),
                 f"{cell.build_seconds:.1f}",
                 f"{cell.first_seconds:.1f}",
             ]

@@ -75,7 +75,8 @@ class Contender:
         seconds = time.perf_counter() - began
         # What building took, random initial weights included, is not the step's memory.
         self.forgotten = forget_peak()
-        return {"seconds": seconds, "facts": self.step.facts}
+        built = None if self.step.peak_memory else peak_resident_memory()
+        return {"seconds": seconds, "facts": self.step.facts, "memory": built}
 
     def check(self, request):
         began = time.perf_counter()
