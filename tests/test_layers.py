@@ -141,6 +141,12 @@ SWITCHES = {
         TOKENS,
         TOKENS,
     ),
+    "block_with_efficient_drop_path": (
+        layers.TransformerBlock,
+        {"num_heads": 4, "mlp_dim": 32, "drop_path": 0.5, "efficient_drop_path": True},
+        TOKENS,
+        TOKENS,
+    ),
     "block_with_relative_positions": (
         layers.TransformerBlock,
         {
@@ -408,6 +414,50 @@ def test_drop_path_drops_whole_samples_at_its_rate():
     assert abs(kept.mean() - 0.7) < 4 * np.sqrt(0.3 * 0.7 / 4000)
     again = to_numpy(layer(np.ones((4000, 3, 2), "float32"), training=True))
     assert (again != outputs).any()
+
+
+@pytest.mark.parametrize(
+    ("rate", "count", "kept"), [(0.4, 10, 6), (0.05, 10, 10), (0.06, 10, 9), (0.9, 4, 1)]
+)
+def test_efficient_drop_path_computes_the_kept_samples_alone(rate, count, kept):
+    seen = []
+
+    def branch(samples):
+        seen.append(to_numpy(samples)[:, 0])
+        return samples * 0 + 3.0
+
+    layer = layers.DropPath(rate, seed=1)
+    tokens = np.repeat(np.arange(count, dtype="float32")[:, None], 2, axis=1)
+    outputs = to_numpy(layer.add_branch(keras.ops.convert_to_tensor(tokens), tokens, branch))
+    (chosen,) = seen
+    assert len(set(chosen)) == kept
+    expected = tokens + np.isin(tokens, chosen) * 3.0 * count / kept
+    np.testing.assert_allclose(outputs, expected, rtol=1e-6)
+
+
+def test_efficient_drop_path_drops_each_sample_as_often():
+    layer, zeros = layers.DropPath(0.4, seed=1), keras.ops.zeros((5, 1))
+    draws = [
+        to_numpy(layer.add_branch(zeros, zeros, lambda samples: samples + 1.0))[:, 0]
+        for _ in range(200)
+    ]
+    # Three of five are kept: four standard deviations of the mean of 200.
+    spread = 4 * np.sqrt(0.4 * 0.6 / 200) / 0.6
+    np.testing.assert_allclose(np.mean(draws, axis=0), 1.0, atol=spread)
+
+
+def test_a_block_with_efficient_drop_path_leaves_dropped_samples_as_they_are():
+    options = {"num_heads": 4, "mlp_dim": 32, "drop_path": 0.9}
+    tokens = np.random.default_rng(0).normal(size=(10, 6, 16)).astype("float32")
+    block = layers.TransformerBlock(**options, efficient_drop_path=True)
+    for output_tokens in (None, 2):
+        outputs = to_numpy(block(tokens, training=True, output_tokens=output_tokens))
+        same = (outputs == tokens[:, :output_tokens]).all(axis=(1, 2))
+        assert 8 <= same.sum() <= 9
+    plain = layers.TransformerBlock(**options)
+    plain.build(tokens.shape)
+    plain.set_weights(block.get_weights())
+    np.testing.assert_array_equal(to_numpy(block(tokens)), to_numpy(plain(tokens)))
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 2])

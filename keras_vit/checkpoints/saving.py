@@ -28,7 +28,7 @@ _FORMATS = {
 }
 # What no format stores, and what the caller of a builder decides.
 _NOT_STORED = (
-    *("dropout", "attention_dropout", "drop_path", "patch_dropout", "remat"),
+    *("dropout", "attention_dropout", "drop_path", "efficient_drop_path", "patch_dropout", "remat"),
     *("include_preprocessing", "head_output"),
 )
 

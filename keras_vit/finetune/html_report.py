@@ -62,7 +62,7 @@ PICTURE_SIZE = 224
 # Parts of an architecture that a run takes from the recipe and the data instead.
 _FROM_RECIPE = (
     *("num_classes", "image_size"),
-    *("dropout", "attention_dropout", "drop_path", "remat"),
+    *("dropout", "attention_dropout", "drop_path", "efficient_drop_path", "remat"),
 )
 
 

@@ -277,6 +277,10 @@ class Recipe:
     drop_path: float = 0.0
     """Stochastic depth: rate of the last block, rising linearly from the first."""
 
+    efficient_drop_path: bool = False
+    """Whether the samples that stochastic depth drops are not computed: the same number of each
+    batch, for less time."""
+
     remat: bool = False
     """Whether each block's activations are computed again in the backward pass instead of being
     kept: less memory, more time, the same training."""
@@ -492,7 +496,7 @@ _READ_WHERE: tuple[tuple[tuple[str, ...], str, Any], ...] = (
             *("crop", "resize_size", "crop_min_area", "crop_padding", "augment", "color_jitter"),
             *("random_erasing", "mixup", "cutmix", "repeated_augmentation", "horizontal_flip"),
             *("dropout", "attention_dropout", "drop_path", "layer_decay", "trainable_blocks"),
-            *("trainable_rules", "remat"),
+            *("trainable_rules", "remat", "efficient_drop_path"),
         ),
         "adapt is full or lora (the head is fitted to features that are computed once)",
         lambda recipe: recipe.adapt != "head",
@@ -544,6 +548,11 @@ _READ_WHERE: tuple[tuple[tuple[str, ...], str, Any], ...] = (
         ("mix_probability",),
         "mixup or cutmix is above 0",
         lambda recipe: recipe.mixup > 0 or recipe.cutmix > 0,
+    ),
+    (
+        ("efficient_drop_path",),
+        "drop_path is above 0, and distribute is not data_parallel (a sample stays on its device)",
+        lambda recipe: recipe.drop_path > 0 and recipe.distribute != "data_parallel",
     ),
     (("steps",), "epochs is not set", lambda recipe: recipe.epochs is None),
     (("warmup_steps",), "warmup_epochs is not set", lambda recipe: recipe.warmup_epochs is None),

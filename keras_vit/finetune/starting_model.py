@@ -30,6 +30,7 @@ def model_config(
         "dropout": recipe.dropout,
         "attention_dropout": recipe.attention_dropout,
         "drop_path": recipe.drop_path,
+        "efficient_drop_path": recipe.efficient_drop_path,
         "remat": recipe.remat,
     }
     if recipe.preprocessing:

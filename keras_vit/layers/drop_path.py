@@ -50,8 +50,40 @@ class DropPath(keras.layers.Layer):
         keep = ops.cast(draw >= self.rate, inputs.dtype)
         return inputs * (keep / (1.0 - self.rate))
 
+    def add_branch(self, residual, tokens, branch):
+        """`residual + branch(tokens)` in training, the branch computed for the kept samples alone.
+
+        Efficient stochastic depth ([Oquab et al., 2023](https://arxiv.org/abs/2304.07193), section
+        5): as many samples of each batch are kept, the nearest whole number to `1 - rate` of it and
+        at least one. A batch of fewer than `0.5 / rate` samples drops none.
+
+        Args:
+            residual: `(batch, …)`.
+            tokens: `(batch, …)`.
+            branch: A function of samples of `tokens`, to what is added to their `residual`.
+
+        Returns:
+            As `residual`.
+        """
+        count = ops.shape(tokens)[0]
+        order = ops.argsort(
+            keras.random.uniform((count,), dtype="float32", seed=self.seed_generator)
+        )
+        kept = order[: _kept(count, self.rate)]
+        scale = ops.cast(count / ops.shape(kept)[0], residual.dtype)
+        added = branch(ops.take(tokens, kept, axis=0)) * scale
+        updates = ops.take(residual, kept, axis=0) + added
+        return ops.scatter_update(residual, ops.expand_dims(kept, -1), updates)
+
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
 
     def get_config(self):
         return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+
+
+def _kept(count, rate):
+    if isinstance(count, int):
+        return max(1, round(count * (1.0 - rate)))
+    kept = ops.round(ops.cast(count, "float32") * (1.0 - rate))
+    return ops.maximum(ops.cast(kept, "int32"), 1)

@@ -34,6 +34,8 @@ class TransformerBlock(keras.layers.Layer):
         dropout: Share of each branch's values that are dropped in training, in [0, 1).
         attention_dropout: Share of the attention weights that are dropped, likewise.
         drop_path: Probability of leaving out a branch for a sample, likewise.
+        efficient_drop_path: Whether the samples that leave out a branch are not computed there: as
+            many of each batch, `DropPath.add_branch`.
         layer_norm_epsilon: Epsilon of all norms.
         remat: Whether the block's activations are computed again in the backward pass of training
             instead of being kept ([Chen et al., 2016](https://arxiv.org/abs/1604.06174)).
@@ -77,6 +79,7 @@ class TransformerBlock(keras.layers.Layer):
         dropout=0.0,
         attention_dropout=0.0,
         drop_path=0.0,
+        efficient_drop_path=False,
         layer_norm_epsilon=1e-6,
         remat=False,
         **kwargs,
@@ -96,6 +99,7 @@ class TransformerBlock(keras.layers.Layer):
         self.dropout_rate = dropout
         self.attention_dropout = attention_dropout
         self.drop_path_rate = drop_path
+        self.efficient_drop_path = efficient_drop_path
         self.layer_norm_epsilon = layer_norm_epsilon
         self.remat = remat
         policy = {"dtype": self.dtype_policy}
@@ -140,24 +144,32 @@ class TransformerBlock(keras.layers.Layer):
         return self._forward(tokens, training, output_tokens)
 
     def _forward(self, tokens, training, output_tokens):
-        normed = self.attention_norm(tokens, training=training)
-        branch = self.attention(normed, training=training, output_tokens=output_tokens)
-        if output_tokens is not None:
-            tokens = tokens[:, :output_tokens]
-        tokens = self._add_attention(tokens, branch, training)
-        return self._add_mlp(tokens, training)
+        def attention(tokens):
+            normed = self.attention_norm(tokens, training=training)
+            branch = self.attention(normed, training=training, output_tokens=output_tokens)
+            return self._scaled_attention(branch, training)
+
+        residual = tokens if output_tokens is None else tokens[:, :output_tokens]
+        if not (training and self.efficient_drop_path and self.drop_path_rate):
+            tokens = residual + self.drop_path(attention(tokens), training=training)
+            return self._add_mlp(tokens, training)
+        tokens = self.drop_path.add_branch(residual, tokens, attention)
+        return self.drop_path.add_branch(tokens, tokens, lambda tokens: self._mlp(tokens, training))
 
     def _add_attention(self, tokens, branch, training):
-        branch = self.dropout(branch, training=training)
-        if self.attention_scale is not None:
-            branch = self.attention_scale(branch)
+        branch = self._scaled_attention(branch, training)
         return tokens + self.drop_path(branch, training=training)
 
+    def _scaled_attention(self, branch, training):
+        branch = self.dropout(branch, training=training)
+        return branch if self.attention_scale is None else self.attention_scale(branch)
+
     def _add_mlp(self, tokens, training):
+        return tokens + self.drop_path(self._mlp(tokens, training), training=training)
+
+    def _mlp(self, tokens, training):
         branch = self.mlp(self.mlp_norm(tokens, training=training), training=training)
-        if self.mlp_scale is not None:
-            branch = self.mlp_scale(branch)
-        return tokens + self.drop_path(branch, training=training)
+        return branch if self.mlp_scale is None else self.mlp_scale(branch)
 
     def attention_weights(self, tokens):
         """How much each token attends to each other: `(batch, heads, tokens, tokens)`."""
@@ -188,6 +200,7 @@ class TransformerBlock(keras.layers.Layer):
             "dropout": self.dropout_rate,
             "attention_dropout": self.attention_dropout,
             "drop_path": self.drop_path_rate,
+            "efficient_drop_path": self.efficient_drop_path,
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "remat": self.remat,
         }

@@ -16,6 +16,7 @@ CHOICES = {
     "position_slots": ("patches", "class", "all"),
     "qkv_bias": (True, False, "query_value"),
     "stem_rule": ("google", "timm"),
+    "efficient_drop_path": (False, True),
     "remat": (False, True),
 }
 # Added to the tokens, and applied inside the attention; `positions` is one of either or "a+b".
@@ -80,6 +81,8 @@ class VisionTransformerConfig:
         attention_dropout: Dropout rate of the attention weights, in [0, 1).
         drop_path: Stochastic depth rate of the last block, in [0, 1); it rises linearly from zero
             at the first.
+        efficient_drop_path: Whether the samples that stochastic depth drops are not computed: as
+            many of each batch ([Oquab et al., 2023](https://arxiv.org/abs/2304.07193)).
         patch_dropout: Share of the patches that each sample leaves out in training, in [0, 1)
             ([Liu et al., 2022](https://arxiv.org/abs/2208.07220)).
         token_merging: Number of tokens that each block merges with their likes, at most half of
@@ -141,6 +144,7 @@ class VisionTransformerConfig:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     drop_path: float = 0.0
+    efficient_drop_path: bool = False
     patch_dropout: float = 0.0
     token_merging: int = 0
     token_keep_rate: float = 1.0
@@ -290,8 +294,9 @@ class VisionTransformerConfig:
                     self._refuse_fewer_tokens(option, other, "needs every patch in its place")
         if not self.reduction:
             return
-        if self.remat:
-            self._refuse_fewer_tokens(self.reduction, "remat", "is not there for such blocks")
+        for option in ("remat", "efficient_drop_path"):
+            if getattr(self, option):
+                self._refuse_fewer_tokens(self.reduction, option, "is not there for such blocks")
         if self.pooling is None:
             self._refuse_fewer_tokens(self.reduction, "pooling", "hands on patches in their places")
         if self.token_keep_rate < 1:

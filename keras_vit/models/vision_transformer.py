@@ -84,6 +84,7 @@ def _blocks(x, config, policy):
             dropout=config.dropout,
             attention_dropout=config.attention_dropout,
             drop_path=config.drop_path * index / max(1, config.depth - 1),
+            efficient_drop_path=config.efficient_drop_path,
             layer_norm_epsilon=config.layer_norm_epsilon,
             remat=config.remat,
             dtype=policy,
@@ -304,5 +305,5 @@ def config_of(model):
 # Fields that a block knows by the same name.
 _BLOCK_FIELDS = (
     *("mlp_dim", "num_heads", "activation", "gated_mlp", "qkv_bias", "qk_norm", "layer_scale"),
-    *("rope_base", "attention_dropout", "layer_norm_epsilon", "remat"),
+    *("rope_base", "attention_dropout", "efficient_drop_path", "layer_norm_epsilon", "remat"),
 )

@@ -156,7 +156,8 @@ def _accepted(fields):
 _NOT_ADOPTED = (
     *("patch_size", "hidden_size", "depth", "mlp_dim", "num_heads", "image_size", "num_classes"),
     *("include_top", "representation_size", "classifier_activation", "include_preprocessing"),
-    *("dropout", "attention_dropout", "drop_path", "patch_dropout", "remat", "head_output"),
+    *("dropout", "attention_dropout", "drop_path", "efficient_drop_path", "patch_dropout"),
+    *("remat", "head_output"),
 )
 
 
