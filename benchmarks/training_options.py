@@ -1,8 +1,8 @@
-"""What recomputing activations saves and costs: `python -m benchmarks.remat`.
+"""What options of the model save and cost in training: `python -m benchmarks.training_options`.
 
-Training steps (SGD) of ViT-B/16, 224 px, batch 16, with and without `remat`, a fresh process each,
-in turn: its peak memory, and the seconds of the steps after the first, which compiles. Medians over
-the repetitions are printed with the ratio to a model without.
+Training steps (SGD) of a model with each option, a fresh process each, in turn: peak memory, and
+the seconds of the steps after the first, which compiles. Medians over the repetitions are printed
+with the ratio to the model without options.
 """
 
 import argparse
@@ -18,13 +18,22 @@ import keras_vit
 from benchmarks.memory import in_a_fresh_process, memory_gigabytes
 from keras_vit.finetune.report import describe_machine
 
+# Name → fields of the config.
+OPTIONS = {
+    "none": {},
+    "remat": {"remat": True},
+    "drop_path 0.4": {"drop_path": 0.4},
+    "efficient_drop_path 0.4": {"drop_path": 0.4, "efficient_drop_path": True},
+    "patch_dropout 0.5": {"patch_dropout": 0.5},
+}
 
-def steps(variant, image_size, batch_size, remat, count):
+
+def steps(variant, image_size, batch_size, fields, count):
     """Gigabytes before the first step and at the peak, and the seconds of each step."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (batch_size, image_size, image_size, 3), dtype="uint8")
     labels = random.integers(0, 10, batch_size)
-    model = keras_vit.create(variant, 10, image_size=image_size, drop_path=0.1, remat=remat)
+    model = keras_vit.create(variant, 10, image_size=image_size, **fields)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(1e-3), loss, jit_compile=False)
     before, seconds = memory_gigabytes(peak=False), []
@@ -49,22 +58,26 @@ def main():
         print(json.dumps(steps(**options.case)))
         return
     case = {name: getattr(options, name) for name in ("variant", "image_size", "batch_size")}
-    found = {False: [], True: []}
+    found = {name: [] for name in OPTIONS}
     for _ in range(options.repetitions):
-        for remat, runs in found.items():
-            run = in_a_fresh_process("benchmarks.remat", remat=remat, count=options.steps, **case)
+        for name, runs in found.items():
+            run = in_a_fresh_process(
+                "benchmarks.training_options", fields=OPTIONS[name], count=options.steps, **case
+            )
             runs.append(run)
-            print(f"remat {remat}: {run}", flush=True)
+            print(f"{name}: {run}", flush=True)
     print(f"{case}, {keras.backend.backend()} backend, float32,")
     print(f"{platform.machine()} with {describe_machine()}")
-    print(f"{'remat':>6}{'before, GB':>12}{'peak, GB':>10}{'ratio':>7}{'step, s':>10}{'ratio':>7}")
+    print(
+        f"{'option':>24}{'before, GB':>12}{'peak, GB':>10}{'ratio':>7}{'step, s':>10}{'ratio':>7}"
+    )
     base = {}
-    for remat, runs in found.items():
+    for name, runs in found.items():
         before, peak = (statistics.median(run[key] for run in runs) for key in ("before", "peak"))
         seconds = statistics.median(value for run in runs for value in run["seconds"])
         base = base or {"peak": peak, "seconds": seconds}
         print(
-            f"{remat!s:>6}{before:12.2f}{peak:10.2f}{peak / base['peak']:7.2f}{seconds:10.2f}"
+            f"{name:>24}{before:12.2f}{peak:10.2f}{peak / base['peak']:7.2f}{seconds:10.2f}"
             f"{seconds / base['seconds']:7.2f}"
         )
 
