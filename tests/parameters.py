@@ -1,6 +1,12 @@
-"""Parameters of which the fast suite takes a few."""
+"""What the fast suite takes: a few of many parameters, and less where a backend is slow."""
 
+import keras
 import pytest
+
+
+def slow_on_jax(test):
+    """Marks a test slow on JAX, which compiles each operation for each shape."""
+    return pytest.mark.slow(test) if keras.backend.backend() == "jax" else test
 
 
 def slow_except(values, fast):

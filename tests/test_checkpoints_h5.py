@@ -7,7 +7,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from parameters import slow_except
+from parameters import slow_except, slow_on_jax
 from reference_forward import google_forward, timm_forward
 
 import keras_vit
@@ -353,6 +353,7 @@ VITS = [
 ]
 
 
+@slow_on_jax
 @pytest.mark.parametrize(("options", "head"), slow_except(VITS, VITS[:2]), ids=str)
 def test_keras_hub_vit(tmp_path, keras_hub, options, head):
     theirs = vit_classifier(keras_hub, head=head, **options)
@@ -424,6 +425,7 @@ def test_keras_hub_encoders(tmp_path, keras_hub, case):
     assert_close(ours(images()), theirs({next(iter(theirs.input)): images()}))
 
 
+@slow_on_jax
 def test_keras_hub_shards_and_bfloat16(tmp_path, keras_hub):
     theirs = vit_classifier(keras_hub, dtype="bfloat16")
     theirs.save_to_preset(str(tmp_path), max_shard_size=1e-5)

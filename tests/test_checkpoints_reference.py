@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+from parameters import slow_on_jax
 
 import keras_vit
 
@@ -62,6 +63,7 @@ def differences(path, figures):
     }
 
 
+@slow_on_jax
 def test_every_checkpoint_gives_the_figures_of_the_code_that_wrote_it(shared):
     tried, wrong = 0, []
     for path, figures in checkpoints(shared / "reference"):

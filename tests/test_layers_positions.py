@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parameters import slow_on_jax
 
 from keras_vit.layers import LayerScale, RelativePositionBias
 from keras_vit.layers.relative_position_bias import relative_position_index
@@ -81,6 +82,7 @@ def test_rotary_tables_are_dinov3s():
     assert cos.dtype == sin.dtype == np.float32
 
 
+@slow_on_jax
 @settings(deadline=None, max_examples=20)
 @given(grids, st.integers(1, 4), st.integers(0, 3), st.sampled_from([10.0, 100.0]))
 def test_rotation_multiplies_pairs_as_complex_numbers(grid, quarter, prefix, base):

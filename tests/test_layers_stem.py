@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from parameters import slow_on_jax
 
 from keras_vit.layers import ResidualUnit, ResNetStem, WeightStandardizedConv
 from keras_vit.layers.resnet_stem import stem_channels, stem_stride
@@ -151,6 +152,7 @@ def test_stride_and_channels(blocks, stride, channels):
     assert stem.compute_output_shape((2, None, None, 3)) == (2, None, None, channels)
 
 
+@slow_on_jax
 def test_r50_has_as_many_weights_as_published():
     stem = ResNetStem((3, 4, 9))
     stem.build((None, 224, 224, 3))

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from parameters import slow_on_jax
 from reference_forward import softmax
 
 from keras_vit import layers
@@ -171,6 +172,7 @@ def test_a_block_is_its_equations():
         np.testing.assert_array_equal(found_sizes[sample], left)
 
 
+@slow_on_jax
 def test_equal_tokens_can_be_merged_without_loss():
     """Four pairs of equal patches: with half of them merged, every other token is what it was."""
     plain, merging = blocks(token_merging=4)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parameters import slow_on_jax
 from random_checkpoints import write_timm
 from reference_forward import attend, layer_norm, rotate, softmax
 
@@ -85,6 +86,7 @@ def random_tokens(grid, prefix, batch=2):
 
 
 # On JAX every shape is compiled.
+@slow_on_jax
 @settings(max_examples=4 if IS_JAX else 40)
 @given(
     grid=st.tuples(st.integers(1, 6), st.integers(1, 6)),
@@ -143,6 +145,7 @@ def test_another_patch_changes_nothing_outside_its_window(prefix):
         np.testing.assert_array_equal(differs, mask[:, token])
 
 
+@slow_on_jax
 def test_dropout_drops_weights_of_windows_and_of_tokens_before_them():
     """Values of one: attention sums its weights, which are one, or what is left of them."""
     layer = MultiHeadSelfAttention(

@@ -6,7 +6,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from parameters import slow_except
+from parameters import slow_except, slow_on_jax
 
 import keras_vit
 from keras_vit.models import (
@@ -75,6 +75,7 @@ def test_parameters_of_built_models(variant):
     assert BUILDERS[variant]().count_params() == parameters(**VARIANTS[variant])
 
 
+@slow_on_jax
 def test_one_variant_of_each_family_runs():
     """Two blocks of it, which tells that its switches fit each other."""
     families = {name.partition("_")[0]: name for name in VARIANTS}

@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-from parameters import slow_except
+from parameters import slow_except, slow_on_jax
 
 import keras_vit
 from keras_vit.models import VisionTransformerConfig, config_of, vision_transformer
@@ -71,6 +71,7 @@ FIELDS = [
 ]
 
 
+@slow_on_jax
 @pytest.mark.parametrize("fields", slow_except(FIELDS, FIELDS[:2]))
 def test_training_is_the_same(fields):
     """Also where what is dropped is drawn: the second time it must be drawn alike."""

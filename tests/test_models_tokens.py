@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-from parameters import slow_except
+from parameters import slow_except, slow_on_jax
 
 import keras_vit
 from keras_vit.layers import TokenMergingBlock, TokenPruningBlock, TransformerBlock
@@ -79,6 +79,7 @@ def plain_twin(model):
     return twin
 
 
+@slow_on_jax
 @pytest.mark.parametrize("name", slow_except(OPTIONS, fast=["merging beside token and mean"]))
 def test_a_model_is_read_back_saved_resized_and_of_the_same_weights(name, tmp_path):
     model = tiny(**OPTIONS[name])
@@ -128,6 +129,7 @@ def test_how_many_tokens_each_block_hands_on():
     assert pruning == [4, 8, 12]
 
 
+@slow_on_jax
 def test_images_of_equal_patches_lose_nothing_by_merging():
     """Equal patches at equal positions are one: merged or not, the output is the same."""
     model = tiny(token_merging=5, positions=None, pooling="token+avg")
