@@ -28,8 +28,9 @@ class LayerNormalization(keras.layers.LayerNormalization):
     True
     """
 
-    def __init__(self, epsilon=1e-6, **kwargs):
-        super().__init__(epsilon=epsilon, **kwargs)
+    def __init__(self, epsilon=1e-6, *, name=None, dtype=None, trainable=True):
+        # Not Keras' other options (axis, no scale, …), which the gradient does not know.
+        super().__init__(epsilon=epsilon, name=name, dtype=dtype, trainable=trainable)
 
     def call(self, inputs, training=None):
         if not training:
