@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vit.layers.fused_attention import fused_attention
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
 from keras_vit.layers.patches import as_pair
 from keras_vit.layers.rates import unless_zero
@@ -172,7 +173,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         if self._is_fused(sizes, training) and not return_attention:
             query, key, value = self._query_key_value(tokens, heads_first=False)
             query = query if output_tokens is None else query[:, :output_tokens]
-            attended = ops.dot_product_attention(query, key, value, scale=self.query_scale)
+            attended = fused_attention(query, key, value, scale=self.query_scale, training=training)
         else:
             query, key, value = self._query_key_value(tokens)
             if self._windows is None:
