@@ -232,6 +232,19 @@ def test_a_host_that_dies_ends_the_other_and_the_job_resumes(courses, tmp_path):
     assert "finished" in finish(*start_pair(folder))[0]
 
 
+def test_two_hosts_begin_and_finish(tmp_path):
+    changes = {
+        "steps": 2,
+        "evaluate_every": 2,
+        "warmup_steps": 0,
+        "train_images": 96,
+        "batch_size": 16,
+    }
+    printed, silent = finish(*start_pair(tmp_path, changes))
+    assert "validation" in printed and "validation" not in silent
+    assert len(losses(tmp_path)) == 2
+
+
 @pytest.mark.slow
 def test_hosts_must_see_the_same_folder(tmp_path):
     finish(start({str(tmp_path / "a"): {"steps": 5}}, backend="jax"))

@@ -43,6 +43,14 @@ def test_drawn_together_is_drawn_one_after_the_other():
         np.testing.assert_array_equal(one, other)
 
 
+def test_hosts_that_train_together_get_the_same_values_at_once():
+    """JAX compares what hosts give it: nothing may be drawn later."""
+    alone = XavierUniform(seed=0)((16, 48))
+    one = keras.distribution.DataParallel(devices=keras.distribution.list_devices()[:1])
+    with one.scope(), drawn_together():
+        np.testing.assert_array_equal(XavierUniform(seed=0)((16, 48)), alone)
+
+
 def test_a_large_kernel_lies_within_its_limit_and_is_uniform():
     values = keras.ops.convert_to_numpy(XavierUniform(columns=3, seed=0)((512, 1536), "float32"))
     limit = np.sqrt(6 / (512 + 512))
