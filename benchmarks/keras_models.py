@@ -170,6 +170,9 @@ def _as_float32(result):
 def train(job):
     """A training step as users of either library take it: `compile`, then `train_on_batch`."""
     model, images, labels = BUILDERS[job["library"]](job), images_of(job), labels_of(job)
+    if find_accelerator().kind != "cpu":
+        # As a pipeline that is ahead has put them.
+        images, labels = keras.ops.convert_to_tensor(images), keras.ops.convert_to_tensor(labels)
     if job["library"] == "keras_vit":
         recipe = Recipe(
             model=job["model"],

@@ -1,13 +1,18 @@
-"""The suite `scale`: keras_vit alone against image size, batch, depth and number of devices.
+"""The suite `scale`: keras_vit alone against image size, batch, depth, devices and processes.
 
 The measure is training steps of ViT-Ti/16, images a second and peak memory. Devices are JAX's: the
 GPUs where there are any, else logical devices of one CPU (which share its cores, so that what is
 seen there is what dividing the work costs, not what more hardware gives) under
-`keras.distribution.DataParallel`.
+`keras.distribution.DataParallel`. Processes are those of `jax.distributed`, a device each, all on
+this machine; the memory is that of one of them.
 """
 
 import dataclasses
+import json
 import os
+import socket
+import subprocess
+import sys
 import tempfile
 from importlib.util import find_spec
 
@@ -24,6 +29,7 @@ AXES = {
     "batch_size": (1, 2, 4, 8, 16, 32),
     "depth": (3, 6, 12, 24),
     "devices": (1, 2, 4),
+    "processes": (1, 2),
 }
 
 
@@ -44,8 +50,9 @@ def contender_of(axis, value, framework):
     """keras_vit's training step with one thing changed."""
     job = {"library": "keras_vit", "image_size": IMAGE_SIZE, "batch_size": BATCH_SIZE}
     fields = {"depth": value} if axis == "depth" else {}
-    job |= {"fields": fields, "devices": 1} | ({axis: value} if axis != "depth" else {})
-    framework = "jax" if axis == "devices" else framework
+    job |= {"fields": fields, "devices": 1, "processes": 1}
+    job |= {axis: value} if axis != "depth" else {}
+    framework = "jax" if axis in ("devices", "processes") else framework
     return _Scaled(
         library="keras_vit",
         framework=framework,
@@ -59,19 +66,51 @@ def contender_of(axis, value, framework):
 
 
 def train(job):
-    """A training step on so many devices."""
-    if job["devices"] > 1:
-        import keras
+    """A training step on so many devices, or in so many processes."""
+    if job["processes"] > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        for number in range(1, job["processes"]):
+            # Ends with this one: of the same group, and the hosts watch each other.
+            subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.scaling", json.dumps(job)],
+                env={**os.environ, **_host(address, job["processes"], number)},
+                stdout=subprocess.DEVNULL,
+            )
+        os.environ.update(_host(address, job["processes"], 0))
+    return _train_on_this_host(job)
 
+
+def _host(address, processes, number):
+    """The environment of a process, as `keras_vit.finetune` reads it."""
+    return {
+        "KERAS_DISTRIBUTION_JOB_ADDRESSES": address,
+        "KERAS_DISTRIBUTION_NUM_PROCESSES": str(processes),
+        "KERAS_DISTRIBUTION_PROCESS_ID": str(number),
+    }
+
+
+def _train_on_this_host(job):
+    import keras
+
+    from keras_vit.finetune.hosts import join_hosts
+
+    join_hosts()
+    # The same weights on all hosts.
+    keras.utils.set_random_seed(0)
+    count = job["devices"] * job["processes"]
+    if count > 1:
         devices = keras.distribution.list_devices()
-        if len(devices) < job["devices"]:
-            raise ValueError(f"{len(devices)} devices are there, {job['devices']} were asked for")
+        if len(devices) < count:
+            raise ValueError(f"{len(devices)} devices are there, {count} were asked for")
         keras.distribution.set_distribution(
-            keras.distribution.DataParallel(devices=devices[: job["devices"]])
+            keras.distribution.DataParallel(devices=devices[:count], auto_shard_dataset=False)
         )
     from benchmarks.keras_models import train as train_step
 
-    return train_step(job)
+    # Each host has its part of the batch.
+    return train_step({**job, "batch_size": job["batch_size"] // job["processes"]})
 
 
 def row_of(value, cell, batch_size):
@@ -112,5 +151,17 @@ def run(options, say=print):
             "scale", {"axes": content}, head + "\n".join(tables), folder=options.folder
         )
     say(f"\n{text}")
-    say("Two processes (jax.distributed) are not measured by this suite.")
     return good
+
+
+def main():
+    """A process that trains for ever with the one that started it."""
+    step = _train_on_this_host(json.loads(sys.argv[1]))
+    # As the other begins.
+    step.outputs()
+    while True:
+        step.launch()
+
+
+if __name__ == "__main__":
+    main()

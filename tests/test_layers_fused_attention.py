@@ -109,6 +109,14 @@ def test_a_forward_pass_for_a_gpu_calls_it_in_each_block(hopper, caplog):
     assert "Failed" not in caplog.text
 
 
+def test_it_can_be_turned_off(hopper):
+    keras.config.disable_flash_attention()
+    try:
+        assert training_calls(model_of(32)) == (0, 0)
+    finally:
+        keras.config.enable_flash_attention()
+
+
 def test_without_the_kernel_it_is_left_alone(caplog):
     """This machine's own answers: in float32, or without a GPU, there is none."""
     model = model_of(32)

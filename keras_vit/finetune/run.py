@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_vit.data import DataSource, check_class_names, check_images
 from keras_vit.finetune.batch_size import is_out_of_memory
+from keras_vit.finetune.compiled_programs import keep_compiled_programs
 from keras_vit.finetune.distribution import (
     current_distribution,
     make_distribution,
@@ -103,6 +104,7 @@ def run(
             "last bits."
         )
     join_hosts()
+    keep_compiled_programs()
     if recipe.fresh:
         recipe = dataclasses.replace(recipe, name=unused_name(recipe), fresh=False)
         agree("name that is free", recipe.name)

@@ -11,7 +11,8 @@ def fused_attention(query, key, value, *, scale, training):
 
     [Dao et al., 2022](https://arxiv.org/abs/2205.14135). JAX refuses to differentiate cuDNN's
     kernel for an odd number of tokens, and with a class token most grids have one (197, 577).
-    They are filled up by a token that nobody attends to.
+    They are filled up by a token that nobody attends to. `keras.config.disable_flash_attention()`
+    turns the kernels off.
 
     Args:
         query: Tensor of shape `(batch, queries, heads, head_dim)`; as many as keys, or the first
@@ -31,6 +32,8 @@ def fused_attention(query, key, value, *, scale, training):
     True
     """
     plain = functools.partial(ops.dot_product_attention, query, key, value, scale=scale)
+    if keras.config.is_flash_attention_enabled() is False:
+        return plain(flash_attention=False)
     if keras.backend.backend() != "jax":
         return plain()
     if query.shape[1] != key.shape[1]:
