@@ -3,8 +3,8 @@
 The measure is training steps of ViT-Ti/16, images a second and peak memory. Devices are JAX's: the
 GPUs where there are any, else logical devices of one CPU (which share its cores, so that what is
 seen there is what dividing the work costs, not what more hardware gives) under
-`keras.distribution.DataParallel`. Processes are those of `jax.distributed`, a device each, all on
-this machine; the memory is that of one of them.
+`keras.distribution.DataParallel`. Processes are those of `jax.distributed` on this machine's CPU,
+which they share; the memory is that of one of them.
 """
 
 import dataclasses
@@ -36,6 +36,7 @@ AXES = {
 @dataclasses.dataclass(frozen=True)
 class _Scaled(Contender):
     devices: int = 1
+    processes: int | None = None
 
     def environment(self, dtype):
         variables = super().environment(dtype)
@@ -43,6 +44,8 @@ class _Scaled(Contender):
             flags = os.environ.get("XLA_FLAGS", "")
             count = f"--xla_force_host_platform_device_count={self.devices}"
             variables["XLA_FLAGS"] = f"{flags} {count}".strip()
+        if self.processes is not None:
+            variables["JAX_PLATFORMS"] = "cpu"
         return variables
 
 
@@ -62,6 +65,7 @@ def contender_of(axis, value, framework):
         options=job,
         compiles=True,
         devices=job["devices"],
+        processes=value if axis == "processes" else None,
     )
 
 
@@ -94,7 +98,7 @@ def _host(address, processes, number):
 def _train_on_this_host(job):
     import keras
 
-    from keras_vit.finetune.hosts import join_hosts
+    from keras_vit.finetune.hosts import agree, join_hosts
 
     join_hosts()
     # The same weights on all hosts.
@@ -110,7 +114,14 @@ def _train_on_this_host(job):
     from benchmarks.keras_models import train as train_step
 
     # Each host has its part of the batch.
-    return train_step({**job, "batch_size": job["batch_size"] // job["processes"]})
+    step = train_step({**job, "batch_size": job["batch_size"] // job["processes"]})
+
+    def launch():
+        # The other host must not begin while it is another contender's turn.
+        agree("step")
+        return step.launch()
+
+    return dataclasses.replace(step, launch=launch)
 
 
 def row_of(value, cell, batch_size):

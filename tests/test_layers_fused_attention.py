@@ -1,11 +1,13 @@
 """cuDNN's attention on JAX: what is computed, and that a GPU's program has it."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from keras_vit.layers.fused_attention import attend_filled_up
+from keras_vit.layers.fused_attention import attend_filled_up, fused_attention
 from keras_vit.models import VisionTransformerConfig, vision_transformer, without_unread_tokens
 
 pytestmark = pytest.mark.skipif(
@@ -41,14 +43,13 @@ def test_the_token_that_fills_up_changes_nothing(tokens):
 @pytest.fixture
 def hopper(monkeypatch):
     """What JAX asks of the library and the device is answered as on a GPU that has the kernel."""
-    cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
     for name, answer in {
         "check_cudnn_version": lambda: 91000,
         "check_compute_capability": lambda capability: True,
         "is_cuda_compute_capability_equal": lambda capability: capability == "9.0",
     }.items():
-        if not hasattr(cudnn, name):
-            pytest.skip(f"this release of JAX does not ask {name}")
         monkeypatch.setattr(cudnn, name, answer)
 
 
@@ -107,6 +108,29 @@ def test_a_forward_pass_for_a_gpu_calls_it_in_each_block(hopper, caplog):
     images = np.zeros((2, 32, 32, 3), "uint8")
     assert compiled_calls(lambda images: model(images, training=False), images) == (2, 0)
     assert "Failed" not in caplog.text
+
+
+def test_gradients_of_each_sample_have_it_too(hopper):
+    import jax
+
+    queries = np.zeros((3, 2, 17, 2, 64), "bfloat16")
+
+    def loss(query):
+        attended = fused_attention(query, query, query, scale=1.0, training=True)
+        return (attended.astype("float32") ** 2).sum()
+
+    assert compiled_calls(jax.vmap(jax.grad(loss)), queries) == (1, 1)
+
+
+def test_a_tpu_takes_its_own(hopper, monkeypatch):
+    import jax
+
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform="tpu")])
+    taken = []
+    monkeypatch.setattr(ops, "dot_product_attention", lambda *_, **options: taken.append(options))
+    tokens = np.zeros((2, 17, 2, 64), "bfloat16")
+    fused_attention(tokens, tokens, tokens, scale=1.0, training=True)
+    assert taken == [{"scale": 1.0}]
 
 
 def test_it_can_be_turned_off(hopper):

@@ -43,6 +43,7 @@ def test_drawn_together_is_drawn_one_after_the_other():
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="keras.distribution has no PyTorch")
 def test_hosts_that_train_together_get_the_same_values_at_once():
     """JAX compares what hosts give it: nothing may be drawn later."""
     alone = XavierUniform(seed=0)((16, 48))

@@ -104,7 +104,8 @@ def run(
             "last bits."
         )
     join_hosts()
-    keep_compiled_programs()
+    if recipe.distribute == "none":
+        keep_compiled_programs()
     if recipe.fresh:
         recipe = dataclasses.replace(recipe, name=unused_name(recipe), fresh=False)
         agree("name that is free", recipe.name)

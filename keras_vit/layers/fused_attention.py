@@ -11,8 +11,8 @@ def fused_attention(query, key, value, *, scale, training):
 
     [Dao et al., 2022](https://arxiv.org/abs/2205.14135). JAX refuses to differentiate cuDNN's
     kernel for an odd number of tokens, and with a class token most grids have one (197, 577).
-    They are filled up by a token that nobody attends to. `keras.config.disable_flash_attention()`
-    turns the kernels off.
+    They are filled up by a token that nobody attends to. On JAX
+    `keras.config.disable_flash_attention()` turns the kernel off.
 
     Args:
         query: Tensor of shape `(batch, queries, heads, head_dim)`; as many as keys, or the first
@@ -20,7 +20,8 @@ def fused_attention(query, key, value, *, scale, training):
         key: Tensor of shape `(batch, tokens, heads, head_dim)`.
         value: Likewise.
         scale: Number that the scores are multiplied by.
-        training: Whether a gradient will be taken.
+        training: Whether the layer is called for training; without it JAX differentiates the kernel
+            for even numbers of tokens alone.
 
     Returns:
         A tensor of the shape of `query`.
@@ -39,9 +40,9 @@ def fused_attention(query, key, value, *, scale, training):
     if query.shape[1] != key.shape[1]:
         # The scores of a few queries are small, the kernels are made for many.
         return plain(flash_attention=False)
-    if not training or key.shape[1] % 2 == 0:
+    if not training or key.shape[1] % 2 == 0 or _is_tpu():
         return plain()
-    if not _has_kernel(*map(_filled_up, (query, key, value))):
+    if not _has_kernel(query, key, value):
         return plain(flash_attention=False)
     return attend_filled_up(query, key, value, scale=scale, implementation="cudnn")
 
@@ -62,8 +63,9 @@ def attend_filled_up(query, key, value, *, scale, implementation):
     # Keras' operation takes no lengths, and a mask is for cuDNN a bias with a gradient.
     import jax
 
-    batch, tokens = query.shape[:2]
-    lengths = ops.full((batch,), tokens, dtype="int32")
+    tokens = query.shape[1]
+    # One for each sample, under `jax.vmap` too: made of the samples.
+    lengths = tokens + 0 * ops.cast(query[:, 0, 0, 0] != 0, "int32")
     attended = jax.nn.dot_product_attention(
         *map(_filled_up, (query, key, value)),
         scale=scale,
@@ -78,6 +80,13 @@ def _filled_up(x):
     return ops.pad(x, [(0, 0), (0, 1), (0, 0), (0, 0)])
 
 
+def _is_tpu():
+    import jax
+
+    # It has a kernel of its own, which takes any number.
+    return jax.devices()[0].platform == "tpu"
+
+
 def _has_kernel(query, key, value):
     """Whether Keras would give these to cuDNN: device, library, dtype and head width allow it."""
     import jax
@@ -85,7 +94,7 @@ def _has_kernel(query, key, value):
     attend = functools.partial(ops.dot_product_attention, flash_attention=True)
     try:
         jax.eval_shape(attend, query, key, value)
-    # Keras hands on whatever JAX' checks raise.
-    except Exception:
+    # What JAX' checks raise, by what is missing.
+    except (ImportError, NotImplementedError, RuntimeError, ValueError):
         return False
     return True
