@@ -113,3 +113,19 @@ def test_a_step_of_a_model_is_that_of_keras_own_layers(monkeypatch):
         )
     for one, other in zip(ours, weights_after_a_step(), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "norm"])
+def test_a_large_tensor_has_the_gradients_of_its_parts(name):
+    """TensorFlow compiles those of large tensors."""
+    x = np.random.default_rng(0).normal(size=(2, 64, 8192)).astype("float32")
+    layer = LayerNormalization()
+    layer.build(x.shape)
+
+    def loss(x):
+        y = layer(x, training=True) if name == "norm" else training_activation(name)(x)
+        return ops.sum(y**2)
+
+    (whole,) = gradients(loss, x)
+    parts = [gradients(loss, part)[0] for part in np.split(x, 2)]
+    np.testing.assert_allclose(whole, np.concatenate(parts), rtol=1e-5, atol=1e-5)

@@ -1,5 +1,7 @@
 """Layer normalization that keeps little for its gradient."""
 
+import functools
+
 import keras
 from keras import ops
 
@@ -37,16 +39,25 @@ class LayerNormalization(keras.layers.LayerNormalization):
             return super().call(inputs)
         # Tensors, as TensorFlow takes variables for no arguments of a custom gradient.
         gamma, beta = (ops.reshape(factors, (-1,)) for factors in (self.gamma, self.beta))
-        return light_gradient(self._normed, self._gradient)(inputs, gamma, beta)
+        return light_gradient(self._normed, _gradient(self.epsilon))(inputs, gamma, beta)
 
     def _normed(self, x, gamma, beta):
         outputs = ops.layer_normalization(x, gamma, beta, axis=-1, epsilon=self.epsilon)
         return ops.cast(outputs, self.compute_dtype)
 
-    def _gradient(self, x, gamma, beta, upstream):
+    def get_config(self):
+        config = super().get_config()
+        return {name: config[name] for name in ("name", "trainable", "dtype", "epsilon")}
+
+
+@functools.lru_cache(maxsize=16)
+def _gradient(epsilon):
+    """The gradient of all norms with this epsilon."""
+
+    def gradient(x, gamma, beta, upstream):
         wide, upstream, factors = widened(x), widened(upstream), widened(gamma)
         centered = wide - ops.mean(wide, axis=-1, keepdims=True)
-        inverse = ops.rsqrt(ops.mean(centered * centered, axis=-1, keepdims=True) + self.epsilon)
+        inverse = ops.rsqrt(ops.mean(centered * centered, axis=-1, keepdims=True) + epsilon)
         normed = centered * inverse
         rows = tuple(range(len(x.shape) - 1))
         of_gamma, of_beta = ops.sum(upstream * normed, axis=rows), ops.sum(upstream, axis=rows)
@@ -59,6 +70,4 @@ class LayerNormalization(keras.layers.LayerNormalization):
             ops.cast(of_beta, beta.dtype),
         )
 
-    def get_config(self):
-        config = super().get_config()
-        return {name: config[name] for name in ("name", "trainable", "dtype", "epsilon")}
+    return gradient

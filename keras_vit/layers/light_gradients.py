@@ -1,7 +1,13 @@
 """Gradients that keep a function's input instead of its intermediate results."""
 
+import functools
+import math
+
 import keras
 from keras import ops
+
+# Numbers from which on XLA's kernel gains more than its launch costs.
+_LARGE = 2**19
 
 
 def light_gradient(function, gradient):
@@ -10,6 +16,8 @@ def light_gradient(function, gradient):
     TensorFlow keeps for the gradient what each operation of a function had: four tensors of the
     size of GELU's input. Computing them again costs less than to write and read them. PyTorch's
     functions do so by themselves.
+
+    On TensorFlow the gradient of large tensors is compiled, whatever runs around it.
 
     Args:
         function: Of tensors, to a tensor.
@@ -26,11 +34,32 @@ def light_gradient(function, gradient):
     if keras.backend.backend() == "torch":
         return function
 
+    gradient = _in_one_pass(gradient)
+
     @ops.custom_gradient
     def light(*arguments):
         return function(*arguments), lambda upstream: gradient(*arguments, upstream)
 
     return light
+
+
+@functools.lru_cache(maxsize=64)
+def _in_one_pass(gradient):
+    """`gradient` compiled by XLA on TensorFlow, which else runs each operation over all numbers.
+
+    One compiled function for all layers. JAX compiles all of a step anyway.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return gradient
+    import tensorflow as tf
+
+    compiled = tf.function(gradient, jit_compile=True, autograph=False)
+
+    def in_one_pass(*arguments):
+        numbers = math.prod(size for size in arguments[0].shape if size)
+        return compiled(*arguments) if numbers >= _LARGE else gradient(*arguments)
+
+    return in_one_pass
 
 
 def widened(x):
