@@ -9,9 +9,9 @@ from keras_vit.finetune.precision import find_accelerator
 def keep_compiled_programs() -> None:
     """Lets JAX keep the programs that it compiles for an accelerator, and take them from there.
 
-    For a GPU it compiles long, as it tries the kernels of each matrix product. A run that goes on,
-    or the next of a sweep, then begins at once, with the kernels that were chosen before. They lie
-    in `compiled` of the cache's folder (`$KERAS_VIT_CACHE`), which may be deleted at any time, and
+    For a GPU it tries the kernels of each matrix product. A run that goes on, or the next of a
+    sweep, then need not compile again, and has the kernels that were chosen before. They lie in
+    `compiled` of the cache's folder (`$KERAS_VIT_CACHE`), which may be deleted at any time, and
     into which nobody else should be able to write; `$JAX_COMPILATION_CACHE_DIR` names another one,
     `$JAX_ENABLE_COMPILATION_CACHE=false` turns it off. It stays on for the rest of the process.
 
