@@ -14,7 +14,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # `layers`, `models`, `checkpoints`, `zoo` and `inspection` run on every backend; so do their tests.
-PURE_KERAS_TESTS := $(wildcard $(foreach part,layers resampling models checkpoints zoo inspection,tests/test_$(part)*.py))
+# Steps begin ahead on JAX alone.
+PURE_KERAS_TESTS := $(wildcard $(foreach part,layers resampling models checkpoints zoo inspection steps_ahead,tests/test_$(part)*.py))
 PURE_KERAS_DOCTESTS := keras_vit/layers keras_vit/models keras_vit/checkpoints keras_vit/zoo keras_vit/inspection
 
 SERVING_VERSIONS := 2.19 2.20

@@ -3,7 +3,7 @@
 import math
 import operator
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -16,6 +16,7 @@ from keras_vit.finetune.precision import find_accelerator
 from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.rules import WeightPlan
 from keras_vit.finetune.schedule import learning_rate
+from keras_vit.finetune.steps_ahead import StepsAhead, runs_ahead
 
 # A loss scale this small means that gradients overflow whatever the scale is.
 SMALLEST_LOSS_SCALE = 2.0**-14
@@ -36,6 +37,7 @@ class StepResult:
         learning_rate: Of this step.
         seconds: Wall time of the step, waiting for its images included.
         waiting_seconds: How much of it passed before the images were there.
+        settled: Whether the weights are those after this step; otherwise the next has begun.
     """
 
     step: int
@@ -44,6 +46,7 @@ class StepResult:
     learning_rate: float
     seconds: float
     waiting_seconds: float = 0.0
+    settled: bool = True
 
 
 def compile_for_training(model: keras.Model, recipe: Recipe, plans: Sequence[WeightPlan]) -> None:
@@ -80,8 +83,11 @@ def training_steps(
     start: int = 0,
     *,
     steps_per_epoch: float | None = None,
+    settles: Callable[[int], bool] = lambda step: True,
 ) -> Iterator[StepResult]:
     """Trains a compiled model, a step each time the next result is asked for.
+
+    On JAX a step that need not settle is handed out while the next is computed.
 
     Args:
         model: The compiled training model.
@@ -89,6 +95,8 @@ def training_steps(
         batches: `batches[step]` gives the images and labels of a step.
         start: Number of steps already done.
         steps_per_epoch: For schedules that change with the epoch.
+        settles: Whether the weights after a step, of which it is given the number, are needed.
+            Asked just before the step after it would begin.
 
     Yields:
         A `StepResult` for each step from `start + 1` to `recipe.steps`.
@@ -96,34 +104,96 @@ def training_steps(
     Raises:
         TrainingDiverged: When the loss is not finite, or gradients overflow at every loss scale.
     """
-    ahead = prefetch(batches, start, recipe.steps)
-    began = time.perf_counter()
-    for step, (inputs, targets) in enumerate(ahead, start):
-        waiting_seconds = time.perf_counter() - began
-        rate = learning_rate(step, recipe, steps_per_epoch)
-        model.optimizer.learning_rate = rate
-        loss, accuracy = _train_step(model, inputs, targets, recipe.accumulation_steps)
+    ahead = StepsAhead(model) if runs_ahead(recipe.precision) else None
+    clock, last = _Clock(), None
+
+    def result(begun, settled):
+        loss, accuracy = begun.read()
         if not math.isfinite(loss):
-            raise TrainingDiverged(f"The loss became {loss} at step {step + 1}.")
+            raise TrainingDiverged(f"The loss became {loss} at step {begun.step}.")
         if recipe.precision == "mixed_float16":
-            _settle_loss_scaling(model.optimizer, step)
-        seconds = time.perf_counter() - began
-        yield StepResult(step + 1, loss, accuracy, rate, seconds, waiting_seconds)
-        # What the caller does between two steps is not part of the next.
-        began = time.perf_counter()
+            _settle_loss_scaling(model.optimizer, begun.step)
+        return StepResult(begun.step, loss, accuracy, begun.rate, *clock.lap(), settled)
+
+    try:
+        for step, (inputs, targets) in enumerate(prefetch(batches, start, recipe.steps), start + 1):
+            # A device that computes has not waited.
+            clock.images_are_there(waited=last is None or last.is_ready())
+            rate = learning_rate(step - 1, recipe, steps_per_epoch)
+            if ahead is None:
+                model.optimizer.learning_rate = rate
+            else:
+                ahead.set_learning_rate(rate)
+            logs = _begin_step(model, ahead, inputs, targets, recipe.accumulation_steps)
+            begun = _Begun(step, rate, logs)
+            if last is not None:
+                yield result(last, settled=False)
+                clock.asks_for_images()
+            last = begun
+            if ahead is None or step == recipe.steps or settles(step):
+                if ahead is not None:
+                    ahead.settle()
+                yield result(last, settled=True)
+                last = None
+                # What the caller did is not part of the next step.
+                clock = _Clock()
+    finally:
+        if ahead is not None:
+            ahead.settle()
 
 
-def _train_step(model, inputs, targets, accumulation_steps):
-    """Mean loss and accuracy over the micro-batches of one optimizer step."""
+class _Clock:
+    """What passed since the last result, and how much of it in waiting for images."""
+
+    def __init__(self):
+        self._began = self._asked = time.perf_counter()
+        self._waited = 0.0
+
+    def asks_for_images(self):
+        self._asked = time.perf_counter()
+
+    def images_are_there(self, waited):
+        self._waited += (time.perf_counter() - self._asked) * waited
+
+    def lap(self):
+        now = time.perf_counter()
+        passed = now - self._began, self._waited
+        self._began, self._waited = now, 0.0
+        return passed
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A step that was begun, and what it will say for each of its micro-batches."""
+
+    step: int
+    rate: float
+    logs: list[dict]
+
+    def is_ready(self):
+        # Numbers are, arrays of JAX know.
+        return all(getattr(value, "is_ready", lambda: True)() for value in self.logs[-1].values())
+
+    def read(self):
+        """Mean loss and accuracy."""
+        return tuple(
+            float(np.mean([float(log[name]) for log in self.logs])) for name in ("loss", "accuracy")
+        )
+
+
+def _begin_step(model, ahead, inputs, targets, accumulation_steps):
+    """What each micro-batch of an optimizer step says."""
     size = len(targets) // accumulation_steps
-    results = []
+    logs = []
     for begin in range(0, len(targets), size):
         part = slice(begin, begin + size)
-        micro_batch = keras.tree.map_structure(operator.itemgetter(part), inputs)
-        results.append(model.train_on_batch(micro_batch, targets[part], return_dict=True))
-    return tuple(
-        float(np.mean([float(result[name]) for result in results])) for name in ("loss", "accuracy")
-    )
+        batch = keras.tree.map_structure(operator.itemgetter(part), inputs), targets[part]
+        # The first compiles.
+        if ahead is None or model.train_function is None:
+            logs.append(model.train_on_batch(*batch, return_dict=True))
+        else:
+            logs.append(ahead.begin(*batch))
+    return logs
 
 
 def _settle_loss_scaling(optimizer, step):
@@ -131,7 +201,7 @@ def _settle_loss_scaling(optimizer, step):
     scale = float(optimizer.dynamic_scale.numpy())
     if scale < SMALLEST_LOSS_SCALE:
         raise TrainingDiverged(
-            f"The gradients overflow at step {step + 1} even with a loss scale of {scale:.1e}."
+            f"The gradients overflow at step {step} even with a loss scale of {scale:.1e}."
         )
 
 

@@ -395,6 +395,13 @@ def _train(training, recipe, splits, folder, identity, progress, meter, began):
         save_training_state(folder / "checkpoints", compiled, progress, identity)
     if _is_stopped_early(progress, recipe):
         return progress
+
+    def evaluates(step):
+        return splits.validation and _is_due(step, recipe.evaluate_every, recipe.steps)
+
+    def checkpoints(step):
+        return _is_due(step, recipe.checkpoint_every, recipe.steps)
+
     with contextlib.ExitStack() as stack:
         line = ProgressLine(recipe.steps)
         stack.callback(line.end)
@@ -402,18 +409,19 @@ def _train(training, recipe, splits, folder, identity, progress, meter, began):
             writer = stack.enter_context(CheckpointWriter(folder / "checkpoints", identity))
             log = stack.enter_context(contextlib.closing(RunLog(folder, start)))
         stop = stack.enter_context(stop_requests())
-        for result in training_steps(
+        steps = training_steps(
             compiled,
             recipe,
             training.batches,
             start,
             steps_per_epoch=training.steps_per_epoch,
-        ):
+            settles=lambda step: evaluates(step) or checkpoints(step) or bool(stop.signal),
+        )
+        for result in stack.enter_context(contextlib.closing(steps)):
             step = result.step
             meter.add(result)
-            evaluates = splits.validation and _is_due(step, recipe.evaluate_every, recipe.steps)
             accuracy = {}
-            if evaluates:
+            if evaluates(step):
                 with averaged_weights(compiled.optimizer):
                     _, evaluation = _judge(training, splits.validation)
                     progress = progress.evaluated(step, evaluation.accuracy)
@@ -421,10 +429,10 @@ def _train(training, recipe, splits, folder, identity, progress, meter, began):
                         writer.save_best(compiled, progress)
                 accuracy = {"validation_accuracy": evaluation.accuracy}
             ends = step == recipe.steps or _is_stopped_early(progress, recipe)
-            due = ends or _is_due(step, recipe.checkpoint_every, recipe.steps)
+            due = ends or checkpoints(step)
             row = None
             # At a checkpoint too, so that a run that goes on from there logs the same rows.
-            if due or evaluates or _is_due(step, recipe.log_every, recipe.steps):
+            if due or evaluates(step) or _is_due(step, recipe.log_every, recipe.steps):
                 row = {**meter.row(), **accuracy}
                 if writes:
                     log.write(row)
@@ -435,13 +443,15 @@ def _train(training, recipe, splits, folder, identity, progress, meter, began):
                 seconds=earlier + time.perf_counter() - began,
                 since_row=meter.since_row,
             )
+            # A step that has begun is waited for.
+            stops = stop.signal and result.settled
             if writes:
                 writer.check()
-                if due or stop.signal:
+                if due or stops:
                     saved = writer.save(compiled, progress)
-                if stop.signal:
+                if stops:
                     saved.result()
-            if stop.signal:
+            if stops:
                 raise RunInterrupted(
                     f"{folder} stopped after step {step} of {recipe.steps}; the same command goes "
                     "on from there",
