@@ -183,6 +183,7 @@ def train(job):
             precision=POLICIES[job["dtype"]],
         )
         plans = prepare_for_training(model, recipe)
+        model = keras_vit.models.with_even_tokens(model)
         model = keras_vit.models.without_unread_tokens(model)
         compile_for_training(model, recipe, plans)
         if "jit_compile" in job:

@@ -7,8 +7,16 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_vit.layers.fused_attention import attend_filled_up, fused_attention
-from keras_vit.models import VisionTransformerConfig, vision_transformer, without_unread_tokens
+from keras_vit.layers import MultiHeadSelfAttention
+from keras_vit.layers import fused_attention as fused_attention_module
+from keras_vit.layers.fused_attention import attend_to_first, fill_up, fused_attention
+from keras_vit.models import (
+    VisionTransformerConfig,
+    even_tokens,
+    vision_transformer,
+    with_even_tokens,
+    without_unread_tokens,
+)
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "jax", reason="cuDNN's attention is that of the JAX backend"
@@ -24,7 +32,7 @@ def test_the_token_that_fills_up_changes_nothing(tokens):
     *arrays, upstream = random.normal(size=(4, 2, tokens, 3, 8)).astype("float32")
 
     def filled_up(*arrays):
-        return attend_filled_up(*arrays, scale=0.3, implementation="xla")
+        return attend_to_first(tokens, *map(fill_up, arrays), 0.3, "xla")[:, :tokens]
 
     def plain(*arrays):
         return ops.dot_product_attention(*arrays, scale=0.3)
@@ -40,6 +48,29 @@ def test_the_token_that_fills_up_changes_nothing(tokens):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
+@pytest.mark.parametrize("use_bias", [True, False, "query_value"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_queries_keys_and_values_are_those_of_one_product(use_bias, lora):
+    random = np.random.default_rng(0)
+    layer = MultiHeadSelfAttention(num_heads=2, use_bias=use_bias)
+    tokens = random.normal(size=(2, 5, 16)).astype("float32")
+    layer.build(tokens.shape)
+    if lora:
+        layer.query_key_value.enable_lora(rank=2)
+    layer.set_weights([random.normal(size=w.shape).astype("float32") for w in layer.weights])
+    apart = layer(tokens)
+    together, _, _ = layer(tokens, return_attention=True)
+    np.testing.assert_allclose(apart, together, rtol=1e-5, atol=1e-5)
+
+
+def test_a_quantized_kernel_is_used_as_it_is():
+    layer = MultiHeadSelfAttention(num_heads=2)
+    tokens = np.random.default_rng(0).normal(size=(2, 5, 16)).astype("float32")
+    before = layer(tokens)
+    layer.query_key_value.quantize("int8")
+    np.testing.assert_allclose(layer(tokens), before, atol=0.05)
+
+
 @pytest.fixture
 def hopper(monkeypatch):
     """What JAX asks of the library and the device is answered as on a GPU that has the kernel."""
@@ -53,26 +84,34 @@ def hopper(monkeypatch):
         monkeypatch.setattr(cudnn, name, answer)
 
 
-def compiled_calls(function, *arguments):
-    """How often a program for CUDA calls cuDNN's attention: `(forward, backward)`."""
+def compiled(function, *arguments):
+    """The program for CUDA."""
     import jax
 
-    program = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def compiled_calls(function, *arguments):
+    """How often a program for CUDA calls cuDNN's attention: `(forward, backward)`."""
+    return counted_calls(compiled(function, *arguments))
+
+
+def counted_calls(program):
     calls = [
         line.split("@", 1)[1].split("(", 1)[0] for line in program.splitlines() if "@__" in line
     ]
     return calls.count(FORWARD), calls.count(BACKWARD)
 
 
-def model_of(image_size, **fields):
+def model_of(image_size, dtype="mixed_bfloat16", **fields):
     config = VisionTransformerConfig(
         image_size=image_size, patch_size=8, depth=3, hidden_size=64, num_heads=2, mlp_dim=64,
         num_classes=4, **fields,
     )  # fmt: skip
-    return without_unread_tokens(vision_transformer(config, dtype="mixed_bfloat16"))
+    return without_unread_tokens(vision_transformer(config, dtype=dtype))
 
 
-def training_calls(model):
+def training_program(model):
     import jax
 
     images = np.zeros((2, *model.input_shape[1:]), "uint8")
@@ -83,7 +122,11 @@ def training_calls(model):
         outputs, _ = model.stateless_call(trainable, fixed, images, training=True)
         return outputs.astype("float32").sum()
 
-    return compiled_calls(jax.grad(loss), trainable)
+    return compiled(jax.grad(loss), trainable)
+
+
+def training_calls(model):
+    return counted_calls(training_program(model))
 
 
 # Three blocks, the last of which computes the class token alone; 16 patches and the class token.
@@ -148,3 +191,88 @@ def test_without_the_kernel_it_is_left_alone(caplog):
         pytest.skip("this machine has a GPU, which has the kernel")
     assert training_calls(model) == (0, 0)
     assert "Failed" not in caplog.text
+
+
+@pytest.fixture
+def like_hopper(monkeypatch):
+    """Every shape and dtype has a kernel: XLA's own program for the same call."""
+    monkeypatch.setattr(even_tokens, "has_kernel", lambda shape, dtype: True)
+    monkeypatch.setattr(fused_attention_module, "has_kernel", lambda shape, dtype: True)
+    attend = fused_attention_module.attend_to_first
+    monkeypatch.setattr(
+        fused_attention_module,
+        "attend_to_first",
+        lambda count, query, key, value, scale, _: attend(count, query, key, value, scale, "xla"),
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"remat": True},
+        {"pooling": "avg"},
+        {"pooling": "map"},
+        {"distillation_token": True, "register_tokens": 3},
+        {"qk_norm": True, "layer_scale": 0.1},
+    ],
+)
+def test_an_even_number_of_tokens_changes_no_number(like_hopper, fields):
+    import jax
+
+    model = model_of(32, "float32", **fields)
+    filled_up = without_unread_tokens(with_even_tokens(model))
+    assert filled_up is not model
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype("uint8")
+    trainable = [variable.value for variable in model.trainable_variables]
+    fixed = [variable.value for variable in model.non_trainable_variables]
+
+    def loss(model):
+        def of_weights(trainable):
+            outputs, _ = model.stateless_call(trainable, fixed, images, training=True)
+            return sum((output**2).sum() for output in jax.tree.leaves(outputs))
+
+        return jax.jit(jax.value_and_grad(of_weights))(trainable)
+
+    ours, theirs = map(jax.tree.leaves, (loss(filled_up), loss(model)))
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_are_filled_up_once_instead_of_in_each_block(hopper):
+    model = model_of(32)
+    filled_up = without_unread_tokens(with_even_tokens(model))
+    plain, even = training_program(model), training_program(filled_up)
+    assert counted_calls(even) == counted_calls(plain) == (2, 2)
+    filling_up = "@_pad(%arg0: tensor<2x17x{}xbf16>"
+    assert filling_up.format("2x32") in plain and filling_up.format("2x32") not in even
+    assert filling_up.format("64") in even and filling_up.format("64") not in plain
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"positions": "rope"},
+        {"window_size": 2, "global_blocks": 1},
+        {"attention_dropout": 0.1},
+        {"token_merging": 1},
+        {"token_keep_rate": 0.7},
+    ],
+)
+def test_tokens_that_must_stay_as_they_are_do(hopper, fields):
+    model = model_of(32, **fields)
+    assert with_even_tokens(model) is model
+
+
+def test_an_even_number_is_left_alone(hopper):
+    model = with_even_tokens(model_of(32, register_tokens=1))
+    assert [operation for operation in model.operations if "pad" in operation.name.lower()] == []
+
+
+def test_on_other_machines_tokens_stay_as_they_are():
+    model = model_of(32, "float32")
+    assert with_even_tokens(model) is model
+
+
+def test_a_training_step_for_a_gpu_keeps_tokens_row_by_row():
+    assert "LayoutConstraint" in training_program(model_of(32))

@@ -67,6 +67,31 @@ def test_the_gradient_of_gelu_is_exact():
     np.testing.assert_allclose(ours, share + x * density, atol=3e-7)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="others round on the way")
+def test_gelu_in_a_short_dtype_is_rounded_once():
+    x = np.linspace(-8, 8, 4001).astype("bfloat16")
+    wide = x.astype("float64")
+    exact = wide * [0.5 * math.erfc(-value / math.sqrt(2)) for value in wide]
+    found = ops.convert_to_numpy(ACTIVATIONS["gelu"](ops.convert_to_tensor(x))).astype("float64")
+    # Half of the last of eight bits.
+    np.testing.assert_allclose(found, exact, rtol=2**-8 * 1.01, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_a_norm_is_that_of_keras(training, dtype):
+    random = np.random.default_rng(0)
+    x = random.normal(3, 2, size=(2, 5, 16)).astype("float32")
+    outputs = []
+    for layer in (LayerNormalization(dtype=dtype), keras.layers.LayerNormalization(dtype=dtype)):
+        layer.epsilon = 1e-6
+        layer.build(x.shape)
+        layer.set_weights([np.linspace(0.5, 2, 16), np.linspace(-1, 1, 16)])
+        outputs.append(ops.convert_to_numpy(ops.cast(layer(x, training=training), "float32")))
+    tolerance = 1e-5 if dtype == "float32" else 0.03
+    np.testing.assert_allclose(*outputs, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("shape", [(6, 16), (2, 5, 16), (2, 3, 5, 16)])
 def test_a_norm_in_training_is_the_norm(shape):
     random = np.random.default_rng(0)

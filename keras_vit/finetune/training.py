@@ -20,7 +20,7 @@ from keras_vit.finetune.loop import compile_for_training, mixes_images
 from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.rules import WeightPlan, format_plans
 from keras_vit.finetune.splits import Splits
-from keras_vit.models import without_unread_tokens
+from keras_vit.models import with_even_tokens, without_unread_tokens
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _image_training(model, recipe, splits):
         for name, (shape, dtype) in batches.input_spec.items()
     }
     augment = Augment(batches.augmentation, name="augment")
-    outputs = without_unread_tokens(model)(augment(inputs))
+    outputs = without_unread_tokens(with_even_tokens(model))(augment(inputs))
     compiled = keras.Model(inputs, outputs, name="training")
     # One graph for all sets whose images have the same size.
     graphs: dict = {}

@@ -5,8 +5,10 @@ import functools
 import keras
 from keras import ops
 
+from keras_vit.layers.jax_device import is_tpu
 
-def fused_attention(query, key, value, *, scale, training):
+
+def fused_attention(query, key, value, *, scale, training, attended_tokens=None):
     """`softmax(scale * query @ key.T) @ value`, without the scores in memory if there is a kernel.
 
     [Dao et al., 2022](https://arxiv.org/abs/2205.14135). JAX refuses to differentiate cuDNN's
@@ -22,6 +24,7 @@ def fused_attention(query, key, value, *, scale, training):
         scale: Number that the scores are multiplied by.
         training: Whether the layer is called for training; without it JAX differentiates the kernel
             for even numbers of tokens alone.
+        attended_tokens: How many tokens, from the first, are attended to; None for all.
 
     Returns:
         A tensor of the shape of `query`.
@@ -32,25 +35,38 @@ def fused_attention(query, key, value, *, scale, training):
     >>> fused_attention(tokens, tokens, tokens, scale=0.1, training=True).shape == (2, 5, 4, 8)
     True
     """
-    plain = functools.partial(ops.dot_product_attention, query, key, value, scale=scale)
+    tokens = key.shape[1]
+    # The scores of a few queries are small, the kernels are made for many.
+    few = query.shape[1] != tokens
+
+    def plain(**options):
+        attended = key, value
+        if attended_tokens is not None:
+            attended = key[:, :attended_tokens], value[:, :attended_tokens]
+        return ops.dot_product_attention(query, *attended, scale=scale, **options)
+
     if keras.config.is_flash_attention_enabled() is False:
         return plain(flash_attention=False)
     if keras.backend.backend() != "jax":
         return plain()
-    if query.shape[1] != key.shape[1]:
-        # The scores of a few queries are small, the kernels are made for many.
+    if few:
         return plain(flash_attention=False)
-    if not training or key.shape[1] % 2 == 0 or _is_tpu():
+    if attended_tokens is None and (not training or tokens % 2 == 0 or is_tpu()):
+        # A TPU has a kernel of its own, which takes any number.
         return plain()
-    if not _has_kernel(query, key, value):
+    if not has_kernel(query.shape, query.dtype):
         return plain(flash_attention=False)
-    return attend_filled_up(query, key, value, scale=scale, implementation="cudnn")
+    if attended_tokens is not None:
+        return attend_to_first(attended_tokens, query, key, value, scale, "cudnn")
+    filled_up = map(fill_up, (query, key, value))
+    return attend_to_first(tokens, *filled_up, scale, "cudnn")[:, :tokens]
 
 
-def attend_filled_up(query, key, value, *, scale, implementation):
-    """Attention on JAX over one token more, which is not attended to.
+def attend_to_first(count, query, key, value, scale, implementation):
+    """Attention on JAX to the first tokens alone.
 
     Args:
+        count: How many are attended to.
         query: Array of shape `(batch, tokens, heads, head_dim)`.
         key: Likewise.
         value: Likewise.
@@ -58,42 +74,53 @@ def attend_filled_up(query, key, value, *, scale, implementation):
         implementation: `"cudnn"` or `"xla"`, as of `jax.nn.dot_product_attention`.
 
     Returns:
-        An array of the shape of `query`.
+        An array of the shape of `query`; the tokens after the first `count` are zero.
     """
     # Keras' operation takes no lengths, and a mask is for cuDNN a bias with a gradient.
     import jax
 
-    tokens = query.shape[1]
     # One for each sample, under `jax.vmap` too: made of the samples.
-    lengths = tokens + 0 * ops.cast(query[:, 0, 0, 0] != 0, "int32")
-    attended = jax.nn.dot_product_attention(
-        *map(_filled_up, (query, key, value)),
+    lengths = count + 0 * ops.cast(query[:, 0, 0, 0] != 0, "int32")
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
         scale=scale,
         query_seq_lengths=lengths,
         key_value_seq_lengths=lengths,
         implementation=implementation,
     )
-    return attended[:, :tokens]
 
 
-def _filled_up(x):
-    return ops.pad(x, [(0, 0), (0, 1), (0, 0), (0, 0)])
+def fill_up(x):
+    """`x` with one token of zeros more, `(batch, tokens + 1, ...)`.
+
+    >>> fill_up(ops.ones((2, 5, 8))).shape == (2, 6, 8)
+    True
+    """
+    return ops.pad(x, [(0, 0), (0, 1), *[(0, 0)] * (len(x.shape) - 2)])
 
 
-def _is_tpu():
-    import jax
+def has_kernel(shape, dtype):
+    """Whether JAX computes attention with cuDNN: device, library, dtype and width allow it.
 
-    # It has a kernel of its own, which takes any number.
-    return jax.devices()[0].platform == "tpu"
+    Args:
+        shape: `(batch, tokens, heads, head_dim)`.
+        dtype: Of queries, keys and values.
 
+    Example:
 
-def _has_kernel(query, key, value):
-    """Whether Keras would give these to cuDNN: device, library, dtype and head width allow it."""
+    >>> has_kernel((1, 16, 3, 64), "float64")
+    False
+    """
+    if keras.backend.backend() != "jax" or keras.config.is_flash_attention_enabled() is False:
+        return False
     import jax
 
     attend = functools.partial(ops.dot_product_attention, flash_attention=True)
+    tokens = jax.ShapeDtypeStruct(shape, dtype)
     try:
-        jax.eval_shape(attend, query, key, value)
+        jax.eval_shape(attend, tokens, tokens, tokens)
     # What JAX' checks raise, by what is missing.
     except (ImportError, NotImplementedError, RuntimeError, ValueError):
         return False

@@ -35,13 +35,21 @@ class LayerNormalization(keras.layers.LayerNormalization):
         super().__init__(epsilon=epsilon, name=name, dtype=dtype, trainable=trainable)
 
     def call(self, inputs, training=None):
-        if not training:
+        if not training and keras.backend.backend() != "jax":
             return super().call(inputs)
         # Tensors, as TensorFlow takes variables for no arguments of a custom gradient.
         gamma, beta = (ops.reshape(factors, (-1,)) for factors in (self.gamma, self.beta))
+        if not training:
+            return self._normed(inputs, gamma, beta)
         return light_gradient(self._normed, _gradient(self.epsilon))(inputs, gamma, beta)
 
     def _normed(self, x, gamma, beta):
+        if keras.backend.backend() == "jax":
+            wide = widened(x)
+            centered = wide - ops.mean(wide, axis=-1, keepdims=True)
+            variance = ops.mean(centered * centered, axis=-1, keepdims=True)
+            outputs = centered * ops.rsqrt(variance + self.epsilon) * widened(gamma) + widened(beta)
+            return ops.cast(outputs, self.compute_dtype)
         outputs = ops.layer_normalization(x, gamma, beta, axis=-1, epsilon=self.epsilon)
         return ops.cast(outputs, self.compute_dtype)
 
@@ -55,6 +63,8 @@ def _gradient(epsilon):
     """The gradient of all norms with this epsilon."""
 
     def gradient(x, gamma, beta, upstream):
+        shape = x.shape
+        x, upstream = (ops.reshape(y, (-1, shape[-1])) for y in (x, upstream))
         wide, upstream, factors = widened(x), widened(upstream), widened(gamma)
         centered = wide - ops.mean(wide, axis=-1, keepdims=True)
         inverse = ops.rsqrt(ops.mean(centered * centered, axis=-1, keepdims=True) + epsilon)
@@ -65,7 +75,7 @@ def _gradient(epsilon):
         slope = ops.mean(upstream * normed, axis=-1, keepdims=True)
         of_x = inverse * (upstream - ops.mean(upstream, axis=-1, keepdims=True) - normed * slope)
         return (
-            ops.cast(of_x, x.dtype),
+            ops.reshape(ops.cast(of_x, x.dtype), shape),
             ops.cast(of_gamma, gamma.dtype),
             ops.cast(of_beta, beta.dtype),
         )

@@ -48,6 +48,8 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             None: each for itself.
         output_tokens: Number of tokens to compute, from the first; None for all. Each looks at
             all tokens all the same.
+        attended_tokens: Number of tokens, from the first, that are attended to; None for all. With
+            positions or windows there must be no others.
         return_attention: Whether to hand on the keys `(batch, heads, tokens, head width)` and the
             weights of attention `(batch, heads, output tokens, tokens)` beside the tokens.
 
@@ -168,16 +170,33 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         norm.build((None, None, None, self.head_dim))
         return norm
 
-    def call(self, tokens, sizes=None, training=None, output_tokens=None, return_attention=False):
+    def call(
+        self,
+        tokens,
+        sizes=None,
+        training=None,
+        output_tokens=None,
+        attended_tokens=None,
+        return_attention=False,
+    ):
         weights = None
         if self._is_fused(sizes, training) and not return_attention:
             query, key, value = self._query_key_value(tokens, heads_first=False)
             query = query if output_tokens is None else query[:, :output_tokens]
-            attended = fused_attention(query, key, value, scale=self.query_scale, training=training)
+            attended = fused_attention(
+                query,
+                key,
+                value,
+                scale=self.query_scale,
+                training=training,
+                attended_tokens=attended_tokens,
+            )
         else:
             query, key, value = self._query_key_value(tokens)
             if self._windows is None:
                 query = query if output_tokens is None else query[:, :, :output_tokens]
+                if attended_tokens is not None:
+                    key, value = key[:, :, :attended_tokens], value[:, :, :attended_tokens]
                 weights = self._weights(query, key, sizes)
                 attended = ops.matmul(self.dropout(weights, training=training), value)
             else:
@@ -224,21 +243,48 @@ class MultiHeadSelfAttention(keras.layers.Layer):
 
     def _query_key_value(self, tokens, heads_first=True):
         """`(batch, heads, tokens, head width)` each, or with the tokens before the heads."""
-        qkv = self.query_key_value(ops.reshape(tokens, (-1, tokens.shape[-1])))
-        if self.query_value_bias is not None:
-            query_bias, value_bias = self.query_value_bias[0], self.query_value_bias[1]
-            bias = ops.concatenate([query_bias, ops.zeros_like(query_bias), value_bias])
-            qkv = qkv + ops.cast(bias, qkv.dtype)
-        qkv = ops.reshape(qkv, (-1, ops.shape(tokens)[1], 3, self.num_heads, self.head_dim))
-        if heads_first:
-            query, key, value = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), 3, axis=0)
+        flat = ops.reshape(tokens, (-1, tokens.shape[-1]))
+        shape = (-1, ops.shape(tokens)[1], self.num_heads, self.head_dim)
+        if not heads_first and self._has_three_products():
+            query, key, value = (ops.reshape(x, shape) for x in self._three_products(flat))
         else:
-            query, key, value = ops.unstack(qkv, 3, axis=2)
+            qkv = self.query_key_value(flat)
+            if self.query_value_bias is not None:
+                qkv = qkv + ops.cast(self._bias(), qkv.dtype)
+            qkv = ops.reshape(qkv, (*shape[:2], 3, *shape[2:]))
+            if heads_first:
+                query, key, value = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), 3, axis=0)
+            else:
+                query, key, value = ops.unstack(qkv, 3, axis=2)
         if self.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.positions == "rope":
             query, key = (self._turned(x, heads_first) for x in (query, key))
         return query, key, value
+
+    def _has_three_products(self):
+        """Whether queries, keys and values are better computed apart.
+
+        cuDNN's attention takes whole arrays, and JAX would copy them out of that of all three.
+        PyTorch's takes views. Small products are merged by XLA.
+        """
+        plain = getattr(self.query_key_value, "quantization_mode", None) is None
+        return plain and keras.backend.backend() == "jax"
+
+    def _three_products(self, flat):
+        kernels, bias = ops.split(self.query_key_value.kernel, 3, axis=-1), self._bias()
+        products = [ops.matmul(flat, kernel) for kernel in kernels]
+        if bias is None:
+            return products
+        biases = ops.split(ops.cast(bias, products[0].dtype), 3)
+        return [product + part for product, part in zip(products, biases, strict=True)]
+
+    def _bias(self):
+        """The one of queries, keys and values in a row, or None."""
+        if self.query_value_bias is None:
+            return self.query_key_value.bias
+        query_bias, value_bias = self.query_value_bias[0], self.query_value_bias[1]
+        return ops.concatenate([query_bias, ops.zeros_like(query_bias), value_bias])
 
     def _turned(self, x, heads_first):
         if heads_first:
@@ -261,7 +307,13 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         return tuple(input_shape)
 
     def compute_output_spec(
-        self, tokens, sizes=None, training=None, output_tokens=None, return_attention=False
+        self,
+        tokens,
+        sizes=None,
+        training=None,
+        output_tokens=None,
+        attended_tokens=None,
+        return_attention=False,
     ):
         batch, count, hidden_size = self.compute_output_shape(tokens.shape)
         shape = (batch, output_tokens or count, hidden_size)

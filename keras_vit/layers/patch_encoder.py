@@ -8,6 +8,7 @@ from keras_vit.layers.initializers import (
     kernel_initializer,
     token_initializer,
 )
+from keras_vit.layers.jax_device import row_major
 from keras_vit.layers.rates import unless_zero
 from keras_vit.layers.sin_cos_positions import sin_cos_positions_1d, sin_cos_positions_2d
 
@@ -145,7 +146,9 @@ class PatchEncoder(keras.layers.Layer):
         )
 
     def call(self, patches, training=None):
-        tokens = self.projection(patches)
+        # Flat, as all dense layers are given tokens.
+        flat = self.projection(ops.reshape(patches, (-1, patches.shape[-1])))
+        tokens = ops.reshape(flat, (-1, patches.shape[1], self.hidden_size))
         prefix = self._prefix()
         if self.position_embedding is not None:
             covered = self.position_embedding.shape[1] - patches.shape[1]
@@ -160,6 +163,9 @@ class PatchEncoder(keras.layers.Layer):
         if prefix is not None:
             shape = (ops.shape(tokens)[0], self.prefix_tokens, self.hidden_size)
             tokens = ops.concatenate([ops.broadcast_to(prefix, shape), tokens], axis=1)
+        if training:
+            # XLA else lays out all tokens by the batch, over which the positions' gradient sums.
+            tokens = row_major(tokens)
         return self.dropout(tokens, training=training)
 
     def _prefix(self):

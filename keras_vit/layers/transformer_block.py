@@ -43,6 +43,8 @@ class TransformerBlock(keras.layers.Layer):
     Call arguments:
         output_tokens: Number of tokens to compute, from the first; None for all. Each looks at
             all tokens all the same.
+        attended_tokens: Number of tokens, from the first, that are attended to; None for all. With
+            positions or windows there must be no others.
 
     Input shape:
         `(batch, tokens, hidden_size)`.
@@ -138,15 +140,21 @@ class TransformerBlock(keras.layers.Layer):
             if layer is not None:
                 layer.build(input_shape)
 
-    def call(self, tokens, training=None, output_tokens=None):
+    def call(self, tokens, training=None, output_tokens=None, attended_tokens=None):
+        counts = output_tokens, attended_tokens
         if self.remat and training:
-            return rematerialize(self, lambda x: self._forward(x, True, output_tokens), tokens)
-        return self._forward(tokens, training, output_tokens)
+            return rematerialize(self, lambda x: self._forward(x, True, *counts), tokens)
+        return self._forward(tokens, training, *counts)
 
-    def _forward(self, tokens, training, output_tokens):
+    def _forward(self, tokens, training, output_tokens, attended_tokens):
         def attention(tokens):
             normed = self.attention_norm(tokens, training=training)
-            branch = self.attention(normed, training=training, output_tokens=output_tokens)
+            branch = self.attention(
+                normed,
+                training=training,
+                output_tokens=output_tokens,
+                attended_tokens=attended_tokens,
+            )
             return self._scaled_attention(branch, training)
 
         residual = tokens if output_tokens is None else tokens[:, :output_tokens]
@@ -178,7 +186,7 @@ class TransformerBlock(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
 
-    def compute_output_spec(self, tokens, training=None, output_tokens=None):
+    def compute_output_spec(self, tokens, training=None, output_tokens=None, attended_tokens=None):
         batch, count, hidden_size = self.compute_output_shape(tokens.shape)
         return keras.KerasTensor((batch, output_tokens or count, hidden_size), self.compute_dtype)
 

@@ -1,0 +1,59 @@
+"""The same outputs with an even number of tokens."""
+
+import keras
+
+from keras_vit.layers.fused_attention import fill_up, has_kernel
+from keras_vit.layers.transformer_block import TransformerBlock
+
+
+def with_even_tokens(model):
+    """`model`, for training on JAX and a GPU: its blocks work on an even number of tokens.
+
+    JAX refuses the gradient of cuDNN's attention for odd numbers, such as 197 and 577. To fill
+    them up within attention costs a copy of queries, keys, values and outputs, and of the gradient
+    of each, in every block. Here the tokens are filled up once, by one that nobody attends to, and
+    the last block leaves it out again.
+
+    Args:
+        model: A model of `vision_transformer`, or any functional one.
+
+    Returns:
+        A functional model that shares the weights and computes the same numbers; `model` itself
+        where cuDNN computes no attention, or a block needs its tokens as they are.
+
+    Example:
+
+    >>> from keras_vit.models import VisionTransformerConfig, vision_transformer
+    >>> config = VisionTransformerConfig(
+    ...     patch_size=4, hidden_size=32, depth=2, mlp_dim=64, num_heads=4, image_size=16
+    ... )
+    >>> model = vision_transformer(config)
+    >>> with_even_tokens(model) is model  # In float32.
+    True
+    """
+    blocks = [layer for layer in model.layers if isinstance(layer, TransformerBlock)]
+    if not blocks or not all(map(_can_be_filled_up, blocks)):
+        return model
+    counts: list[int] = []
+
+    def call(layer, *arguments, **options):
+        if layer is blocks[0]:
+            (tokens,) = arguments
+            if tokens.shape[1] % 2:
+                counts.append(tokens.shape[1])
+                arguments = (fill_up(tokens),)
+        if counts and layer in blocks:
+            options["attended_tokens"] = counts[0]
+            if layer is blocks[-1]:
+                options["output_tokens"] = counts[0]
+        return layer(*arguments, **options)
+
+    return keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
+
+
+def _can_be_filled_up(block):
+    attention = block.attention
+    plain = block.positions is None and block.window_size is None and not block.attention_dropout
+    shape = (1, 2, attention.num_heads, attention.head_dim)
+    # Blocks that merge or prune have classes of their own.
+    return plain and type(block) is TransformerBlock and has_kernel(shape, block.compute_dtype)
