@@ -167,12 +167,9 @@ def _as_float32(result):
     return keras.ops.convert_to_numpy(keras.ops.cast(result, "float32"))
 
 
-def train(job):
-    """A training step as users of either library take it: `compile`, then `train_on_batch`."""
-    model, images, labels = BUILDERS[job["library"]](job), images_of(job), labels_of(job)
-    if find_accelerator().kind != "cpu":
-        # As a pipeline that is ahead has put them.
-        images, labels = keras.ops.convert_to_tensor(images), keras.ops.convert_to_tensor(labels)
+def compiled_for_training(job):
+    """A model as users of either library train it."""
+    model = BUILDERS[job["library"]](job)
     if job["library"] == "keras_vit":
         recipe = Recipe(
             model=job["model"],
@@ -195,6 +192,15 @@ def train(job):
             metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
             jit_compile=job.get("jit_compile", "auto"),
         )
+    return model
+
+
+def train(job):
+    """A training step: `train_on_batch`."""
+    model, images, labels = compiled_for_training(job), images_of(job), labels_of(job)
+    if find_accelerator().kind != "cpu":
+        # As a pipeline that is ahead has put them.
+        images, labels = keras.ops.convert_to_tensor(images), keras.ops.convert_to_tensor(labels)
 
     def launch():
         return model.train_on_batch(images, labels, return_dict=True)["loss"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import keras
 import numpy as np
@@ -337,3 +338,18 @@ def test_a_renamed_class_is_named_when_a_run_goes_on(tmp_path, digits):
     )
     with pytest.raises(ValueError, match="'zero' is new.*'0' is gone"):
         run(recipe, source=renamed, architecture=ARCHITECTURE)
+
+
+@pytest.mark.parametrize(
+    "chosen", [None, "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"]
+)
+def test_jax_may_take_more_of_a_gpus_memory_than_by_itself(monkeypatch, chosen):
+    names = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    if chosen:
+        monkeypatch.setenv(chosen, "0.5")
+    parse_recipe(["--data", "digits"])
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    # JAX refuses both.
+    assert found == ({chosen: "0.5"} if chosen else {names[0]: "0.9"})

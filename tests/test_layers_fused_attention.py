@@ -103,12 +103,17 @@ def counted_calls(program):
     return calls.count(FORWARD), calls.count(BACKWARD)
 
 
-def model_of(image_size, dtype="mixed_bfloat16", **fields):
-    config = VisionTransformerConfig(
+def model_config(image_size=32, **fields):
+    return VisionTransformerConfig(
         image_size=image_size, patch_size=8, depth=3, hidden_size=64, num_heads=2, mlp_dim=64,
         num_classes=4, **fields,
     )  # fmt: skip
-    return without_unread_tokens(vision_transformer(config, dtype=dtype))
+
+
+def model_of(image_size, dtype="mixed_bfloat16", **fields):
+    return without_unread_tokens(
+        vision_transformer(model_config(image_size, **fields), dtype=dtype)
+    )
 
 
 def training_program(model):
@@ -174,6 +179,7 @@ def test_a_tpu_takes_its_own(hopper, monkeypatch):
     tokens = np.zeros((2, 17, 2, 64), "bfloat16")
     fused_attention(tokens, tokens, tokens, scale=1.0, training=True)
     assert taken == [{"scale": 1.0}]
+    assert not fused_attention_module.has_kernel((1, 2, 2, 64), "bfloat16")
 
 
 def test_it_can_be_turned_off(hopper):
@@ -257,10 +263,41 @@ def test_tokens_are_filled_up_once_instead_of_in_each_block(hopper):
         {"attention_dropout": 0.1},
         {"token_merging": 1},
         {"token_keep_rate": 0.7},
+        {"patch_dropout": 0.5},
     ],
 )
 def test_tokens_that_must_stay_as_they_are_do(hopper, fields):
     model = model_of(32, **fields)
+    assert with_even_tokens(model) is model
+
+
+@pytest.mark.parametrize("pooling", ["avg", "map", "token"])
+def test_every_block_of_an_even_number_has_it(hopper, pooling):
+    model = vision_transformer(model_config(pooling=pooling), dtype="mixed_bfloat16")
+    assert training_calls(with_even_tokens(model)) == (3, 3)
+
+
+def test_the_order_of_the_two_graphs_does_not_matter(hopper):
+    model = vision_transformer(model_config(), dtype="mixed_bfloat16")
+    one = training_program(without_unread_tokens(with_even_tokens(model)))
+    other = training_program(with_even_tokens(without_unread_tokens(model)))
+    assert counted_calls(one) == counted_calls(other) == (2, 2)
+
+
+def test_only_blocks_see_the_token_that_fills_up(like_hopper):
+    model = vision_transformer(model_config(), dtype="float32")
+    inner = keras.layers.GlobalAveragePooling1D()(model.get_layer("block_0").output)
+    model = keras.Model(model.input, [inner, model.output])
+    filled_up = with_even_tokens(model)
+    assert filled_up is not model
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype("uint8")
+    for ours, theirs in zip(filled_up(images), model(images), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_hands_out_the_tokens_of_a_block_is_left_alone(hopper):
+    model = vision_transformer(model_config(), dtype="mixed_bfloat16")
+    model = keras.Model(model.input, [model.get_layer("block_0").output, model.output])
     assert with_even_tokens(model) is model
 
 
@@ -276,3 +313,9 @@ def test_on_other_machines_tokens_stay_as_they_are():
 
 def test_a_training_step_for_a_gpu_keeps_tokens_row_by_row():
     assert "LayoutConstraint" in training_program(model_of(32))
+
+
+def test_on_several_devices_no_layout_is_asked_for():
+    """XLA would gather the tokens of all of them on each."""
+    with keras.distribution.DataParallel(devices=["cpu:0"]).scope():
+        assert "LayoutConstraint" not in training_program(model_of(32))

@@ -140,6 +140,19 @@ def test_a_step_of_a_model_is_that_of_keras_own_layers(monkeypatch):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+def test_batches_of_any_size_train():
+    config = VisionTransformerConfig(
+        patch_size=4, hidden_size=16, depth=1, mlp_dim=32, num_heads=2, image_size=8, num_classes=3
+    )
+    model = vision_transformer(config)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    images = np.random.default_rng(0).integers(0, 255, (7, 8, 8, 3))
+    history = model.fit(images, np.arange(7) % 3, batch_size=4, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    for size in (3, 1):
+        assert np.isfinite(model.train_on_batch(images[:size], np.zeros(size)))
+
+
 @pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "norm"])
 def test_a_large_tensor_has_the_gradients_of_its_parts(name):
     """TensorFlow compiles those of large tensors."""

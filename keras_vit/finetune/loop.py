@@ -36,7 +36,8 @@ class StepResult:
         accuracy: Share of the batch that was classified rightly, before the update.
         learning_rate: Of this step.
         seconds: Wall time of the step, waiting for its images included.
-        waiting_seconds: How much of it passed before the images were there.
+        waiting_seconds: How much of it passed before the images were there, while no step was
+            computed.
         settled: Whether the weights are those after this step; otherwise the next has begun.
     """
 
@@ -128,7 +129,6 @@ def training_steps(
             begun = _Begun(step, rate, logs)
             if last is not None:
                 yield result(last, settled=False)
-                clock.asks_for_images()
             last = begun
             if ahead is None or step == recipe.steps or settles(step):
                 if ahead is not None:
@@ -137,6 +137,7 @@ def training_steps(
                 last = None
                 # What the caller did is not part of the next step.
                 clock = _Clock()
+            clock.asks_for_images()
     finally:
         if ahead is not None:
             ahead.settle()

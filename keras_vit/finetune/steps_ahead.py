@@ -9,7 +9,8 @@ class StepsAhead:
     """Trains a compiled model, and hands its weights back only when it is asked to.
 
     `train_on_batch` waits for the loss and puts all weights back into their variables after each
-    step. A GPU has nothing to do meanwhile. Here weights stay where the next step finds them.
+    step. A GPU has nothing to do meanwhile. Here weights stay where the next step finds them, and
+    until `settle` the variables hold arrays that JAX has deleted.
 
     Args:
         model: A model that `train_on_batch` has trained before: that compiled the step.

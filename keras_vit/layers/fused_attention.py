@@ -115,6 +115,8 @@ def has_kernel(shape, dtype):
     """
     if keras.backend.backend() != "jax" or keras.config.is_flash_attention_enabled() is False:
         return False
+    if is_tpu():
+        return False
     import jax
 
     attend = functools.partial(ops.dot_product_attention, flash_attention=True)

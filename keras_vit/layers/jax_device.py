@@ -4,10 +4,12 @@ import keras
 
 
 def row_major(x):
-    """`x`, laid out in memory with its last axis innermost where JAX compiles for a GPU.
+    """`x`, laid out in memory with its last axis innermost where JAX compiles it.
 
-    XLA chooses layouts by itself, and a sum over the first axis, once a step, makes it choose one
-    that every other operation pays for. The layout holds for the gradient too. Elsewhere `x`.
+    For a GPU XLA chooses layouts by itself, and a sum over the first axis, once a step, makes it
+    choose one that every other operation pays for. The layout holds for the gradient too. On
+    several devices `x` stays as it is: XLA would gather it on each of them. So it does on a TPU,
+    whose layouts are others.
 
     Args:
         x: Tensor of any shape.
@@ -18,17 +20,19 @@ def row_major(x):
     >>> row_major(np.zeros((2, 3), "float32")).shape
     (2, 3)
     """
-    if keras.backend.backend() != "jax":
+    if keras.backend.backend() != "jax" or keras.distribution.distribution() is not None:
         return x
     import jax
 
-    try:
-        from jax.experimental.layout import Layout, with_layout_constraint
-    except ImportError:  # Not in every release.
-        return x
     if not isinstance(x, jax.core.Tracer) or is_tpu():
         return x
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+    try:
+        from jax.experimental.layout import Layout, with_layout_constraint
+
+        return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+    except (ImportError, TypeError):
+        # Other releases of JAX, which call it something else.
+        return x
 
 
 def is_tpu():

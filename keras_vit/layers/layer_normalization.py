@@ -39,18 +39,16 @@ class LayerNormalization(keras.layers.LayerNormalization):
             return super().call(inputs)
         # Tensors, as TensorFlow takes variables for no arguments of a custom gradient.
         gamma, beta = (ops.reshape(factors, (-1,)) for factors in (self.gamma, self.beta))
-        if not training:
-            return self._normed(inputs, gamma, beta)
-        return light_gradient(self._normed, _gradient(self.epsilon))(inputs, gamma, beta)
+        normed = light_gradient(self._normed, _gradient(self.epsilon)) if training else self._normed
+        return normed(inputs, gamma, beta)
 
     def _normed(self, x, gamma, beta):
         if keras.backend.backend() == "jax":
-            wide = widened(x)
-            centered = wide - ops.mean(wide, axis=-1, keepdims=True)
-            variance = ops.mean(centered * centered, axis=-1, keepdims=True)
-            outputs = centered * ops.rsqrt(variance + self.epsilon) * widened(gamma) + widened(beta)
-            return ops.cast(outputs, self.compute_dtype)
-        outputs = ops.layer_normalization(x, gamma, beta, axis=-1, epsilon=self.epsilon)
+            # In this form XLA makes one kernel of it for a GPU, of Keras' three.
+            normed, _ = _standardized(widened(x), self.epsilon)
+            outputs = normed * widened(gamma) + widened(beta)
+        else:
+            outputs = ops.layer_normalization(x, gamma, beta, axis=-1, epsilon=self.epsilon)
         return ops.cast(outputs, self.compute_dtype)
 
     def get_config(self):
@@ -58,24 +56,28 @@ class LayerNormalization(keras.layers.LayerNormalization):
         return {name: config[name] for name in ("name", "trainable", "dtype", "epsilon")}
 
 
+def _standardized(x, epsilon):
+    """`x` with mean 0 and variance 1, and the inverse of its standard deviation."""
+    centered = x - ops.mean(x, axis=-1, keepdims=True)
+    inverse = ops.rsqrt(ops.mean(centered * centered, axis=-1, keepdims=True) + epsilon)
+    return centered * inverse, inverse
+
+
 @functools.lru_cache(maxsize=16)
 def _gradient(epsilon):
     """The gradient of all norms with this epsilon."""
 
     def gradient(x, gamma, beta, upstream):
-        shape = x.shape
-        x, upstream = (ops.reshape(y, (-1, shape[-1])) for y in (x, upstream))
-        wide, upstream, factors = widened(x), widened(upstream), widened(gamma)
-        centered = wide - ops.mean(wide, axis=-1, keepdims=True)
-        inverse = ops.rsqrt(ops.mean(centered * centered, axis=-1, keepdims=True) + epsilon)
-        normed = centered * inverse
-        rows = tuple(range(len(x.shape) - 1))
-        of_gamma, of_beta = ops.sum(upstream * normed, axis=rows), ops.sum(upstream, axis=rows)
-        upstream = upstream * factors
+        # Flat, so that XLA finds sums over rows and over columns.
+        shape, dtype = ops.shape(x), x.dtype
+        x, upstream = (widened(ops.reshape(y, (-1, y.shape[-1]))) for y in (x, upstream))
+        normed, inverse = _standardized(x, epsilon)
+        of_gamma, of_beta = ops.sum(upstream * normed, axis=0), ops.sum(upstream, axis=0)
+        upstream = upstream * widened(gamma)
         slope = ops.mean(upstream * normed, axis=-1, keepdims=True)
         of_x = inverse * (upstream - ops.mean(upstream, axis=-1, keepdims=True) - normed * slope)
         return (
-            ops.reshape(ops.cast(of_x, x.dtype), shape),
+            ops.reshape(ops.cast(of_x, dtype), shape),
             ops.cast(of_gamma, gamma.dtype),
             ops.cast(of_beta, beta.dtype),
         )

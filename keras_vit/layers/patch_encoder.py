@@ -148,7 +148,7 @@ class PatchEncoder(keras.layers.Layer):
     def call(self, patches, training=None):
         # Flat, as all dense layers are given tokens.
         flat = self.projection(ops.reshape(patches, (-1, patches.shape[-1])))
-        tokens = ops.reshape(flat, (-1, patches.shape[1], self.hidden_size))
+        tokens = ops.reshape(flat, (-1, ops.shape(patches)[1], self.hidden_size))
         prefix = self._prefix()
         if self.position_embedding is not None:
             covered = self.position_embedding.shape[1] - patches.shape[1]

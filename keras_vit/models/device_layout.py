@@ -8,7 +8,7 @@ BATCH_AXIS, MODEL_AXIS = "batch", "model"
 
 # Of two matrices in a row the first is divided by its outputs and the second by its inputs, so that
 # what lies between them stays on its device (Megatron-LM, arXiv 1909.08053). So it is in the MLP;
-# queries, keys and values are one product, whose parts XLA regroups by heads. Everything else is
+# queries, keys and values are one kernel, whose parts XLA regroups by heads. Everything else is
 # small and whole on every device.
 _LAYOUTS = {
     r".*/query_key_value/kernel": (None, MODEL_AXIS),

@@ -3,6 +3,7 @@
 import keras
 
 from keras_vit.layers.fused_attention import fill_up, has_kernel
+from keras_vit.layers.patch_dropout import PatchDropout
 from keras_vit.layers.transformer_block import TransformerBlock
 
 
@@ -12,7 +13,7 @@ def with_even_tokens(model):
     JAX refuses the gradient of cuDNN's attention for odd numbers, such as 197 and 577. To fill
     them up within attention costs a copy of queries, keys, values and outputs, and of the gradient
     of each, in every block. Here the tokens are filled up once, by one that nobody attends to, and
-    the last block leaves it out again.
+    that only blocks see.
 
     Args:
         model: A model of `vision_transformer`, or any functional one.
@@ -32,23 +33,41 @@ def with_even_tokens(model):
     True
     """
     blocks = [layer for layer in model.layers if isinstance(layer, TransformerBlock)]
-    if not blocks or not all(map(_can_be_filled_up, blocks)):
+    if not blocks or not all(map(_can_be_filled_up, blocks)) or _drops_patches(model):
         return model
-    counts: list[int] = []
+    # Tensors that are filled up, by their ids, each with the number of its own tokens.
+    filled: dict[int, tuple] = {}
 
     def call(layer, *arguments, **options):
-        if layer is blocks[0]:
-            (tokens,) = arguments
-            if tokens.shape[1] % 2:
-                counts.append(tokens.shape[1])
-                arguments = (fill_up(tokens),)
-        if counts and layer in blocks:
-            options["attended_tokens"] = counts[0]
-            if layer is blocks[-1]:
-                options["output_tokens"] = counts[0]
-        return layer(*arguments, **options)
+        if not isinstance(layer, TransformerBlock):
+            arguments, options = keras.tree.map_structure(own_tokens, (arguments, options))
+            return layer(*arguments, **options)
+        (tokens,) = arguments
+        count = tokens.shape[1]
+        if id(tokens) in filled:
+            _, count = filled[id(tokens)]
+        elif count % 2:
+            tokens = fill_up(tokens)
+        if tokens.shape[1] == count:
+            return layer(tokens, **options)
+        outputs = layer(tokens, attended_tokens=count, **options)
+        if options.get("output_tokens") is None:
+            filled[id(outputs)] = outputs, count
+        return outputs
 
-    return keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
+    def own_tokens(argument):
+        if id(argument) not in filled:
+            return argument
+        tensor, count = filled[id(argument)]
+        return tensor[:, :count]
+
+    even = keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
+    # An output of a block itself would be filled up.
+    return even if even.output_shape == model.output_shape else model
+
+
+def _drops_patches(model):
+    return any(isinstance(layer, PatchDropout) for layer in model.layers)
 
 
 def _can_be_filled_up(block):
