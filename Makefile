@@ -46,9 +46,11 @@ quickstart: $(VENV)/recipes-installed
 	folder=$$($(BIN)/keras-vit export --model runs/digits-5-to-9 --output saved_models/digits) \
 	    && $(BIN)/python -c "$$ASK" "$$folder"
 
+# JAX compiles each operation of each test: without the optimizer of XLA in less time. `test-slow`
+# has it.
 test: $(VENV)/dev-installed
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -n 2 -m "not slow"
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -n 2 -m "not slow" \
+	KERAS_BACKEND=jax JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow" \
 	    $(PURE_KERAS_TESTS) $(PURE_KERAS_DOCTESTS)
 
 # Modules share what they have computed, so each stays in one process.

@@ -221,7 +221,7 @@ def test_the_table_covers_every_layer():
 def test_config_round_trip(row):
     cls, options, _, _ = ROWS[row]
     layer, inputs = build(row)
-    layer(inputs)
+    model_of(layer, inputs)
     config = json.loads(json.dumps(layer.get_config()))
     twin = cls.from_config(config)
     assert twin.get_config() == cls.from_config(twin.get_config()).get_config()
@@ -262,7 +262,15 @@ def test_symbolic_and_dynamic_batch(row):
 
 @slow_switches
 @pytest.mark.parametrize(
-    "policy", ["float32", "float64", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16"]
+    "policy",
+    [
+        "float32",
+        "float64",
+        pytest.param("bfloat16", marks=pytest.mark.slow),
+        pytest.param("float16", marks=pytest.mark.slow),
+        "mixed_bfloat16",
+        "mixed_float16",
+    ],
 )
 def test_dtype_policies(row, policy):
     if policy == "float64" and keras.backend.backend() == "jax":
