@@ -2,12 +2,14 @@
 
 from fractions import Fraction
 
+import keras
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from keras_vit.data.image_operations import resample
 from keras_vit.layers.resampling import INTERPOLATIONS, resampling_matrix
 
 sizes = st.integers(1, 64)
@@ -75,3 +77,14 @@ def test_bad_arguments():
         resampling_matrix(0, 5)
     with pytest.raises(ValueError, match="`interpolation` must be one of"):
         resampling_matrix(5, 5, "lanczos")
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX alone rounds by itself")
+def test_a_device_multiplies_pixels_in_float32():
+    import jax
+
+    images = np.zeros((2, 4, 6, 3), "float32")
+    matrices = np.zeros((8, 4), "float32"), np.zeros((9, 6), "float32")
+    program = jax.jit(resample).lower(images, *matrices).as_text()
+    products = [line for line in program.splitlines() if "stablehlo.dot_general" in line]
+    assert len(products) == 2 and all("HIGHEST" in line for line in products)

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_vit.data.augmentation import OPERATIONS
+from keras_vit.layers.jax_device import full_precision
 
 # Images at a time. More make better use of a large device, fewer leave less undone on a small one.
 CHUNK_SIZE = 4
@@ -138,11 +139,14 @@ def resample(images, rows, columns):
     """
     _, height, width, channels = images.shape
     new_height, new_width = rows.shape[-2], columns.shape[-2]
-    # Columns first: then only small tensors are transposed.
-    images = ops.reshape(ops.transpose(images, (0, 2, 1, 3)), (-1, width, height * channels))
-    images = ops.reshape(ops.matmul(columns, images), (-1, new_width, height, channels))
-    images = ops.reshape(ops.transpose(images, (0, 2, 1, 3)), (-1, height, new_width * channels))
-    images = ops.reshape(ops.matmul(rows, images), (-1, new_height, new_width, channels))
+    # Rounded to ten bits, pixels would not be Pillow's.
+    with full_precision():
+        # Columns first: then only small tensors are transposed.
+        images = ops.reshape(ops.transpose(images, (0, 2, 1, 3)), (-1, width, height * channels))
+        images = ops.reshape(ops.matmul(columns, images), (-1, new_width, height, channels))
+        images = ops.transpose(images, (0, 2, 1, 3))
+        images = ops.reshape(images, (-1, height, new_width * channels))
+        images = ops.reshape(ops.matmul(rows, images), (-1, new_height, new_width, channels))
     return ops.clip(images, 0.0, 255.0)
 
 
