@@ -62,8 +62,9 @@ def test_a_signal_saves_the_step_and_the_rest_is_the_same_to_the_bit(
     assert caught.value.signal == number
     folder = tmp_path / "stopped" / "run"
     assert str(folder) in str(caught.value)
-    # Between two checkpoints and two rows of the log.
-    assert (folder / "checkpoints" / "step_00000005.safetensors").exists()
+    # Between two checkpoints and two rows of the log; on JAX the next step has begun by then.
+    step = 6 if keras.backend.backend() == "jax" else 5
+    assert (folder / "checkpoints" / f"step_{step:08d}.safetensors").exists()
     small_run(tmp_path / "stopped", digits)
     small_run(tmp_path / "whole", digits)
     assert_same_weights(tmp_path / "whole" / "run", folder)
