@@ -10,7 +10,7 @@ import pytest
 from conftest import REPOSITORY
 
 import keras_vit
-from benchmarks import contenders, measuring, results, startup
+from benchmarks import contenders, gpu_programs, measuring, results, startup
 from benchmarks.__main__ import SUITES, parse, rows_of
 from benchmarks.matrix_products import products_of
 from benchmarks.measuring import (
@@ -296,3 +296,30 @@ def test_all_libraries_compute_the_same_from_the_same_weights(tmp_path, suite):
     assert not [(found.name, found.absent) for found in cells if found.failed]
     ours = [found for found in cells if found.name.startswith("keras_vit ")]
     assert any(found.seconds and 0 < found.step_memory < found.peak_memory for found in ours)
+
+
+def test_a_fusion_that_takes_a_slice_reads_no_more():
+    program = """HloModule example
+
+%cut (x: f32[8,4], y: bf16[2,4]) -> f32[2,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %y = bf16[2,4]{1,0} parameter(1)
+  %s = f32[2,4]{1,0} slice(%x), slice={[0:2], [0:4]}
+  %w = f32[2,4]{1,0} convert(%y)
+  ROOT %a = f32[2,4]{1,0} add(%s, %w)
+}
+
+ENTRY %main (a: f32[8,4], b: bf16[2,4]) -> f32[2,4] {
+  %a = f32[8,4]{1,0} parameter(0)
+  %b = bf16[2,4]{1,0} parameter(1)
+  %c = f32[8,4]{1,0} copy(%a)
+  %d = (bf16[2,4]{1,0}, s8[16]{0}) custom-call(%b), custom_call_target="__cublas$lt$matmul"
+  %e = bf16[2,4]{1,0} get-tuple-element(%d), index=0
+  ROOT %f = f32[2,4]{1,0} fusion(%c, %e), kind=kLoop, calls=%cut
+}
+"""
+    assert list(gpu_programs.entry_operations(program)) == [
+        ("copy", 128 + 128),
+        ("__cublas$lt$matmul", 16 + 16 + 16),
+        ("fusion", 32 + 16 + 32),
+    ]

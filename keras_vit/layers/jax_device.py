@@ -13,8 +13,8 @@ def full_precision():
     Example:
 
     >>> with full_precision():
-    ...     keras.ops.matmul([[2.0]], [[3.0]]).shape
-    (1, 1)
+    ...     float(keras.ops.matmul([[2.0]], [[3.0]])[0, 0])
+    6.0
     """
     if keras.backend.backend() != "jax":
         return contextlib.nullcontext()
