@@ -48,6 +48,7 @@ def test_the_next_process_takes_what_was_compiled(tmp_path):
     assert hits(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 def test_a_cpu_keeps_nothing_and_a_folder_of_ones_own_is_taken(tmp_path, kind):
     own = {} if kind == "cpu" else {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own")}
