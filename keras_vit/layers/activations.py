@@ -11,8 +11,7 @@ from keras_vit.layers.nearest import nearest_names
 
 def gelu(x):
     """Exact GELU (Hendrycks & Gimpel, arXiv 1606.08415)."""
-    wide = widened(x)
-    if keras.backend.backend() != "jax" or wide.dtype == x.dtype:
+    if keras.backend.backend() != "jax" or (wide := widened(x)).dtype == x.dtype:
         return ops.gelu(x, approximate=False)
     # JAX takes the complementary error function: seventy operations instead of seven.
     return ops.cast(wide * (0.5 + 0.5 * ops.erf(wide * math.sqrt(0.5))), x.dtype)

@@ -36,8 +36,6 @@ def fused_attention(query, key, value, *, scale, training, attended_tokens=None)
     True
     """
     tokens = key.shape[1]
-    # The scores of a few queries are small, the kernels are made for many.
-    few = query.shape[1] != tokens
 
     def plain(**options):
         attended = key, value
@@ -49,7 +47,8 @@ def fused_attention(query, key, value, *, scale, training, attended_tokens=None)
         return plain(flash_attention=False)
     if keras.backend.backend() != "jax":
         return plain()
-    if few:
+    if query.shape[1] != tokens:
+        # The scores of a few queries are small, the kernels are made for many.
         return plain(flash_attention=False)
     if attended_tokens is None and (not training or tokens % 2 == 0 or is_tpu()):
         # A TPU has a kernel of its own, which takes any number.

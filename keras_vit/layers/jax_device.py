@@ -27,9 +27,8 @@ def row_major(x):
     """`x`, laid out in memory with its last axis innermost where JAX compiles it.
 
     For a GPU XLA chooses layouts by itself, and a sum over the first axis, once a step, makes it
-    choose one that every other operation pays for. The layout holds for the gradient too. On
-    several devices `x` stays as it is: XLA would gather it on each of them. So it does on a TPU,
-    whose layouts are others.
+    choose one that every other operation pays for. The layout holds for the gradient too. `x` stays
+    as it is on a TPU, whose layouts are others, and on several devices, where XLA would gather it.
 
     Args:
         x: Tensor of any shape.
