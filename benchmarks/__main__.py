@@ -105,12 +105,13 @@ def parse(arguments=None):
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds a repetition")
     parser.add_argument("--compile-timeout", type=float, default=300.0)
+    parser.add_argument("--alone", action="store_true", help="one after the other, not in turn")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where results go")
     found = parser.parse_args(arguments)
     unknown = [suite for suite in found.suites if suite not in SUITES]
     if unknown:
         parser.error(f"no such suite: {', '.join(unknown)}. There are: {', '.join(SUITES)}")
-    limits = Limits(found.repetitions, found.timeout, found.compile_timeout)
+    limits = Limits(found.repetitions, found.timeout, found.compile_timeout, found.alone)
     options = Options(
         models=tuple(found.models),
         batch_sizes=found.batch_sizes and tuple(found.batch_sizes),

@@ -3,6 +3,8 @@
 import dataclasses
 
 OURS = "keras_vit"
+# Environment in which float32 means float32, on a GPU too.
+FLOAT32 = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "NVIDIA_TF32_OVERRIDE": "0"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +39,8 @@ class Contender:
 
     def environment(self, dtype):
         """Environment variables of its process."""
-        variables = {}
-        if self.framework != "torch":
-            variables["KERAS_BACKEND"] = self.framework
-        if dtype == "float32":
-            # Float32 means it, on a GPU too.
-            variables["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
-            variables["NVIDIA_TF32_OVERRIDE"] = "0"
-        return {**variables, **self.variables}
+        backend = {} if self.framework == "torch" else {"KERAS_BACKEND": self.framework}
+        return {**backend, **(FLOAT32 if dtype == "float32" else {}), **self.variables}
 
 
 def _keras(library, framework, how, function, variables=None, **options):

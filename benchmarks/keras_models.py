@@ -11,6 +11,7 @@ from keras_vit.finetune.adaptation import prepare_for_training
 from keras_vit.finetune.loop import compile_for_training
 from keras_vit.finetune.precision import find_accelerator
 from keras_vit.finetune.report import peak_memory
+from keras_vit.finetune.steps_ahead import StepsAhead, runs_ahead
 
 # Dtype of the table → dtype policy of Keras.
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
@@ -196,13 +197,13 @@ def compiled_for_training(job):
 
 
 def train(job):
-    """A training step: `train_on_batch`."""
+    """A training step: `train_on_batch`, or on JAX that of keras_vit's fine-tuning."""
     model, images, labels = compiled_for_training(job), images_of(job), labels_of(job)
     if find_accelerator().kind != "cpu":
         # As a pipeline that is ahead has put them.
         images, labels = keras.ops.convert_to_tensor(images), keras.ops.convert_to_tensor(labels)
 
-    def launch():
+    def train_on_batch():
         return model.train_on_batch(images, labels, return_dict=True)["loss"]
 
     def outputs():
@@ -210,11 +211,18 @@ def train(job):
         losses = []
         for _ in range(job["steps_compared"]):
             model.reset_metrics()
-            losses.append(float(launch()))
+            losses.append(float(train_on_batch()))
         return np.array(losses)
 
+    ahead = StepsAhead(model)
+
+    def begin_ahead():
+        # Compiled by `outputs`, which comes first.
+        return ahead.begin(images, labels)["loss"]
+
+    is_ahead = job["library"] == "keras_vit" and runs_ahead(POLICIES[job["dtype"]])
     return Step(
-        launch=launch,
+        launch=begin_ahead if is_ahead else train_on_batch,
         outputs=outputs,
         wait=float,
         peak_memory=_accelerator_memory(),

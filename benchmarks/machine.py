@@ -37,7 +37,7 @@ def describe():
         else os.cpu_count(),
         "flags": _flags(),
         "memory_gib": _memory(),
-        "gpu": _gpu(),
+        "gpu": gpu(),
         "packages": {"keras-vit": keras_vit._version.__version__, **_versions()},
     }
 
@@ -73,7 +73,8 @@ def _memory():
     return round(int(found[1]) / 2**20, 1) if found else None
 
 
-def _gpu():
+def gpu():
+    """Names and drivers of the NVIDIA GPUs; None where there is none."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

@@ -30,11 +30,14 @@ class Limits:
         repetitions: Number of times each contender is timed.
         timeout: Seconds after which a repetition is given up.
         compile_timeout: Seconds for the first step of a contender that compiles, and for building.
+        alone: Whether a contender ends before the next begins, instead of taking turns with it: for
+            a GPU whose memory holds one of them.
     """
 
     repetitions: int = 9
     timeout: float = 120.0
     compile_timeout: float = 300.0
+    alone: bool = False
 
 
 @dataclasses.dataclass
@@ -105,32 +108,35 @@ def measure_row(contenders, job, limits, folder, *, compare=None, say=print):
         failed and was not timed.
     """
     cells = [Cell(contender.name) for contender in contenders]
-    workers = {}
-    try:
-        reference, tolerance = compare or (None, math.inf)
-        for contender, cell in zip(contenders, cells, strict=True):
-            try:
-                worker, outputs = _prepare(contender, job, limits, Path(folder), cell)
-                workers[id(cell)] = worker
-                compared = compare is not None and contender.compared
-                if compared:
-                    reference = outputs if reference is None else reference
-                    cell.difference = relative_difference(outputs, reference)
-                if compared and cell.difference > tolerance:
-                    raise Failed(
-                        f"differs by {cell.difference:.1e} of the largest value, which may be "
-                        f"{tolerance:.0e}"
-                    )
-                say(f"  {cell.name}: ready, {_differs(cell)}first {cell.first_seconds:.1f} s")
-            except Absent as error:
-                cell.give_up(error)
-                say(f"  {cell.name}: {'FAILED: ' * cell.failed}{cell.absent}")
-        there = [cell for cell in cells if cell.absent is None]
-        _time(there, workers, limits, say)
-    finally:
-        for worker in workers.values():
-            worker.kill()
+    reference, tolerance = compare or (None, math.inf)
+    pairs = list(zip(contenders, cells, strict=True))
+    for group in [[pair] for pair in pairs] if limits.alone else [pairs]:
+        workers = {}
+        try:
+            for contender, cell in group:
+                try:
+                    worker, outputs = _prepare(contender, job, limits, Path(folder), cell)
+                    workers[id(cell)] = worker
+                    if compare is not None and contender.compared:
+                        reference = outputs if reference is None else reference
+                        _compare(cell, outputs, reference, tolerance)
+                    say(f"  {cell.name}: ready, {_differs(cell)}first {cell.first_seconds:.1f} s")
+                except Absent as error:
+                    cell.give_up(error)
+                    say(f"  {cell.name}: {'FAILED: ' * cell.failed}{cell.absent}")
+            _time([cell for _, cell in group if cell.absent is None], workers, limits, say)
+        finally:
+            for worker in workers.values():
+                worker.kill()
     return cells
+
+
+def _compare(cell, outputs, reference, tolerance):
+    cell.difference = relative_difference(outputs, reference)
+    if cell.difference > tolerance:
+        raise Failed(
+            f"differs by {cell.difference:.1e} of the largest value, which may be {tolerance:.0e}"
+        )
 
 
 def _differs(cell):

@@ -202,6 +202,20 @@ def test_equal_contenders_are_timed_in_pairs(tmp_path):
     assert first.facts == {"device": "none"}
 
 
+def test_alone_each_ends_before_the_next_begins(tmp_path):
+    log = tmp_path / "log"
+    rows = [stand_in(name, log=str(log), signature=name) for name in "ab"]
+    limits = dataclasses.replace(LIMITS, alone=True)
+    first, second = measured(tmp_path, *rows, limits=limits)
+    calls = log.read_text()
+    assert calls == "a" * (len(calls) // 2) + "b" * (len(calls) // 2)
+    assert len(first.seconds) == len(second.seconds) == LIMITS.repetitions
+    assert second.difference == 0
+    log.unlink()
+    measured(tmp_path, *rows)
+    assert "ba" in log.read_text()
+
+
 def test_what_computes_something_else_fails_and_is_not_timed(tmp_path):
     right, wrong = measured(tmp_path, stand_in("a"), stand_in("b", numbers=[1.0, -2.1]))
     assert right.seconds

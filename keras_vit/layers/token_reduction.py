@@ -51,29 +51,53 @@ def merge_tokens(tokens, sizes, keys, count, prefix_tokens):
     count = merged_tokens(tokens.shape[1] - prefix_tokens, count)
     if count == 0:
         return tokens, sizes
-    # As published, the halves alternate from the first token on, whatever it is.
-    first, second = prefix_tokens + prefix_tokens % 2, prefix_tokens + 1 - prefix_tokens % 2
-    targets, target_sizes = tokens[:, second::2], sizes[:, second::2]
+    # The mean over the heads, by its direction alone.
     keys = ops.cast(ops.mean(keys, axis=1), "float32")
     keys = keys * ops.rsqrt(ops.maximum(ops.sum(keys**2, axis=-1, keepdims=True), 1e-12))
-    likeness = ops.matmul(keys[:, first::2], ops.swapaxes(keys[:, second::2], 1, 2))
-    nearest = ops.argmax(likeness, axis=-1)
-    _, order = ops.top_k(ops.max(likeness, axis=-1), likeness.shape[1])
+
+    def halves(x):
+        even, odd = every_other(x[:, prefix_tokens:])
+        # As published, they alternate from the first token on, whatever it is.
+        return (odd, even) if prefix_tokens % 2 else (even, odd)
+
+    (sources, targets), (keys, target_keys) = halves(tokens), halves(keys)
+    source_sizes, target_sizes = halves(sizes[..., None])
+    likeness, nearest = ops.top_k(ops.matmul(keys, ops.swapaxes(target_keys, 1, 2)), 1)
+    _, order = ops.top_k(likeness[..., 0], likeness.shape[1])
     merged, stay = order[:, :count], ops.sort(order[:, count:], axis=-1)
     # (batch, targets, merged): which goes where.
-    goes = ops.one_hot(take_tokens(nearest, merged), targets.shape[1], axis=1, dtype="float32")
-    merged, stay = first + 2 * merged, first + 2 * stay
-    merged_sizes = take_tokens(sizes, merged)
-    new_sizes = target_sizes + ops.squeeze(ops.matmul(goes, merged_sizes[..., None]), -1)
-    goes = goes * (merged_sizes[:, None] / new_sizes[..., None])
-    remains = (target_sizes / new_sizes)[..., None]
-    targets = targets * ops.cast(remains, tokens.dtype) + ops.matmul(
-        ops.cast(goes, tokens.dtype), take_tokens(tokens, merged)
+    goes = ops.one_hot(
+        take_tokens(nearest, merged)[..., 0], targets.shape[1], axis=1, dtype="float32"
     )
+    merged_sizes = take_tokens(source_sizes, merged)
+    new_sizes = target_sizes + ops.matmul(goes, merged_sizes)
+    goes = goes * (ops.swapaxes(merged_sizes, 1, 2) / new_sizes)
+    targets = targets * ops.cast(target_sizes / new_sizes, tokens.dtype) + ops.matmul(
+        ops.cast(goes, tokens.dtype), take_tokens(sources, merged)
+    )
+    new_sizes = ops.concatenate([take_tokens(source_sizes, stay), new_sizes], axis=1)
     return (
-        ops.concatenate([tokens[:, :prefix_tokens], take_tokens(tokens, stay), targets], axis=1),
-        ops.concatenate([sizes[:, :prefix_tokens], take_tokens(sizes, stay), new_sizes], axis=1),
+        ops.concatenate([tokens[:, :prefix_tokens], take_tokens(sources, stay), targets], axis=1),
+        ops.concatenate([sizes[:, :prefix_tokens], new_sizes[..., 0]], axis=1),
     )
+
+
+def every_other(x):
+    """The even and the odd of `x`, `(batch, count, width)`, from the first, which is even.
+
+    For TensorFlow several times as fast as slices with a step.
+
+    >>> import numpy as np
+    >>> even, odd = every_other(ops.reshape(ops.arange(5), (1, 5, 1)))
+    >>> np.asarray(even)[0, :, 0].tolist(), np.asarray(odd)[0, :, 0].tolist()
+    ([0, 2, 4], [1, 3])
+    """
+    _, count, width = x.shape
+    if count % 2:
+        x = ops.pad(x, [(0, 0), (0, 1), (0, 0)])
+    pairs = ops.reshape(x, (-1, (count + 1) // 2, 2 * width))
+    even, odd = ops.split(pairs, 2, axis=-1)
+    return even, odd[:, : count // 2]
 
 
 def prune_tokens(tokens, attention, keep_rate, prefix_tokens):
