@@ -197,7 +197,10 @@ def compiled_for_training(job):
 
 
 def train(job):
-    """A training step: `train_on_batch`, or on JAX that of keras_vit's fine-tuning."""
+    """A training step: `train_on_batch`, or on JAX one that begins before the last one's end.
+
+    As `fit` has it: there `train_on_batch` waits, and puts all weights back after each step.
+    """
     model, images, labels = compiled_for_training(job), images_of(job), labels_of(job)
     if find_accelerator().kind != "cpu":
         # As a pipeline that is ahead has put them.
@@ -220,7 +223,7 @@ def train(job):
         # Compiled by `outputs`, which comes first.
         return ahead.begin(images, labels)["loss"]
 
-    is_ahead = job["library"] == "keras_vit" and runs_ahead(POLICIES[job["dtype"]])
+    is_ahead = job.get("ahead", True) and runs_ahead(POLICIES[job["dtype"]])
     return Step(
         launch=begin_ahead if is_ahead else train_on_batch,
         outputs=outputs,

@@ -114,7 +114,9 @@ def _train_on_this_host(job):
     from benchmarks.keras_models import train as train_step
 
     # Each host has its part of the batch.
-    step = train_step({**job, "batch_size": job["batch_size"] // job["processes"]})
+    batch_size = job["batch_size"] // job["processes"]
+    # Several devices and hosts wait for each step, so one does.
+    step = train_step({**job, "batch_size": batch_size, "ahead": False})
 
     def launch():
         # The other host must not begin while it is another contender's turn.

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_vit.layers.activations import ACTIVATIONS, training_activation
 from keras_vit.layers.layer_normalization import LayerNormalization
+from keras_vit.layers.light_attention import light_attention
 from keras_vit.models import VisionTransformerConfig, vision_transformer
 
 
@@ -119,6 +120,34 @@ def test_in_mixed_precision_the_gradients_have_the_dtypes_of_their_tensors(polic
         )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_light_attention_and_its_gradients_are_those_of_the_softmax(dtype):
+    random = np.random.default_rng(0)
+    # Fewer queries than keys, as where the head reads few tokens.
+    arrays = [random.normal(size=(2, 3, count, 8)).astype("float32") for count in (5, 7, 7)]
+    factors = random.normal(size=(2, 3, 5, 8)).astype("float32")
+
+    def loss(attend):
+        def number(*arrays):
+            return ops.sum(ops.cast(attend(*arrays), "float32") * factors)
+
+        return number
+
+    def plain(query, key, value):
+        return ops.matmul(ops.softmax(ops.matmul(query, ops.swapaxes(key, -1, -2))), value)
+
+    def light(*arrays):
+        return light_attention(*(ops.cast(array, dtype) for array in arrays))
+
+    tensors = [ops.convert_to_tensor(array) for array in arrays]
+    tolerance = 1e-5 if dtype == "float32" else 0.06
+    for ours, theirs in [
+        (ops.convert_to_numpy(ops.cast(light(*tensors), "float32")), plain(*tensors)),
+        *zip(gradients(loss(light), *arrays), gradients(loss(plain), *arrays), strict=True),
+    ]:
+        np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
 def test_a_step_of_a_model_is_that_of_keras_own_layers(monkeypatch):
     def weights_after_a_step():
         keras.utils.set_random_seed(0)
@@ -136,6 +165,12 @@ def test_a_step_of_a_model_is_that_of_keras_own_layers(monkeypatch):
         monkeypatch.setattr(
             f"keras_vit.layers.{module}.light_gradient", lambda function, gradient: function
         )
+    monkeypatch.setattr(
+        "keras_vit.layers.multi_head_self_attention.light_attention",
+        lambda query, key, value: ops.matmul(
+            ops.softmax(ops.matmul(query, ops.swapaxes(key, -1, -2))), value
+        ),
+    )
     for one, other in zip(ours, weights_after_a_step(), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
 

@@ -28,7 +28,9 @@ def _gelu_tanh():
 # same one wherever it occurs, a number for a constant.
 _LAYER_NORMALIZATION = _layer_normalization()
 _GELU_TANH = _gelu_tanh()
-_GELU = ("Mul", ("Mul", "x", 0.5), ("Erfc", ("Mul", ("Neg", "x"), 0.7071067812)))
+_GELU = ("Mul", "x", ("Mul", ("Add", ("Erf", ("Mul", "x", 0.7071067812)), 1.0), 0.5))
+# Keras' own, in a layer of somebody else.
+_KERAS_GELU = ("Mul", ("Mul", "x", 0.5), ("Erfc", ("Mul", ("Neg", "x"), 0.7071067812)))
 
 
 def use_whole_operations(graph):
@@ -53,7 +55,7 @@ def use_whole_operations(graph):
                 axis=-1,
                 epsilon=float(matcher.constant(found["epsilon"])),
             )
-        elif found := matcher.match(_GELU, out):
+        elif found := matcher.match(_GELU, out) or matcher.match(_KERAS_GELU, out):
             new = helper.make_node("Gelu", [found["x"]], [out], name=node.name)
         elif found := matcher.match(_GELU_TANH, out):
             new = helper.make_node("Gelu", [found["x"]], [out], name=node.name, approximate="tanh")

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_vit.inspection.blocks import SharedLayers, block_indices, config_with_places
-from keras_vit.layers.multi_head_self_attention import attention_softmax
+from keras_vit.layers.light_attention import attention_softmax
 
 HEAD_FUSIONS = {"mean": ops.mean, "max": ops.max, "min": ops.min}
 

@@ -4,8 +4,8 @@ import keras
 from keras import ops
 
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
+from keras_vit.layers.light_attention import attention_softmax
 from keras_vit.layers.mlp import MLP
-from keras_vit.layers.multi_head_self_attention import attention_softmax
 from keras_vit.layers.token_reduction import size_bias
 
 

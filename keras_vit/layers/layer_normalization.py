@@ -39,21 +39,29 @@ class LayerNormalization(keras.layers.LayerNormalization):
             return super().call(inputs)
         # Tensors, as TensorFlow takes variables for no arguments of a custom gradient.
         gamma, beta = (ops.reshape(factors, (-1,)) for factors in (self.gamma, self.beta))
-        normed = light_gradient(self._normed, _gradient(self.epsilon)) if training else self._normed
+        normed, gradient = _norm(self.epsilon, self.compute_dtype), _gradient(self.epsilon)
+        normed = light_gradient(normed, gradient) if training else normed
         return normed(inputs, gamma, beta)
-
-    def _normed(self, x, gamma, beta):
-        if keras.backend.backend() == "jax":
-            # In this form XLA makes one kernel of it for a GPU, of Keras' three.
-            normed, _ = _standardized(widened(x), self.epsilon)
-            outputs = normed * widened(gamma) + widened(beta)
-        else:
-            outputs = ops.layer_normalization(x, gamma, beta, axis=-1, epsilon=self.epsilon)
-        return ops.cast(outputs, self.compute_dtype)
 
     def get_config(self):
         config = super().get_config()
         return {name: config[name] for name in ("name", "trainable", "dtype", "epsilon")}
+
+
+@functools.lru_cache(maxsize=16)
+def _norm(epsilon, dtype):
+    """All norms with this epsilon to this dtype."""
+
+    def norm(x, gamma, beta):
+        if keras.backend.backend() == "jax":
+            # In this form XLA makes one kernel of it for a GPU, of Keras' three.
+            normed, _ = _standardized(widened(x), epsilon)
+            outputs = normed * widened(gamma) + widened(beta)
+        else:
+            outputs = ops.layer_normalization(x, gamma, beta, axis=-1, epsilon=epsilon)
+        return ops.cast(outputs, dtype)
+
+    return norm
 
 
 def _standardized(x, epsilon):

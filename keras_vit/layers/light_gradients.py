@@ -17,7 +17,7 @@ def light_gradient(function, gradient):
     size of GELU's input. Computing them again costs less than to write and read them. PyTorch's
     functions do so by themselves.
 
-    On TensorFlow the gradient of large tensors is compiled, whatever runs around it.
+    On TensorFlow both are compiled for large tensors, whatever runs around them.
 
     Args:
         function: Of tensors, to a tensor.
@@ -34,7 +34,7 @@ def light_gradient(function, gradient):
     if keras.backend.backend() == "torch":
         return function
 
-    gradient = _in_one_pass(gradient)
+    function, gradient = _in_one_pass(function), _in_one_pass(gradient)
 
     @ops.custom_gradient
     def light(*arguments):
@@ -44,20 +44,20 @@ def light_gradient(function, gradient):
 
 
 @functools.lru_cache(maxsize=64)
-def _in_one_pass(gradient):
-    """`gradient` compiled by XLA on TensorFlow, which else runs each operation over all numbers.
+def _in_one_pass(function):
+    """`function` compiled by XLA on TensorFlow, which else runs each operation over all numbers.
 
     One compiled function for all layers. JAX compiles all of a step anyway.
     """
     if keras.backend.backend() != "tensorflow":
-        return gradient
+        return function
     import tensorflow as tf
 
-    compiled = tf.function(gradient, jit_compile=True, autograph=False)
+    compiled = tf.function(function, jit_compile=True, autograph=False)
 
     def in_one_pass(*arguments):
         numbers = math.prod(size for size in arguments[0].shape if size)
-        return compiled(*arguments) if numbers >= _LARGE else gradient(*arguments)
+        return compiled(*arguments) if numbers >= _LARGE else function(*arguments)
 
     return in_one_pass
 

@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_vit.layers.fused_attention import fused_attention
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
+from keras_vit.layers.light_attention import attention_softmax, light_attention
 from keras_vit.layers.patches import as_pair
 from keras_vit.layers.rates import unless_zero
 from keras_vit.layers.relative_position_bias import RelativePositionBias
@@ -180,7 +181,8 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         return_attention=False,
     ):
         weights = None
-        if self._is_fused(sizes, training) and not return_attention:
+        plain = self._is_plain(sizes, training) and not return_attention
+        if plain and keras.backend.backend() != "tensorflow":
             query, key, value = self._query_key_value(tokens, heads_first=False)
             query = query if output_tokens is None else query[:, :output_tokens]
             attended = fused_attention(
@@ -197,8 +199,11 @@ class MultiHeadSelfAttention(keras.layers.Layer):
                 query = query if output_tokens is None else query[:, :, :output_tokens]
                 if attended_tokens is not None:
                     key, value = key[:, :, :attended_tokens], value[:, :, :attended_tokens]
-                weights = self._weights(query, key, sizes)
-                attended = ops.matmul(self.dropout(weights, training=training), value)
+                if plain and training:
+                    attended = light_attention(self._scaled(query), key, value)
+                else:
+                    weights = self._weights(query, key, sizes)
+                    attended = ops.matmul(self.dropout(weights, training=training), value)
             else:
                 attended = self._attend_in_windows(query, key, value, training)
                 attended = attended[:, :, :output_tokens]
@@ -209,14 +214,14 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         output = ops.reshape(self.projection(flat), (-1, tokens_out, tokens.shape[-1]))
         return (output, key, weights) if return_attention else output
 
-    def _is_fused(self, sizes, training):
-        """Whether the backend's own attention computes all there is: cuDNN's or flash attention.
+    def _is_plain(self, sizes, training):
+        """Whether attention is the softmax of the products times the values, and nothing else.
 
-        TensorFlow has none, and none of them drops weights or adds these biases.
+        The backends' own attention, cuDNN's or flash attention, does no more; TensorFlow has none.
         """
         drops = bool(training) and self.dropout_rate > 0
         plain = self.positions != "relative" and self._windows is None and sizes is None
-        return plain and not drops and keras.backend.backend() != "tensorflow"
+        return plain and not drops
 
     def attention_weights(self, tokens):
         """How much each token attends to each other: `(batch, heads, tokens, tokens)`."""
@@ -291,10 +296,11 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             return rotate(x, *self._rotary_tables, self.prefix_tokens)
         return ops.swapaxes(self._turned(ops.swapaxes(x, 1, 2), True), 1, 2)
 
+    def _scaled(self, query):
+        return query if self.query_scale == 1.0 else query * self.query_scale
+
     def _weights(self, query, key, sizes=None, mask=None):
-        if self.query_scale != 1.0:
-            query = query * self.query_scale
-        scores = ops.matmul(query, ops.swapaxes(key, -1, -2))
+        scores = ops.matmul(self._scaled(query), ops.swapaxes(key, -1, -2))
         if self.positions == "relative":
             scores = self.relative_position_bias(scores)
         if sizes is not None:
@@ -351,11 +357,3 @@ def _check_windows(window_size, grid, positions):
             '`window_size`, or take other positions. Received: positions="relative", '
             f"window_size={window_size}"
         )
-
-
-def attention_softmax(scores):
-    """Softmax over the last axis, in float32 where the dtype is a shorter one."""
-    dtype = keras.backend.standardize_dtype(scores.dtype)
-    if dtype in ("float16", "bfloat16"):
-        return ops.cast(ops.softmax(ops.cast(scores, "float32"), axis=-1), dtype)
-    return ops.softmax(scores, axis=-1)

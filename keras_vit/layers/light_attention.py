@@ -1,0 +1,53 @@
+"""Attention whose gradient takes fewer passes over the scores."""
+
+from keras import ops
+
+from keras_vit.layers.light_gradients import widened
+
+
+def attention_softmax(scores):
+    """Softmax over the last axis, in float32 where the dtype is a shorter one."""
+    return ops.cast(ops.softmax(widened(scores), axis=-1), scores.dtype)
+
+
+def light_attention(query, key, value):
+    """`softmax(query @ key.T) @ value`, for training where there is no kernel for all of it.
+
+    The gradient of the softmax has a sum over all keys. It is that over the heads' width of the
+    result times its gradient ([Dao et al., 2022](https://arxiv.org/abs/2205.14135), appendix
+    B.2): two passes over the scores instead of four.
+
+    Args:
+        query: Tensor of shape `(batch, heads, queries, head_dim)`.
+        key: Tensor of shape `(batch, heads, keys, head_dim)`.
+        value: Likewise.
+
+    Returns:
+        A tensor of the shape of `query`.
+
+    Example:
+
+    >>> tokens = ops.ones((2, 4, 5, 8))
+    >>> light_attention(tokens, tokens, tokens).shape == (2, 4, 5, 8)
+    True
+    """
+
+    @ops.custom_gradient
+    def attend(query, key, value):
+        weights = attention_softmax(ops.matmul(query, ops.swapaxes(key, -1, -2)))
+        attended = ops.matmul(weights, value)
+
+        def gradient(upstream):
+            of_weights = ops.matmul(upstream, ops.swapaxes(value, -1, -2))
+            mean = ops.sum(widened(upstream) * widened(attended), axis=-1, keepdims=True)
+            of_scores = (widened(of_weights) - mean) * widened(weights)
+            of_scores = ops.cast(of_scores, query.dtype)
+            return (
+                ops.matmul(of_scores, key),
+                ops.matmul(ops.swapaxes(of_scores, -1, -2), query),
+                ops.matmul(ops.swapaxes(weights, -1, -2), upstream),
+            )
+
+        return attended, gradient
+
+    return attend(query, key, value)
