@@ -120,6 +120,19 @@ def test_google_rule_equals_scipy_zoom():
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_torchvision_rule_aligns_the_corners_of_pytorchs_bicubic():
+    """As `torchvision.models.vision_transformer.interpolate_embeddings`."""
+    torch = pytest.importorskip("torch")
+    grid = np.random.default_rng(0).normal(size=(1, 5, 7, 7)).astype("float32")
+    positions = grid.reshape(1, 5, 49).transpose(0, 2, 1)
+    for target in ((12, 12), (4, 4), (1, 9)):
+        expected = torch.nn.functional.interpolate(
+            torch.tensor(grid), target, mode="bicubic", align_corners=True
+        ).numpy()
+        found = resample_positions(positions, (7, 7), target, "torchvision")
+        np.testing.assert_allclose(found[0].T, expected.reshape(5, -1), atol=1e-5)
+
+
 def test_timm_rule_has_pillows_antialias():
     grid = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
     for target in ((3, 2), (5, 9), (8, 4)):

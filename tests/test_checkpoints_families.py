@@ -618,7 +618,7 @@ def test_an_unused_map_head_is_left_out(tmp_path):
 # Other sizes.
 
 
-@pytest.mark.parametrize("rule", ["google", "timm", "hf"])
+@pytest.mark.parametrize("rule", ["google", "timm", "hf", "torchvision"])
 @pytest.mark.parametrize("size", [(20, 16), (8, 28)])
 def test_the_rule_of_resampling_can_be_chosen(tmp_path, rule, size):
     tensors = write_timm(tmp_path, depth=1)
@@ -633,7 +633,7 @@ def test_the_rule_of_resampling_can_be_chosen(tmp_path, rule, size):
 @pytest.mark.parametrize("naming", ["classic", "registers", "google", "torchvision"])
 def test_each_format_has_its_own_rule(tmp_path, naming):
     path, given, prefix = tmp_path, {}, 1
-    rule = {"google": "google", "registers": "timm"}.get(naming, "hf")
+    rule = {"classic": "hf", "registers": "timm"}.get(naming, naming)
     if naming == "google":
         path = tmp_path / "model.npz"
         tensors = write_google(path, depth=1)

@@ -64,8 +64,8 @@ def load_checkpoint(model, path, *, accept=(), new_head=False, resampling=None):
             `"num_heads"` and `"patch_size"`: where the file is known to differ from the model
             there, load all the same. The kernel of another patch size is resampled (FlexiViT).
         new_head: Whether the head starts at zero even where the class counts are equal.
-        resampling: `"google"`, `"timm"`, `"hf"` or `"siglip2"`: whose rule resamples; None for that
-            of the format's own code.
+        resampling: `"google"`, `"timm"`, `"hf"`, `"torchvision"` or `"siglip2"`: whose rule
+            resamples; None for that of the format's own code.
 
     Returns:
         A `LoadReport`, which accounts for every tensor and every weight.
