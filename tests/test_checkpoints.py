@@ -396,6 +396,24 @@ def test_positions_of_the_right_number_are_taken_as_they_are(tmp_path):
         weights_of(model)["patch_encoder/position_embedding"],
         tensors["Transformer/posembed_input/pos_embedding"],
     )
+    assert "taken as those of 2x8, not 4x4: the file does not say" in report.notes[-1]
+
+
+def test_positions_of_a_bare_timm_file_are_those_of_a_square(tmp_path):
+    """As timm's code, which compares grids, not numbers."""
+    positions = write_timm(tmp_path, grid=(4, 4))["pos_embed"]
+    (tmp_path / "config.json").unlink()
+    model = small_model(image_size=(8, 32))
+    report = keras_vit.load_checkpoint(model, tmp_path, accept=("preprocessing",))
+    assert "positions 4x4 → 2x8 by timm's rule" in report.notes
+    assert_close(
+        weights_of(model)["patch_encoder/position_embedding"],
+        resample_positions(positions, (4, 4), (2, 8), "timm", 1),
+    )
+    write_timm(tmp_path, grid=(2, 7))
+    (tmp_path / "config.json").unlink()
+    model = small_model(image_size=(8, 28))
+    assert not keras_vit.load_checkpoint(model, tmp_path, accept=("preprocessing",)).resampled
 
 
 def change_config(folder, change):

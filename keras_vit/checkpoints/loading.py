@@ -32,6 +32,9 @@ _DECISIVE = (
     *("gated_mlp", "positions", "qkv_bias", "stem_rule", "stem_blocks"),
     *("distillation_token", "register_tokens", "pre_norm"),
 )
+# Formats whose own code takes positions of the right number as they are; others resample those of
+# a square. Our .weights.h5 are for the model that is there.
+_TAKEN_BY_NUMBER = ("google", "vit-keras", "keras")
 
 
 @dataclasses.dataclass
@@ -127,7 +130,7 @@ def _file_names(checkpoint, rule):
 
 def _make_plan(checkpoint, config, weights, accept, new_head, resampling):
     plan = _Plan(resampling or checkpoint.resampling, dropped=dict(checkpoint.ignored))
-    plan.source_grid = _source_grid(checkpoint, config)
+    plan.source_grid = _source_grid(plan, checkpoint, config)
     head = _head_state(checkpoint, config, new_head)
     for name, weight in weights.items():
         rule = checkpoint.rules.get(name, Rule(name, (name,)))
@@ -265,7 +268,7 @@ def _file_prefix(checkpoint, config):
     return prefix_positions(facts, slots)
 
 
-def _source_grid(checkpoint, config):
+def _source_grid(plan, checkpoint, config):
     facts = {"patch_size": config.patch_size, "stem_blocks": config.stem_blocks, **checkpoint.facts}
     told = None
     if "image_size" in facts:
@@ -276,10 +279,18 @@ def _source_grid(checkpoint, config):
         return told or config.grid
     shape = checkpoint.tensors[rule.tensors[0]].shape
     count = rule.weight_shape([shape])[1] if len(shape) in (2, 3) else 0
-    # As the formats' own code: positions of the right number are taken as they are, others are
-    # those of a square.
     count -= _file_prefix(checkpoint, config)
-    return config.grid if config.grid[0] * config.grid[1] == count else square_grid(count)
+    square = square_grid(count)
+    if count != math.prod(config.grid) or square == config.grid:
+        return square
+    if square and checkpoint.format not in _TAKEN_BY_NUMBER:
+        return square
+    if square:
+        plan.notes.append(
+            f"positions of {count} patches taken as those of {config.grid[0]}x{config.grid[1]}, "
+            f"not {square[0]}x{square[1]}: the file does not say"
+        )
+    return config.grid
 
 
 def _account_for_tensors(plan, checkpoint, config, weights, head):
