@@ -325,6 +325,18 @@ def test_keras_files_load_at_another_size_and_class_count(tmp_path):
         keras_vit.from_checkpoint(tmp_path / "model.weights.h5")
 
 
+def test_a_keras_file_without_a_head_gets_one_of_zeros(tmp_path):
+    source = small_model(include_top=False, representation_size=8)
+    source.save(tmp_path / "model.keras")
+    model = keras_vit.from_checkpoint(tmp_path / "model.keras", num_classes=10)
+    assert model.output_shape == (None, 10)
+    assert not weights_of(model)["head/kernel"].any()
+    kernel = "block_1/mlp/expansion/kernel"
+    np.testing.assert_array_equal(weights_of(model)[kernel], weights_of(source)[kernel])
+    same = keras_vit.from_checkpoint(tmp_path / "model.keras")
+    assert same.output_shape == source.output_shape == (None, 8)
+
+
 def test_what_a_bare_file_does_not_tell_can_be_said(tmp_path):
     tensors = write_timm(tmp_path)
     (tmp_path / "config.json").unlink()
