@@ -1,5 +1,6 @@
 """Every family in every format against an independent statement of it, from random files alone."""
 
+import json
 import subprocess
 import sys
 
@@ -522,6 +523,23 @@ def test_assumptions_of_other_formats(tmp_path):
     config = {**CLASSIC, "model_type": "vit"}
     write_transformers(tmp_path / "hub", "classic", config, depth=1, prefix="vit.")
     assert "no preprocessor_config.json beside the file" in inspect_checkpoint(tmp_path / "hub")
+
+
+@pytest.mark.parametrize(
+    ("told", "factor"),
+    [({"rescale_factor": 1 / 127.5}, 1 / 127.5), ({"do_rescale": False}, 1.0), ({}, 1 / 255)],
+)
+@pytest.mark.parametrize("normalise", [True, False])
+def test_the_factor_of_a_preprocessor_config_is_followed(tmp_path, told, factor, normalise):
+    config = {**CLASSIC, "model_type": "vit"}
+    write_transformers(tmp_path, "classic", config, depth=1, prefix="vit.")
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    told = {"image_mean": mean, "image_std": std, "do_normalize": normalise, **told}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+    scale = keras_vit.from_checkpoint(tmp_path).get_layer("preprocessing")
+    pixels = np.random.default_rng(0).uniform(0, 255, (1, 4, 4, 3)).astype("float32")
+    expected = (pixels * factor - mean) / std if normalise else pixels * factor
+    np.testing.assert_allclose(to_numpy(scale(pixels)), expected, rtol=1e-4, atol=1e-4)
 
 
 # A config that contradicts the tensors.
