@@ -264,6 +264,17 @@ def test_a_pair_that_cannot_scale_pixels(pair):
         tiny(preprocessing=pair)
 
 
+def test_a_distilled_model_without_pooling_has_one_head_for_all_tokens():
+    options = {"distillation_token": True, "pooling": None, "num_classes": 3}
+    model = tiny(classifier_activation="softmax", **options)
+    outputs = to_numpy(model(images()))
+    assert outputs.shape == (2, 18, 3)
+    np.testing.assert_allclose(outputs.sum(-1), 1.0, rtol=1e-5)
+    assert config_of(model).classifier_activation == "softmax"
+    with pytest.raises(ValueError, match=r'`head_output="both"` needs a pooling.*pooling=None'):
+        tiny(head_output="both", **options)
+
+
 def test_numpy_integers_are_integers():
     model = tiny(image_size=np.int64(8), num_classes=np.int32(3))
     assert model.input_shape == (None, 8, 8, 3)
