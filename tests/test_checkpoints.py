@@ -337,6 +337,16 @@ def test_a_keras_file_without_a_head_gets_one_of_zeros(tmp_path):
     assert same.output_shape == source.output_shape == (None, 8)
 
 
+def test_a_keras_file_without_preprocessing_does_not_tell_it(tmp_path):
+    small_model().save(tmp_path / "model.keras")
+    arguments = {"image_size": 12, "hidden_size": 16, "depth": 2, "mlp_dim": 32, "num_heads": 2}
+    arguments |= {"patch_size": 4, "num_classes": 5, "weights": str(tmp_path / "model.keras")}
+    with pytest.raises(ValueError, match="does not tell how images were scaled.*preprocessing="):
+        keras_vit.create("vit_ti16", **arguments)
+    model = keras_vit.create("vit_ti16", preprocessing="imagenet", **arguments)
+    assert model.get_layer("preprocessing").mean == (0.485, 0.456, 0.406)
+
+
 def test_what_a_bare_file_does_not_tell_can_be_said(tmp_path):
     tensors = write_timm(tmp_path)
     (tmp_path / "config.json").unlink()

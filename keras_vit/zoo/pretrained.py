@@ -103,7 +103,7 @@ def checkpoint_config(path, num_classes=None, **fields):
     path, published = _resolve(path)
     with open_checkpoint(path) as checkpoint:
         facts = dict(checkpoint.facts)
-    if checkpoint.format == "keras" and "patch_size" not in facts:
+    if _is_weights_alone(checkpoint):
         raise CheckpointError(
             f"{path} stores weights without the architecture. Build the model "
             "(keras_vit.create) and pass the file as `weights`, or use a .keras file"
@@ -125,6 +125,11 @@ def checkpoint_config(path, num_classes=None, **fields):
         return VisionTransformerConfig(**known)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _is_weights_alone(checkpoint):
+    """Whether it is a .weights.h5 of ours, for the model that its user builds."""
+    return checkpoint.format == "keras" and "patch_size" not in checkpoint.facts
 
 
 def _given(fields):
@@ -163,7 +168,7 @@ _NOT_ADOPTED = (
 
 def _adopt_facts(config, chosen, checkpoint):
     facts = checkpoint.facts
-    unsaid = "preprocessing" not in facts | chosen and checkpoint.format != "keras"
+    unsaid = "preprocessing" not in facts | chosen and not _is_weights_alone(checkpoint)
     if config.include_preprocessing and unsaid:
         _ask_for_preprocessing(checkpoint.file.path)
     adopted = {
@@ -182,8 +187,8 @@ def _adopt_facts(config, chosen, checkpoint):
 def _ask_for_preprocessing(path):
     raise ValueError(
         f'{path} does not tell how images were scaled: pass preprocessing="inception" (mean and '
-        'std 0.5; AugReg), "imagenet" (DeiT), a pair (mean, std), or put the hub\'s config.json '
-        "beside the file"
+        'std 0.5; AugReg), "imagenet" (DeiT), a pair (mean, std), or include_preprocessing=False '
+        "for images that are scaled before; or put the hub's config.json beside its file"
     )
 
 
