@@ -303,6 +303,27 @@ def test_heads_that_only_a_config_tells(tmp_path):
         keras_vit.load_checkpoint(small_model(num_heads=4), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "ours", "theirs", "more"),
+    [
+        ("rope_base", 50.0, 100.0, {"positions": "rope"}),
+        ("window_size", None, (2, 2), {"global_blocks": 1}),
+        ("global_blocks", 1, 2, {"window_size": 2, "depth": 3}),
+    ],
+)
+def test_what_shows_in_no_tensor_is_compared(tmp_path, name, ours, theirs, more):
+    small_model(**more | {name: theirs}).save(tmp_path / "model.keras")
+    if ours is None:
+        more = {}
+    model = small_model(**more | {name: ours})
+    with pytest.raises(CheckpointError, match=f"{name}: the file's is .*, the model's {ours};"):
+        keras_vit.load_checkpoint(model, tmp_path / "model.keras")
+    keras_vit.load_checkpoint(model, tmp_path / "model.keras", accept=(name,))
+    if ours is not None:
+        chosen = keras_vit.from_checkpoint(tmp_path / "model.keras", **{name: ours})
+        assert getattr(keras_vit.models.config_of(chosen), name) == ours
+
+
 def test_keras_files_load_at_another_size_and_class_count(tmp_path):
     source = small_model(include_preprocessing=True, preprocessing="imagenet")
     for weight in source.weights:

@@ -542,6 +542,16 @@ def test_the_factor_of_a_preprocessor_config_is_followed(tmp_path, told, factor,
     np.testing.assert_allclose(to_numpy(scale(pixels)), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_another_base_of_rotary_positions_is_named(tmp_path):
+    write_timm(tmp_path, depth=1, **DINOV3, arguments={"rope_temperature": 50.0})
+    assert load(tmp_path).get_layer("block_0").rope_base == 50.0
+    model = load(tmp_path, rope_base=30.0)
+    assert model.get_layer("block_0").rope_base == 30.0
+    with pytest.raises(CheckpointError, match="rope_base: the file's is 50.0, the model's 30.0"):
+        keras_vit.load_checkpoint(model, tmp_path)
+    keras_vit.load_checkpoint(model, tmp_path, accept=("rope_base",))
+
+
 # A config that contradicts the tensors.
 
 

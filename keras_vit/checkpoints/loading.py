@@ -26,6 +26,7 @@ CLASS_TOKEN = "patch_encoder/class_token"
 # Facts that change the function without changing any tensor's shape, and that may be overruled.
 ACCEPTABLE = (
     *("activation", "layer_norm_epsilon", "preprocessing", "pooling", "patch_size", "num_heads"),
+    *("rope_base", "window_size", "global_blocks"),
 )
 # And such as may not: a file's weights mean nothing under another.
 _DECISIVE = (
@@ -64,8 +65,9 @@ def load_checkpoint(model, path, *, accept=(), new_head=False, resampling=None):
             transformers or torchvision or its hub folder, or a .keras or .weights.h5 file of
             keras_vit.
         accept: Names among `"activation"`, `"layer_norm_epsilon"`, `"preprocessing"`, `"pooling"`,
-            `"num_heads"` and `"patch_size"`: where the file is known to differ from the model
-            there, load all the same. The kernel of another patch size is resampled (FlexiViT).
+            `"num_heads"`, `"patch_size"`, `"rope_base"`, `"window_size"` and `"global_blocks"`:
+            where the file is known to differ from the model there, load all the same. The kernel
+            of another patch size is resampled (FlexiViT).
         new_head: Whether the head starts at zero even where the class counts are equal.
         resampling: `"google"`, `"timm"`, `"hf"`, `"torchvision"` or `"siglip2"`: whose rule
             resamples; None for that of the format's own code.
@@ -348,12 +350,12 @@ def _advice(weight, facts):
 def _differences(facts, config, head, accept):
     differences = []
     for name in ACCEPTABLE:
-        if name not in facts or name in accept or (name == "pooling" and head != "same"):
+        if name not in facts or name in accept or not _matters(name, facts, config, head):
             continue
         ours, theirs = getattr(config, name), facts[name]
         if name == "preprocessing":
             same = not config.include_preprocessing or ours.scales_like(theirs)
-        elif name == "layer_norm_epsilon":
+        elif name in ("layer_norm_epsilon", "rope_base"):
             same = math.isclose(ours, theirs, rel_tol=1e-6)
         else:
             same = ours == theirs
@@ -376,6 +378,15 @@ def _differences(facts, config, head, accept):
                 f"position_slots: the file's is {theirs[1]!r}, the model's {ours[1]!r}"
             )
     return differences
+
+
+def _matters(name, facts, config, head):
+    if name == "pooling":
+        return head == "same"
+    if name == "rope_base":
+        return config.attention_positions == "rope"
+    # Without windows there are no blocks that leave them out.
+    return name != "global_blocks" or None not in (facts.get("window_size"), config.window_size)
 
 
 # A head learned on one pooling computes something else on another.

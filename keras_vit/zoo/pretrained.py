@@ -154,7 +154,13 @@ _ASKED_FOR = {
 def _accepted(fields):
     """What `load_checkpoint` is to accept: what the caller decided in the file's place."""
     names = ("activation", "layer_norm_epsilon", "preprocessing", "patch_size", "num_heads")
-    return tuple(name for name in names if fields.get(name) is not None)
+    names += ("rope_base", "window_size", "global_blocks")
+    # No windows are a decision too.
+    return tuple(
+        name
+        for name in names
+        if fields.get(name) is not None or (name == "window_size" and name in fields)
+    )
 
 
 # What a named builder's caller decides, or the builder's name does.
