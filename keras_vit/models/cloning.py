@@ -17,5 +17,8 @@ def uncompiled_clone(model, **functions):
     False
     """
     if model.compiled:
-        model = keras.Model(model.input, model.output, name=model.name)
+        ends = model.inputs[0], model.outputs[0]
+        if not isinstance(model, keras.Sequential):
+            ends = model.input, model.output  # With their structure.
+        model = keras.Model(*ends, name=model.name)
     return keras.models.clone_model(model, **functions)
