@@ -411,11 +411,12 @@ def axis_weights(source, target, rule):
 
     `"google"` is linear with the corners aligned, `"timm"` cubic (a = -0.5) with antialias,
     `"hf"` cubic (a = -0.75) without, `"linear"` linear without; the latter three align edges.
+    `"torchvision"` is as `"hf"` with the corners aligned.
     """
     weights = np.zeros((target, source))
     for new in range(target):
         centre = (new + 0.5) * source / target - 0.5
-        if rule == "google":
+        if rule in ("google", "torchvision"):
             centre = new * (source - 1) / (target - 1) if target > 1 else 0.0
         if rule == "timm":
             scale = max(source / target, 1.0)
@@ -424,7 +425,8 @@ def axis_weights(source, target, rule):
             weights[new] /= weights[new].sum()
             continue
         for old in range(math.floor(centre) - 1, math.floor(centre) + 3):
-            taken = _cubic(old - centre, -0.75) if rule == "hf" else max(0, 1 - abs(old - centre))
+            is_cubic = rule in ("hf", "torchvision")
+            taken = _cubic(old - centre, -0.75) if is_cubic else max(0, 1 - abs(old - centre))
             weights[new, min(max(old, 0), source - 1)] += taken
     return weights
 

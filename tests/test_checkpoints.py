@@ -120,6 +120,19 @@ def test_google_rule_equals_scipy_zoom():
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_torchvision_rule_aligns_the_corners_of_pytorchs_bicubic():
+    """As `torchvision.models.vision_transformer.interpolate_embeddings`."""
+    torch = pytest.importorskip("torch")
+    grid = np.random.default_rng(0).normal(size=(1, 5, 7, 7)).astype("float32")
+    positions = grid.reshape(1, 5, 49).transpose(0, 2, 1)
+    for target in ((12, 12), (4, 4), (1, 9)):
+        expected = torch.nn.functional.interpolate(
+            torch.tensor(grid), target, mode="bicubic", align_corners=True
+        ).numpy()
+        found = resample_positions(positions, (7, 7), target, "torchvision")
+        np.testing.assert_allclose(found[0].T, expected.reshape(5, -1), atol=1e-5)
+
+
 def test_timm_rule_has_pillows_antialias():
     grid = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
     for target in ((3, 2), (5, 9), (8, 4)):
@@ -290,6 +303,27 @@ def test_heads_that_only_a_config_tells(tmp_path):
         keras_vit.load_checkpoint(small_model(num_heads=4), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "ours", "theirs", "more"),
+    [
+        ("rope_base", 50.0, 100.0, {"positions": "rope"}),
+        ("window_size", None, (2, 2), {"global_blocks": 1}),
+        ("global_blocks", 1, 2, {"window_size": 2, "depth": 3}),
+    ],
+)
+def test_what_shows_in_no_tensor_is_compared(tmp_path, name, ours, theirs, more):
+    small_model(**more | {name: theirs}).save(tmp_path / "model.keras")
+    if ours is None:
+        more = {}
+    model = small_model(**more | {name: ours})
+    with pytest.raises(CheckpointError, match=f"{name}: the file's is .*, the model's {ours};"):
+        keras_vit.load_checkpoint(model, tmp_path / "model.keras")
+    keras_vit.load_checkpoint(model, tmp_path / "model.keras", accept=(name,))
+    if ours is not None:
+        chosen = keras_vit.from_checkpoint(tmp_path / "model.keras", **{name: ours})
+        assert getattr(keras_vit.models.config_of(chosen), name) == ours
+
+
 def test_keras_files_load_at_another_size_and_class_count(tmp_path):
     source = small_model(include_preprocessing=True, preprocessing="imagenet")
     for weight in source.weights:
@@ -310,6 +344,28 @@ def test_keras_files_load_at_another_size_and_class_count(tmp_path):
     np.testing.assert_array_equal(rebuilt.get_weights()[-2], source.get_weights()[-2])
     with pytest.raises(ValueError, match="without the architecture"):
         keras_vit.from_checkpoint(tmp_path / "model.weights.h5")
+
+
+def test_a_keras_file_without_a_head_gets_one_of_zeros(tmp_path):
+    source = small_model(include_top=False, representation_size=8)
+    source.save(tmp_path / "model.keras")
+    model = keras_vit.from_checkpoint(tmp_path / "model.keras", num_classes=10)
+    assert model.output_shape == (None, 10)
+    assert not weights_of(model)["head/kernel"].any()
+    kernel = "block_1/mlp/expansion/kernel"
+    np.testing.assert_array_equal(weights_of(model)[kernel], weights_of(source)[kernel])
+    same = keras_vit.from_checkpoint(tmp_path / "model.keras")
+    assert same.output_shape == source.output_shape == (None, 8)
+
+
+def test_a_keras_file_without_preprocessing_does_not_tell_it(tmp_path):
+    small_model().save(tmp_path / "model.keras")
+    arguments = {"image_size": 12, "hidden_size": 16, "depth": 2, "mlp_dim": 32, "num_heads": 2}
+    arguments |= {"patch_size": 4, "num_classes": 5, "weights": str(tmp_path / "model.keras")}
+    with pytest.raises(ValueError, match="does not tell how images were scaled.*preprocessing="):
+        keras_vit.create("vit_ti16", **arguments)
+    model = keras_vit.create("vit_ti16", preprocessing="imagenet", **arguments)
+    assert model.get_layer("preprocessing").mean == (0.485, 0.456, 0.406)
 
 
 def test_what_a_bare_file_does_not_tell_can_be_said(tmp_path):
@@ -383,6 +439,24 @@ def test_positions_of_the_right_number_are_taken_as_they_are(tmp_path):
         weights_of(model)["patch_encoder/position_embedding"],
         tensors["Transformer/posembed_input/pos_embedding"],
     )
+    assert "taken as those of 2x8, not 4x4: the file does not say" in report.notes[-1]
+
+
+def test_positions_of_a_bare_timm_file_are_those_of_a_square(tmp_path):
+    """As timm's code, which compares grids, not numbers."""
+    positions = write_timm(tmp_path, grid=(4, 4))["pos_embed"]
+    (tmp_path / "config.json").unlink()
+    model = small_model(image_size=(8, 32))
+    report = keras_vit.load_checkpoint(model, tmp_path, accept=("preprocessing",))
+    assert "positions 4x4 → 2x8 by timm's rule" in report.notes
+    assert_close(
+        weights_of(model)["patch_encoder/position_embedding"],
+        resample_positions(positions, (4, 4), (2, 8), "timm", 1),
+    )
+    write_timm(tmp_path, grid=(2, 7))
+    (tmp_path / "config.json").unlink()
+    model = small_model(image_size=(8, 28))
+    assert not keras_vit.load_checkpoint(model, tmp_path, accept=("preprocessing",)).resampled
 
 
 def change_config(folder, change):

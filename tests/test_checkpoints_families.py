@@ -1,5 +1,6 @@
 """Every family in every format against an independent statement of it, from random files alone."""
 
+import json
 import subprocess
 import sys
 
@@ -524,6 +525,33 @@ def test_assumptions_of_other_formats(tmp_path):
     assert "no preprocessor_config.json beside the file" in inspect_checkpoint(tmp_path / "hub")
 
 
+@pytest.mark.parametrize(
+    ("told", "factor"),
+    [({"rescale_factor": 1 / 127.5}, 1 / 127.5), ({"do_rescale": False}, 1.0), ({}, 1 / 255)],
+)
+@pytest.mark.parametrize("normalise", [True, False])
+def test_the_factor_of_a_preprocessor_config_is_followed(tmp_path, told, factor, normalise):
+    config = {**CLASSIC, "model_type": "vit"}
+    write_transformers(tmp_path, "classic", config, depth=1, prefix="vit.")
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    told = {"image_mean": mean, "image_std": std, "do_normalize": normalise, **told}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+    scale = keras_vit.from_checkpoint(tmp_path).get_layer("preprocessing")
+    pixels = np.random.default_rng(0).uniform(0, 255, (1, 4, 4, 3)).astype("float32")
+    expected = (pixels * factor - mean) / std if normalise else pixels * factor
+    np.testing.assert_allclose(to_numpy(scale(pixels)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_another_base_of_rotary_positions_is_named(tmp_path):
+    write_timm(tmp_path, depth=1, **DINOV3, arguments={"rope_temperature": 50.0})
+    assert load(tmp_path).get_layer("block_0").rope_base == 50.0
+    model = load(tmp_path, rope_base=30.0)
+    assert model.get_layer("block_0").rope_base == 30.0
+    with pytest.raises(CheckpointError, match="rope_base: the file's is 50.0, the model's 30.0"):
+        keras_vit.load_checkpoint(model, tmp_path)
+    keras_vit.load_checkpoint(model, tmp_path, accept=("rope_base",))
+
+
 # A config that contradicts the tensors.
 
 
@@ -618,7 +646,7 @@ def test_an_unused_map_head_is_left_out(tmp_path):
 # Other sizes.
 
 
-@pytest.mark.parametrize("rule", ["google", "timm", "hf"])
+@pytest.mark.parametrize("rule", ["google", "timm", "hf", "torchvision"])
 @pytest.mark.parametrize("size", [(20, 16), (8, 28)])
 def test_the_rule_of_resampling_can_be_chosen(tmp_path, rule, size):
     tensors = write_timm(tmp_path, depth=1)
@@ -633,7 +661,7 @@ def test_the_rule_of_resampling_can_be_chosen(tmp_path, rule, size):
 @pytest.mark.parametrize("naming", ["classic", "registers", "google", "torchvision"])
 def test_each_format_has_its_own_rule(tmp_path, naming):
     path, given, prefix = tmp_path, {}, 1
-    rule = {"google": "google", "registers": "timm"}.get(naming, "hf")
+    rule = {"classic": "hf", "registers": "timm"}.get(naming, naming)
     if naming == "google":
         path = tmp_path / "model.npz"
         tensors = write_google(path, depth=1)

@@ -65,6 +65,8 @@ def assert_close(found, expected):
 
 def test_an_export_gives_the_numbers_of_the_model(tmp_path):
     model = tiny(depth=2, **OPTIONS[0])
+    # A loss that no config holds.
+    model.compile(loss=lambda labels, logits: tf.reduce_mean(logits - labels, axis=-1))
     folder = export_saved_model(model, tmp_path, class_names=NAMES, warmup_batch_sizes=())
     loaded = tf.saved_model.load(str(folder))
     for pixels in (pictures(), pictures()[:1]):

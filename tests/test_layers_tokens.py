@@ -285,3 +285,18 @@ def test_a_compiled_training_step_drops_and_merges():
 def test_what_cannot_be_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "option", [{"remat": True}, {"efficient_drop_path": True}, {"window_size": 2, "grid": (4, 4)}]
+)
+@pytest.mark.parametrize(
+    ("block", "fewer"),
+    [
+        (layers.TokenMergingBlock, {"token_merging": 1}),
+        (layers.TokenPruningBlock, {"token_keep_rate": 0.5}),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(block, fewer, option):
+    with pytest.raises(ValueError, match=f"`{next(iter(option))}` is not there.*leave it out"):
+        block(2, 8, prefix_tokens=1, **fewer, **option)

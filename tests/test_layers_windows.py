@@ -203,6 +203,14 @@ def test_a_layer_needs_the_grid_and_refuses_relative_positions():
             MultiHeadSelfAttention(HEADS, window_size=wrong, grid=(4, 4))
 
 
+@pytest.mark.parametrize("given", [{"return_attention": True}, {"sizes": np.ones((1, 16))}])
+def test_what_windows_would_ignore_is_refused(given):
+    layer = MultiHeadSelfAttention(HEADS, window_size=2, grid=(4, 4))
+    tokens = np.zeros((1, 16, 4 * HEADS), "float32")
+    with pytest.raises(ValueError, match=rf"`{next(iter(given))}`.*window_size=\(2, 2\)"):
+        layer(tokens, **given)
+
+
 # Models.
 
 

@@ -9,6 +9,7 @@ import pytest
 from parameters import slow_except, slow_on_jax
 
 import keras_vit
+from keras_vit.layers import ImagePreprocessing
 from keras_vit.models import (
     VARIANTS,
     VisionTransformerConfig,
@@ -262,6 +263,23 @@ def test_a_bad_argument_is_named(name, value):
 def test_a_pair_that_cannot_scale_pixels(pair):
     with pytest.raises(ValueError, match=r"`(mean|std)` must"):
         tiny(preprocessing=pair)
+
+
+def test_a_distilled_model_without_pooling_has_one_head_for_all_tokens():
+    options = {"distillation_token": True, "pooling": None, "num_classes": 3}
+    model = tiny(classifier_activation="softmax", **options)
+    outputs = to_numpy(model(images()))
+    assert outputs.shape == (2, 18, 3)
+    np.testing.assert_allclose(outputs.sum(-1), 1.0, rtol=1e-5)
+    assert config_of(model).classifier_activation == "softmax"
+    with pytest.raises(ValueError, match=r'`head_output="both"` needs a pooling.*pooling=None'):
+        tiny(head_output="both", **options)
+
+
+def test_one_mean_for_channels_of_several_deviations():
+    scale = ImagePreprocessing(mean=0.5, std=(0.2, 0.25, 0.5))
+    found = to_numpy(scale(np.full((1, 1, 1, 3), 255.0, "float32")))
+    np.testing.assert_allclose(found.ravel(), [2.5, 2.0, 1.0], rtol=1e-6)
 
 
 def test_numpy_integers_are_integers():

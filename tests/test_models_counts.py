@@ -167,7 +167,8 @@ def configs(draw):
     if fields["distillation_token"]:
         fields |= {"class_token": True, "representation_size": None, "pool_norm": False}
         fields["pooling"] = draw(st.sampled_from(["token", None]))
-        fields["head_output"] = draw(st.sampled_from(["average", "both"]))
+        if fields["pooling"]:
+            fields["head_output"] = draw(st.sampled_from(["average", "both"]))
     if attention == "relative":
         fields |= {"distillation_token": False, "register_tokens": 0, "head_output": "average"}
     if not fields["class_token"] and fields["pooling"] in ("token", "token+avg"):

@@ -8,8 +8,14 @@ import pytest
 from parameters import slow_except, slow_on_jax
 
 import keras_vit
-from keras_vit.layers import TokenMergingBlock, TokenPruningBlock, TransformerBlock
-from keras_vit.models import VisionTransformerConfig, config_of, count_macs, vision_transformer
+from keras_vit.layers import TokenMergingBlock, TokenPooling, TokenPruningBlock, TransformerBlock
+from keras_vit.models import (
+    VisionTransformerConfig,
+    config_of,
+    count_macs,
+    vision_transformer,
+    without_unread_tokens,
+)
 
 TINY = {
     "patch_size": 4,
@@ -227,3 +233,59 @@ def test_multiply_adds_by_hand():
     pruned = VisionTransformerConfig(**TINY | {"token_keep_rate": 0.5})
     whole = VisionTransformerConfig(**TINY)
     assert count_macs(pruned) < 0.7 * count_macs(whole)
+
+
+def with_a_second_reader(model):
+    tokens = model.get_layer("encoder_norm").output
+    mean = keras.layers.GlobalAveragePooling1D()(tokens)
+    both = keras.layers.Concatenate()([model.get_layer("pool").output, mean])
+    return keras.Model(model.input, both)
+
+
+def with_its_tokens(model):
+    return keras.Model(model.input, [model.output, model.get_layer("encoder_norm").output])
+
+
+def with_a_map_of_places(model):
+    patches = model.get_layer("block_3").output[:, 1:]
+    places = keras.layers.Reshape((6, 6, 16))(patches)
+    return keras.Model(model.input, [model.output, places])
+
+
+@pytest.mark.parametrize("extend", [with_a_second_reader, with_its_tokens, with_a_map_of_places])
+def test_tokens_that_others_read_are_all_computed(extend):
+    model = extend(tiny())
+    assert without_unread_tokens(model) is model
+
+
+def test_a_mean_of_earlier_tokens_is_left_alone():
+    model = tiny()
+    early = TokenPooling("avg")(model.get_layer("block_0").output)
+    model = keras.Model(model.input, [model.output, early])
+    shorter = without_unread_tokens(model)
+    assert last_tokens(shorter) == 1
+    for found, expected in zip(shorter(images()), model(images()), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def last_tokens(model):
+    """How many tokens reach the pooling of `model`."""
+    seen = []
+
+    def call(layer, *arguments, **options):
+        if layer.name == "pool":
+            seen.append(arguments[0].shape[1])
+        return layer(*arguments, **options)
+
+    keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
+    return seen[0]
+
+
+def test_a_compiled_model_of_fewer_tokens_is_not_compiled():
+    model = tiny()
+    outputs = run(model, images())
+    model.compile("adam", loss=lambda labels, logits: keras.ops.mean(logits - labels, axis=-1))
+    shorter = without_unread_tokens(model)
+    assert model.compiled and not shorter.compiled and last_tokens(shorter) == 1
+    assert [id(weight) for weight in shorter.weights] == [id(weight) for weight in model.weights]
+    np.testing.assert_allclose(run(shorter, images()), outputs, rtol=1e-4, atol=1e-5)

@@ -57,13 +57,14 @@ def test_antialias_is_pillows(size, interpolation, filter):
 
 @pytest.mark.parametrize("size", [(5, 7), (9, 4), (40, 33)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_without_antialias_it_is_pytorchs(size, interpolation):
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_without_antialias_it_is_pytorchs(size, interpolation, align_corners):
     torch = pytest.importorskip("torch")
     image = np.random.default_rng(0).uniform(0, 255, (13, 24))
     expected = torch.nn.functional.interpolate(
-        torch.tensor(image)[None, None], size, mode=interpolation
+        torch.tensor(image)[None, None], size, mode=interpolation, align_corners=align_corners
     )[0, 0].numpy()
-    options = {"antialias": False, "cubic_a": -0.75}
+    options = {"antialias": False, "cubic_a": -0.75, "align_corners": align_corners}
     found = (
         resampling_matrix(13, size[0], interpolation, **options)
         @ image

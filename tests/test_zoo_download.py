@@ -212,6 +212,28 @@ def test_weak_validators_are_not_trusted(server, tmp_path):
     assert server.ranges == [None, None]
 
 
+def test_a_file_of_unknown_length_starts_anew(server, tmp_path):
+    def chunked(server, handler):
+        handler.protocol_version = "HTTP/1.1"
+        handler.send_response(200)
+        handler.send_header("ETag", server.etag)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        handler.wfile.write(f"{len(CONTENT):x}\r\n".encode() + CONTENT[:500_000])
+        handler.close_connection = True
+
+    server.script = [chunked, serve]
+    assert fetch(published(server), tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [None, None]
+
+
+def test_a_part_that_nobody_asked_for_is_refused(server, tmp_path):
+    server.script = [status(206)]
+    with pytest.raises(DownloadError, match="sent a part of the file"):
+        fetch(published(server), tmp_path)
+    assert nothing_at_its_place(tmp_path) and not (tmp_path / "keras_vit.lock").exists()
+
+
 def test_length_that_is_too_long_is_an_error(server, tmp_path):
     too_long = len(CONTENT) + 10
     server.script = [lambda server, handler: serve(server, handler, length=too_long), status(416)]

@@ -445,6 +445,13 @@ def _preprocessing(config, notes):
         interpolation = "bicubic"
         notes.append(f"bicubic interpolation instead of the file's, PIL's number {resample}")
     normalise = config.get("do_normalize", True)
+    mean, std = (0.0,) * 3, (1.0,) * 3
+    if normalise:
+        mean, std = (tuple(config.get(f"image_{name}") or (0.5,) * 3) for name in ("mean", "std"))
+    # (pixel · factor - mean) / std, in units of 0..1.
+    factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
+    if not math.isclose(255 * factor, 1.0):
+        mean, std = (tuple(x / (255 * factor) for x in values) for values in (mean, std))
     size, crop = config.get("size"), config.get("crop_size")
     shortest = size.get("shortest_edge") if isinstance(size, dict) else None
     crop_fraction, crop_mode = 1.0, "squash"
@@ -456,8 +463,8 @@ def _preprocessing(config, notes):
         if isinstance(size, dict) and shortest is None and crop_fraction < 1:
             crop_mode = "squash"
     return Preprocessing(
-        mean=tuple(config.get("image_mean") or (0.5,) * 3) if normalise else (0.0,) * 3,
-        std=tuple(config.get("image_std") or (0.5,) * 3) if normalise else (1.0,) * 3,
+        mean=mean,
+        std=std,
         crop_fraction=crop_fraction,
         crop_mode=crop_mode,
         interpolation=interpolation,

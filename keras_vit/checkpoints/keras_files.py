@@ -24,7 +24,7 @@ def open_keras_model(path):
 
     Yields:
         A pair: the `TensorFile`, whose tensors are called as the weights are, and what the file
-        tells: all fields of the model's config.
+        tells: all fields of the model's config that say something of it.
     """
     if not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path} is no .keras file, or a truncated one; write it again")
@@ -47,7 +47,8 @@ def _facts(config):
     if not config.include_preprocessing:
         del known["preprocessing"]
     if not config.include_top:
-        del known["num_classes"]
+        # A head of so many classes can be put on it.
+        del known["num_classes"], known["include_top"]
     return known
 
 

@@ -26,12 +26,16 @@ CLASS_TOKEN = "patch_encoder/class_token"
 # Facts that change the function without changing any tensor's shape, and that may be overruled.
 ACCEPTABLE = (
     *("activation", "layer_norm_epsilon", "preprocessing", "pooling", "patch_size", "num_heads"),
+    *("rope_base", "window_size", "global_blocks"),
 )
 # And such as may not: a file's weights mean nothing under another.
 _DECISIVE = (
     *("gated_mlp", "positions", "qkv_bias", "stem_rule", "stem_blocks"),
     *("distillation_token", "register_tokens", "pre_norm"),
 )
+# Formats whose own code takes positions of the right number as they are; others resample those of
+# a square. Our .weights.h5 are for the model that is there.
+_TAKEN_BY_NUMBER = ("google", "vit-keras", "keras")
 
 
 @dataclasses.dataclass
@@ -61,11 +65,12 @@ def load_checkpoint(model, path, *, accept=(), new_head=False, resampling=None):
             transformers or torchvision or its hub folder, or a .keras or .weights.h5 file of
             keras_vit.
         accept: Names among `"activation"`, `"layer_norm_epsilon"`, `"preprocessing"`, `"pooling"`,
-            `"num_heads"` and `"patch_size"`: where the file is known to differ from the model
-            there, load all the same. The kernel of another patch size is resampled (FlexiViT).
+            `"num_heads"`, `"patch_size"`, `"rope_base"`, `"window_size"` and `"global_blocks"`:
+            where the file is known to differ from the model there, load all the same. The kernel
+            of another patch size is resampled (FlexiViT).
         new_head: Whether the head starts at zero even where the class counts are equal.
-        resampling: `"google"`, `"timm"`, `"hf"` or `"siglip2"`: whose rule resamples; None for that
-            of the format's own code.
+        resampling: `"google"`, `"timm"`, `"hf"`, `"torchvision"` or `"siglip2"`: whose rule
+            resamples; None for that of the format's own code.
 
     Returns:
         A `LoadReport`, which accounts for every tensor and every weight.
@@ -127,7 +132,7 @@ def _file_names(checkpoint, rule):
 
 def _make_plan(checkpoint, config, weights, accept, new_head, resampling):
     plan = _Plan(resampling or checkpoint.resampling, dropped=dict(checkpoint.ignored))
-    plan.source_grid = _source_grid(checkpoint, config)
+    plan.source_grid = _source_grid(plan, checkpoint, config)
     head = _head_state(checkpoint, config, new_head)
     for name, weight in weights.items():
         rule = checkpoint.rules.get(name, Rule(name, (name,)))
@@ -265,7 +270,7 @@ def _file_prefix(checkpoint, config):
     return prefix_positions(facts, slots)
 
 
-def _source_grid(checkpoint, config):
+def _source_grid(plan, checkpoint, config):
     facts = {"patch_size": config.patch_size, "stem_blocks": config.stem_blocks, **checkpoint.facts}
     told = None
     if "image_size" in facts:
@@ -276,10 +281,18 @@ def _source_grid(checkpoint, config):
         return told or config.grid
     shape = checkpoint.tensors[rule.tensors[0]].shape
     count = rule.weight_shape([shape])[1] if len(shape) in (2, 3) else 0
-    # As the formats' own code: positions of the right number are taken as they are, others are
-    # those of a square.
     count -= _file_prefix(checkpoint, config)
-    return config.grid if config.grid[0] * config.grid[1] == count else square_grid(count)
+    square = square_grid(count)
+    if count != math.prod(config.grid) or square == config.grid:
+        return square
+    if square and checkpoint.format not in _TAKEN_BY_NUMBER:
+        return square
+    if square:
+        plan.notes.append(
+            f"positions of {count} patches taken as those of {config.grid[0]}x{config.grid[1]}, "
+            f"not {square[0]}x{square[1]}: the file does not say"
+        )
+    return config.grid
 
 
 def _account_for_tensors(plan, checkpoint, config, weights, head):
@@ -337,12 +350,12 @@ def _advice(weight, facts):
 def _differences(facts, config, head, accept):
     differences = []
     for name in ACCEPTABLE:
-        if name not in facts or name in accept or (name == "pooling" and head != "same"):
+        if name not in facts or name in accept or not _matters(name, facts, config, head):
             continue
         ours, theirs = getattr(config, name), facts[name]
         if name == "preprocessing":
             same = not config.include_preprocessing or ours.scales_like(theirs)
-        elif name == "layer_norm_epsilon":
+        elif name in ("layer_norm_epsilon", "rope_base"):
             same = math.isclose(ours, theirs, rel_tol=1e-6)
         else:
             same = ours == theirs
@@ -365,6 +378,15 @@ def _differences(facts, config, head, accept):
                 f"position_slots: the file's is {theirs[1]!r}, the model's {ours[1]!r}"
             )
     return differences
+
+
+def _matters(name, facts, config, head):
+    if name == "pooling":
+        return head == "same"
+    if name == "rope_base":
+        return config.attention_positions == "rope"
+    # Without windows there are no blocks that leave them out.
+    return name != "global_blocks" or None not in (facts.get("window_size"), config.window_size)
 
 
 # A head learned on one pooling computes something else on another.

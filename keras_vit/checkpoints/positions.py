@@ -7,13 +7,15 @@ import numpy as np
 from keras_vit.layers.resampling import resampling_matrix
 
 # Google zooms with corners aligned (scipy.ndimage.zoom, order 1, in vision_transformer's
-# checkpoint.py); timm interpolates with antialias (resample_abs_pos_embed); transformers and
-# torchvision without it, by the cubic kernel of PyTorch's interpolate; SigLIP 2's NaFlex models
-# (modeling_siglip2.py) bilinearly, with it.
+# checkpoint.py); timm interpolates with antialias (resample_abs_pos_embed); transformers without
+# it, by the cubic kernel of PyTorch's interpolate; torchvision by that kernel with corners aligned
+# (interpolate_embeddings); SigLIP 2's NaFlex models (modeling_siglip2.py) bilinearly, with
+# antialias.
 RESAMPLING_RULES = {
     "google": {"interpolation": "bilinear", "align_corners": True},
     "timm": {"interpolation": "bicubic", "antialias": True},
     "hf": {"interpolation": "bicubic", "antialias": False, "cubic_a": -0.75},
+    "torchvision": {"interpolation": "bicubic", "align_corners": True, "cubic_a": -0.75},
     "siglip2": {"interpolation": "bilinear", "antialias": True},
 }
 
@@ -34,7 +36,7 @@ def resample_positions(positions, source_grid, target_grid, rule, prefix_tokens=
         positions: Array of shape `(1, prefix_tokens + rows * columns, hidden_size)`.
         source_grid: (rows, columns) of `positions`.
         target_grid: (rows, columns) wanted.
-        rule: `"google"`, `"timm"`, `"hf"` or `"siglip2"`: whose code is followed.
+        rule: `"google"`, `"timm"`, `"hf"`, `"torchvision"` or `"siglip2"`: whose code is followed.
         prefix_tokens: Number of leading positions that are no part of the grid; they pass
             unchanged.
 

@@ -7,8 +7,6 @@ from keras_vit.checkpoints.layouts import Rule, torch_dense, torch_norm
 from keras_vit.models import Preprocessing
 
 FORMAT = "torchvision"
-# Its interpolate_embeddings is bicubic without antialias, like transformers'.
-RESAMPLING = "hf"
 # Older releases count the layers of an MLP, newer name them.
 _ALIASES = ((".mlp.linear_1.", ".mlp.0."), (".mlp.linear_2.", ".mlp.3."))
 BLOCK = re.compile(r"encoder\.layers\.encoder_layer_(\d+)\.")

@@ -6,6 +6,7 @@ import keras
 
 from keras_vit.export.quantization import quantize_int8
 from keras_vit.layers.image_preprocessing import ImagePreprocessing
+from keras_vit.models.cloning import uncompiled_clone
 from keras_vit.models.preprocessing import Preprocessing
 
 PRECISIONS = ("float32", "bfloat16", "int8-dynamic")
@@ -101,7 +102,7 @@ def with_precision(model, precision):
         config = layer.get_config()
         return type(layer).from_config(config if layer is head else {**config, "dtype": precision})
 
-    shorter = keras.models.clone_model(model, clone_function=copy)
+    shorter = uncompiled_clone(model, clone_function=copy)
     shorter.set_weights(model.get_weights())
     return shorter
 

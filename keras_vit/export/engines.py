@@ -25,6 +25,7 @@ from keras_vit.export.pruning import prune
 from keras_vit.export.quantization import calibration_arrays
 from keras_vit.export.versions import version_folder, written_whole
 from keras_vit.models import without_unread_tokens
+from keras_vit.models.cloning import uncompiled_clone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +251,7 @@ def _float32(model):
     def copy(layer):
         return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
 
-    longer = keras.models.clone_model(model, clone_function=copy)
+    longer = uncompiled_clone(model, clone_function=copy)
     longer.set_weights(model.get_weights())
     return longer
 

@@ -6,6 +6,7 @@ import numpy as np
 from keras_vit.layers.image_preprocessing import ImagePreprocessing
 from keras_vit.layers.patch_encoder import PatchEncoder
 from keras_vit.layers.transformer_block import TransformerBlock
+from keras_vit.models.cloning import uncompiled_clone
 
 
 def fold_constants(model):
@@ -18,7 +19,7 @@ def fold_constants(model):
     blocks = [layer for layer in model.layers if isinstance(layer, TransformerBlock)]
     if not blocks or any(_is_altered(layer) for layer in model._flatten_layers()):
         return model
-    folded = keras.models.clone_model(model)
+    folded = uncompiled_clone(model)
     folded.set_weights(model.get_weights())
     layers = {layer.name: layer for layer in folded.layers}
     for block in blocks:

@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+from keras_vit.models.cloning import uncompiled_clone
+
 
 def prune(model: keras.Model, sparsity: float) -> keras.Model:
     """A copy of a model whose smallest kernel weights are zero; the model is left as it is.
@@ -37,7 +39,7 @@ def prune(model: keras.Model, sparsity: float) -> keras.Model:
     """
     if isinstance(sparsity, bool) or not 0 <= sparsity < 1:
         raise ValueError(f"`sparsity` must be in [0, 1). Received: sparsity={sparsity!r}")
-    pruned = keras.models.clone_model(model)
+    pruned = uncompiled_clone(model)
     pruned.set_weights(model.get_weights())
     kernels = [weight for weight in pruned.weights if _is_block_kernel(weight)]
     if not kernels:

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_vit.data.images import decode_image
+from keras_vit.models.cloning import uncompiled_clone
 
 # More than this changes ranges little and takes longer; NNCF takes 300 by itself.
 MAX_CALIBRATION_IMAGES = 128
@@ -36,7 +37,7 @@ def quantize_int8(model: keras.Model) -> keras.Model:
     >>> str(model.get_layer("block_0").mlp.expansion.kernel.dtype)
     'int8'
     """
-    quantized = keras.models.clone_model(model)
+    quantized = uncompiled_clone(model)
     quantized.set_weights(model.get_weights())
     quantized.quantize("int8", filters=lambda layer: isinstance(layer, keras.layers.Dense))
     return quantized

@@ -57,9 +57,10 @@ class ImagePreprocessing(keras.layers.Layer):
     ):
         # Autocast would round pixels to bfloat16 before they are scaled.
         super().__init__(autocast=False, **kwargs)
-        self.mean = _per_channel(mean)
-        self.std = _per_channel(std)
-        check_scaling(self.mean, self.std)
+        mean, std = _per_channel(mean), _per_channel(std)
+        check_scaling(mean, std)
+        channels = max(len(mean), len(std))
+        self.mean, self.std = (x if len(x) == channels else x * channels for x in (mean, std))
         check_evaluation_policy(crop_fraction, crop_mode, interpolation)
         self.crop_fraction = float(crop_fraction)
         self.crop_mode = crop_mode

@@ -62,7 +62,8 @@ class MultiHeadSelfAttention(keras.layers.Layer):
 
     Raises:
         ValueError: If `num_heads` does not divide the width of the tokens, positions or windows
-            are asked for without a grid, or both windows and relative positions.
+            are asked for without a grid, both windows and relative positions, or, when called,
+            sizes or weights of attention in windows.
 
     Example:
 
@@ -180,6 +181,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         attended_tokens=None,
         return_attention=False,
     ):
+        self._check_call(sizes, return_attention)
         weights = None
         plain = self._is_plain(sizes, training) and not return_attention
         if plain and keras.backend.backend() != "tensorflow":
@@ -213,6 +215,19 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         tokens_out = output_tokens or ops.shape(tokens)[1]
         output = ops.reshape(self.projection(flat), (-1, tokens_out, tokens.shape[-1]))
         return (output, key, weights) if return_attention else output
+
+    def _check_call(self, sizes, return_attention):
+        """Windows would ignore sizes, and have no weights from each token to each other."""
+        for name, is_given in (
+            ("sizes", sizes is not None),
+            ("return_attention", return_attention),
+        ):
+            if self._windows is not None and is_given:
+                raise ValueError(
+                    f"`{name}` is not there for attention in windows: leave it out, or "
+                    "`window_size`; `attention_weights(tokens)` has the weights of windows. "
+                    f"Received: window_size={self.window_size}"
+                )
 
     def _is_plain(self, sizes, training):
         """Whether attention is the softmax of the products times the values, and nothing else.
@@ -321,6 +336,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         attended_tokens=None,
         return_attention=False,
     ):
+        self._check_call(sizes, return_attention)
         batch, count, hidden_size = self.compute_output_shape(tokens.shape)
         shape = (batch, output_tokens or count, hidden_size)
         shapes = [shape]

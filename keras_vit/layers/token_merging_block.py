@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_vit.layers.token_reduction import merge_tokens, merged_tokens
-from keras_vit.layers.transformer_block import TransformerBlock, check_output_tokens
+from keras_vit.layers.transformer_block import TransformerBlock, check_options, check_output_tokens
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
@@ -21,7 +21,8 @@ class TokenMergingBlock(TransformerBlock):
         mlp_dim: Width of the MLP's hidden layer.
         token_merging: Number of tokens to merge; at most half of the patches are.
         prefix_tokens: Number of tokens before the patches; they are left alone.
-        **kwargs: As of `TransformerBlock`, but positions, which need every patch in its place.
+        **kwargs: As of `TransformerBlock`, but positions and windows, which need every patch in its
+            place, `remat` and `efficient_drop_path`.
 
     Call arguments:
         sizes: `(batch, tokens)`; None: each token stands for one patch.
@@ -35,7 +36,7 @@ class TokenMergingBlock(TransformerBlock):
         A pair: the tokens that are left, and their sizes `(batch, tokens left)`, float32.
 
     Raises:
-        ValueError: If `token_merging` is negative, or for positions.
+        ValueError: If `token_merging` is negative, or for an option that is not there.
 
     Example:
 
@@ -58,6 +59,7 @@ class TokenMergingBlock(TransformerBlock):
                 "Merged tokens have no place that `positions` could tell. Received: "
                 f"positions={self.positions!r}"
             )
+        check_options(self)
         self.token_merging = token_merging
 
     def call(self, tokens, sizes=None, training=None, output_tokens=None):

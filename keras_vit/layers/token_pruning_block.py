@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_vit.layers.token_reduction import prune_tokens, pruned_tokens
-from keras_vit.layers.transformer_block import TransformerBlock, check_output_tokens
+from keras_vit.layers.transformer_block import TransformerBlock, check_options, check_output_tokens
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
@@ -21,7 +21,8 @@ class TokenPruningBlock(TransformerBlock):
         token_keep_rate: Share of the patches that are kept, rounded up, in (0, 1].
         prefix_tokens: Number of tokens before the patches, the class token first; they are left
             alone.
-        **kwargs: As of `TransformerBlock`, but positions, which need every patch in its place.
+        **kwargs: As of `TransformerBlock`, but positions and windows, which need every patch in its
+            place, `remat` and `efficient_drop_path`.
 
     Call arguments:
         output_tokens: Number of tokens to compute, from the first, at most `prefix_tokens`; None
@@ -34,7 +35,8 @@ class TokenPruningBlock(TransformerBlock):
         `(batch, tokens left, hidden_size)`.
 
     Raises:
-        ValueError: If `token_keep_rate` is out of range, without a class token, or for positions.
+        ValueError: If `token_keep_rate` is out of range, without a class token, or for an option
+            that is not there.
 
     Example:
 
@@ -59,6 +61,7 @@ class TokenPruningBlock(TransformerBlock):
                 "Pruned tokens have no place that `positions` could tell. Received: "
                 f"positions={self.positions!r}"
             )
+        check_options(self)
         self.token_keep_rate = token_keep_rate
 
     def call(self, tokens, training=None, output_tokens=None):

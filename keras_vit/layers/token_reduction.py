@@ -104,7 +104,9 @@ def prune_tokens(tokens, attention, keep_rate, prefix_tokens):
     """Keeps the patch tokens that are attended to most, and fuses the others into one: EViT's step.
 
     [Liang et al., 2022](https://arxiv.org/abs/2202.07800), section 3. The fused token is the mean
-    of the others, weighted by the attention they get; afterwards it is a token as the others.
+    of the others, weighted by the attention they get; afterwards it is a token as the others. The
+    authors' code takes the sum, whose weights are the attention itself and add up to less than
+    one; the mean is on the scale of the tokens beside it, however little attention is left.
 
     Args:
         tokens: `(batch, tokens, width)`.

@@ -214,6 +214,16 @@ class TransformerBlock(keras.layers.Layer):
         }
 
 
+def check_options(block):
+    """Raises a ValueError for options that a block that leaves out patches would ignore."""
+    for name in ("window_size", "remat", "efficient_drop_path"):
+        if getattr(block, name):
+            raise ValueError(
+                f"`{name}` is not there for blocks that merge or prune tokens: leave it out, or "
+                f"take a `TransformerBlock`. Received: {name}={getattr(block, name)!r}"
+            )
+
+
 def check_output_tokens(output_tokens, prefix_tokens):
     """Raises a ValueError where a block that leaves out patches is asked for some of them."""
     if output_tokens is not None and output_tokens > prefix_tokens:

@@ -278,6 +278,11 @@ class VisionTransformerConfig:
                 "A distilled model pools its class and distillation tokens, each with a head. "
                 f"Received: distillation_token=True, {name}={getattr(self, name)!r}"
             )
+        if self.head_output == "both" and self.pooling is None:
+            raise ValueError(
+                '`head_output="both"` needs a pooling, `pooling="token"`: without one, a single '
+                "head reads all tokens. Received: pooling=None"
+            )
 
     def _check_fewer_tokens(self):
         if not 0 < self.token_keep_rate <= 1:

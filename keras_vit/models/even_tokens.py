@@ -5,6 +5,7 @@ import keras
 from keras_vit.layers.fused_attention import fill_up, has_kernel
 from keras_vit.layers.patch_dropout import PatchDropout
 from keras_vit.layers.transformer_block import TransformerBlock
+from keras_vit.models.cloning import uncompiled_clone
 
 
 def with_even_tokens(model):
@@ -19,8 +20,8 @@ def with_even_tokens(model):
         model: A model of `vision_transformer`, or any functional one.
 
     Returns:
-        A functional model that shares the weights and computes the same numbers; `model` itself
-        where cuDNN computes no attention, or a block needs its tokens as they are.
+        A functional model, not compiled, that shares the weights and computes the same numbers;
+        `model` itself where cuDNN computes no attention, or a block needs its tokens as they are.
 
     Example:
 
@@ -61,7 +62,7 @@ def with_even_tokens(model):
         tensor, count = filled[id(argument)]
         return tensor[:, :count]
 
-    even = keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
+    even = uncompiled_clone(model, clone_function=lambda layer: layer, call_function=call)
     # An output of a block itself would be filled up.
     return even if even.output_shape == model.output_shape else model
 

@@ -181,7 +181,9 @@ def _distilled_top(x, config, policy):
         ]
     if config.include_top:
         names = ("head", "head_distillation") if len(both) > 1 else ("head",)
-        activation = config.classifier_activation if config.head_output == "both" else None
+        # The mean of both comes before the activation.
+        averaged = len(both) > 1 and config.head_output != "both"
+        activation = None if averaged else config.classifier_activation
         both = [
             _head(config, policy, name, activation)(part)
             for part, name in zip(both, names, strict=True)

@@ -273,13 +273,20 @@ def _download(file, partial, place, effort):
 def _transfer(file, partial, effort):
     """One connection: appends to `partial`, or starts it anew where the file has changed."""
     begun = _read_json(_notes(partial), {}) if partial.exists() else {}
-    start = _length(partial) if begun.get("validator") else 0
+    # What has come of a file of unknown length cannot be told from the whole: it starts anew.
+    can_go_on = begun.get("validator") and begun.get("length") is not None
+    start = _length(partial) if can_go_on else 0
     headers = {"Accept-Encoding": "identity", "User-Agent": "keras_vit"}
     if start:
         headers |= {"Range": f"bytes={start}-", "If-Range": begun["validator"]}
     redirects = _SafeRedirects()
     with _open(file, headers, redirects, effort, partial) as response:
-        if start and response.status == 206 and begun.get("length") is not None:
+        if response.status == 206 and not start:
+            raise DownloadError(
+                f"{file.address}: the server sent a part of the file, asked for all of it. Fetch "
+                "it by other means, and pass its path"
+            )
+        if response.status == 206:
             _check_range(response, start, begun["length"], file, partial)
             length = begun["length"]
         else:

@@ -52,8 +52,8 @@ def from_checkpoint(path, num_classes=None, *, resampling=None, dtype=None, name
     Args:
         path: As `weights` of `create`, but our .weights.h5, which does not tell the architecture.
         num_classes: Number of outputs; None keeps the checkpoint's head.
-        resampling: `"google"`, `"timm"`, `"hf"` or `"siglip2"`: whose rule brings positions to
-            another grid; None for that of the format.
+        resampling: `"google"`, `"timm"`, `"hf"`, `"torchvision"` or `"siglip2"`: whose rule brings
+            positions to another grid; None for that of the format.
         dtype: Dtype policy, e.g. `"mixed_bfloat16"`; None for the global one.
         name: Name of the Keras model; the file's if None.
         **fields: Fields of `VisionTransformerConfig`, in place of what the file tells, or where it
@@ -103,7 +103,7 @@ def checkpoint_config(path, num_classes=None, **fields):
     path, published = _resolve(path)
     with open_checkpoint(path) as checkpoint:
         facts = dict(checkpoint.facts)
-    if checkpoint.format == "keras" and "patch_size" not in facts:
+    if _is_weights_alone(checkpoint):
         raise CheckpointError(
             f"{path} stores weights without the architecture. Build the model "
             "(keras_vit.create) and pass the file as `weights`, or use a .keras file"
@@ -125,6 +125,11 @@ def checkpoint_config(path, num_classes=None, **fields):
         return VisionTransformerConfig(**known)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _is_weights_alone(checkpoint):
+    """Whether it is a .weights.h5 of ours, for the model that its user builds."""
+    return checkpoint.format == "keras" and "patch_size" not in checkpoint.facts
 
 
 def _given(fields):
@@ -149,7 +154,13 @@ _ASKED_FOR = {
 def _accepted(fields):
     """What `load_checkpoint` is to accept: what the caller decided in the file's place."""
     names = ("activation", "layer_norm_epsilon", "preprocessing", "patch_size", "num_heads")
-    return tuple(name for name in names if fields.get(name) is not None)
+    names += ("rope_base", "window_size", "global_blocks")
+    # No windows are a decision too.
+    return tuple(
+        name
+        for name in names
+        if fields.get(name) is not None or (name == "window_size" and name in fields)
+    )
 
 
 # What a named builder's caller decides, or the builder's name does.
@@ -163,7 +174,7 @@ _NOT_ADOPTED = (
 
 def _adopt_facts(config, chosen, checkpoint):
     facts = checkpoint.facts
-    unsaid = "preprocessing" not in facts | chosen and checkpoint.format != "keras"
+    unsaid = "preprocessing" not in facts | chosen and not _is_weights_alone(checkpoint)
     if config.include_preprocessing and unsaid:
         _ask_for_preprocessing(checkpoint.file.path)
     adopted = {
@@ -182,8 +193,8 @@ def _adopt_facts(config, chosen, checkpoint):
 def _ask_for_preprocessing(path):
     raise ValueError(
         f'{path} does not tell how images were scaled: pass preprocessing="inception" (mean and '
-        'std 0.5; AugReg), "imagenet" (DeiT), a pair (mean, std), or put the hub\'s config.json '
-        "beside the file"
+        'std 0.5; AugReg), "imagenet" (DeiT), a pair (mean, std), or include_preprocessing=False '
+        "for images that are scaled before; or put the hub's config.json beside its file"
     )
 
 

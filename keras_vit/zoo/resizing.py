@@ -25,8 +25,8 @@ def resize(model, image_size=None, patch_size=None, resampling=None):
         image_size: Size of the images in pixels: an int, or (height, width), each a multiple of
             the patch's; None keeps the model's.
         patch_size: Side of a patch in pixels: an int, or (height, width); None keeps the model's.
-        resampling: `"google"`, `"timm"` or `"hf"`: whose rule resamples positions; None for
-            timm's.
+        resampling: `"google"`, `"timm"`, `"hf"`, `"torchvision"` or `"siglip2"`: whose rule
+            resamples positions; None for timm's.
 
     Returns:
         A functional `keras.Model` of the same name, dtype policy and `trainable` flags.

@@ -1,0 +1,24 @@
+"""Models built anew of a model's graph."""
+
+import keras
+
+
+def uncompiled_clone(model, **functions):
+    """`keras.models.clone_model(model, **functions)`, which is not compiled if `model` is.
+
+    Keras compiles such a clone from the model's config: without a loss that is a plain function,
+    which no config holds, and with an optimizer of its own.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile(loss=lambda y, outputs: outputs)
+    >>> uncompiled_clone(model).compiled
+    False
+    """
+    if model.compiled:
+        ends = model.inputs[0], model.outputs[0]
+        if not isinstance(model, keras.Sequential):
+            ends = model.input, model.output  # With their structure.
+        model = keras.Model(*ends, name=model.name)
+    return keras.models.clone_model(model, **functions)
