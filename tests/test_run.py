@@ -386,9 +386,12 @@ def test_a_bad_image_is_named_before_the_first_step(tmp_path):
     assert not (tmp_path / "tiny").exists()
 
 
-def test_a_few_images_leave_some_for_validation_or_say_what_to_pass(digits):
+def test_a_few_images_leave_some_for_validation_or_say_what_to_pass(digits, capsys):
+    split_source(digits, RECIPE)
+    assert not capsys.readouterr().out
     few = dataclasses.replace(RECIPE, train_images=40, validation_fraction=0.02)
     assert len(split_source(digits, few).validation) == 10
+    assert "10 of 40 training images are held out" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--validation-fraction 0"):
         split_source(digits, dataclasses.replace(few, train_images=15))
 

@@ -101,8 +101,8 @@ class Recipe:
     """Test on a stratified, seeded subset of so many images; None: all."""
 
     validation_fraction: float = 0.02
-    """Share of the training images held out for validation; 0: none. Not used where the data
-    set's own validation images are."""
+    """Share of the training images held out for validation, at least as many as there are classes;
+    0: none. Not used where the data set's own validation images are."""
 
     own_validation: Literal["hold_out", "train", "ignore"] = "hold_out"
     """What becomes of validation images that the data set sets apart: choices are made by them,

@@ -50,6 +50,12 @@ def split_source(source: DataSource, recipe: Recipe) -> Splits:
                 "hold some out for validation: pass --validation-fraction 0"
             )
         train, validation = split_images(train, fraction, seed=recipe.seed)
+        if fraction > recipe.validation_fraction:
+            print(
+                f"{len(validation)} of {len(train) + len(validation)} training images are held out "
+                "for validation, as many as there are classes: --validation-fraction "
+                f"{recipe.validation_fraction:g} would be fewer, and 0 holds none out."
+            )
     if recipe.test_images is not None and recipe.test_images < len(test):
         test = subset(test, recipe.test_images, seed=recipe.seed)
     return Splits(train, validation, test, source.left_out)
