@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from keras_vit.data import DataSource
 from keras_vit.finetune import Recipe, TrainingDiverged, evaluate, run, wilson_interval
 from keras_vit.finetune.log import read_log
 from keras_vit.finetune.optimizer import make_optimizer
@@ -260,6 +261,20 @@ def test_the_subset_is_taken_first_and_validation_from_it(digits):
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (90, 10, 50)
     again = split_source(digits, recipe)
     np.testing.assert_array_equal(splits.train.images, again.train.images)
+
+
+@pytest.mark.parametrize(
+    "own, validation, most", [("hold_out", 438, 1000), ("train", 10, 1438), ("ignore", 10, 1000)]
+)
+def test_the_subset_is_of_all_images_that_may_be_trained_on(digits, own, validation, most):
+    parts = [digits.train.take(range(1000)), digits.train.take(range(1000, 1438))]
+    source = DataSource("divided", "", "0", *parts, digits.test)
+    recipe = dataclasses.replace(RECIPE, train_images=100, own_validation=own)
+    splits = split_source(source, recipe)
+    assert len(splits.train) == (100 if own == "hold_out" else 90)
+    assert len(splits.validation) == validation
+    everything = dataclasses.replace(recipe, train_images=1438, validation_fraction=0.0)
+    assert len(split_source(source, everything).train) == most
 
 
 def test_validation_shares_no_image_with_training(digits):

@@ -94,8 +94,8 @@ class Recipe:
     leaves out the same ones."""
 
     train_images: int | None = None
-    """Use a stratified, seeded subset of so many training images (the validation split is taken
-    from it); None: all."""
+    """Use a stratified, seeded subset of so many training images, of what `own_validation` adds to
+    them too (the validation split is taken from it); None: all."""
 
     test_images: int | None = None
     """Test on a stratified, seeded subset of so many images; None: all."""
