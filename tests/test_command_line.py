@@ -229,6 +229,14 @@ def test_a_sweep_checks_its_rates_first(digits, rates, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("option", [{"early_stopping": 1}, {"keep": "best"}])
+def test_a_sweep_refuses_at_once_what_its_final_run_could_not_do(digits, option, tmp_path):
+    recipe = dataclasses.replace(RECIPE, output=str(tmp_path), evaluate_every=1, **option)
+    with pytest.raises(ValueError, match="trains on all images in the end"):
+        sweep(recipe, [0.1], source=digits)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_a_sweep_holds_images_out_where_the_recipe_does_not(tmp_path, digits, runs):
     recipe = dataclasses.replace(

@@ -97,7 +97,8 @@ def sweep(
         A `SweepResult`.
 
     Raises:
-        ValueError: If there are no rates, or a rate comes twice or is not above 0.
+        ValueError: If there are no rates, or a rate comes twice or is not above 0; or for
+            `early_stopping` and `keep="best"`, as the final run has no validation images.
         TrainingDiverged: If the training diverges with every rate.
     """
     rates = [float(rate) for rate in learning_rates]
@@ -105,6 +106,13 @@ def sweep(
     if not rates or not usable or len(set(rates)) < len(rates):
         raise ValueError(
             f"`learning_rates` must be different numbers above 0, one or more. Received: {rates}"
+        )
+    if recipe.early_stopping or recipe.keep == "best":
+        raise ValueError(
+            "A sweep trains on all images in the end: none are left that early_stopping or "
+            f'keep="best" could go by. Received: early_stopping={recipe.early_stopping}, '
+            f"keep={recipe.keep!r}; "
+            "leave them out, or pass them to a run with the learning rate that the sweep chose"
         )
     folder = Path(recipe.output) / recipe.name
     source = source or load_source(recipe, folder)
