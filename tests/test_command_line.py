@@ -229,6 +229,24 @@ def test_a_sweep_checks_its_rates_first(digits, rates, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="exports need TensorFlow")
+def test_a_sweep_exports_the_final_model_under_its_own_name(tmp_path, digits, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = dataclasses.replace(RECIPE, steps=2, warmup_steps=1, export=True)
+    for _ in range(2):
+        sweep(recipe, [0.01], source=digits, architecture=ARCHITECTURE)
+    exported = sorted(path.parent for path in tmp_path.glob("saved_models/**/saved_model.pb"))
+    assert exported == [tmp_path / "saved_models" / "choice" / "1"]
+
+
+def test_a_sweep_refuses_an_export_that_the_backend_cannot_make(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    recipe = dataclasses.replace(RECIPE, output=str(tmp_path), export=True)
+    with pytest.raises(ValueError, match="`export` needs the TensorFlow backend"):
+        sweep(recipe, [0.01], source=digits)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("option", [{"early_stopping": 1}, {"keep": "best"}])
 def test_a_sweep_refuses_at_once_what_its_final_run_could_not_do(digits, option, tmp_path):
     recipe = dataclasses.replace(RECIPE, output=str(tmp_path), evaluate_every=1, **option)

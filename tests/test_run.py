@@ -440,11 +440,15 @@ def test_export_comes_with_the_run_and_after_it(tmp_path, monkeypatch, finished,
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished[0], tmp_path / "runs" / "tiny")
     exporting = recipe_in(tmp_path / "runs", export=True)
-    for expected in ("saved_models/tiny/1", "there already"):
+    for expected in ("saved_models/tiny/1\n", "tiny/1 is there already"):
         run(exporting, source=digits, architecture=ARCHITECTURE)
         assert expected in capsys.readouterr().out
-    folders = [path.name for path in (tmp_path / "saved_models" / "tiny").glob("*/")]
-    assert folders == ["1"]
+    # A model that has changed is another version.
+    longer = dataclasses.replace(exporting, steps=61, accept_changes=True)
+    run(longer, source=digits, architecture=ARCHITECTURE)
+    assert "saved_models/tiny/2\n" in capsys.readouterr().out
+    folders = {path.name for path in (tmp_path / "saved_models" / "tiny").glob("*/")}
+    assert folders == {"1", "2"}
 
 
 @given(st.integers(1, 10_000), st.data())

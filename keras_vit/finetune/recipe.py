@@ -325,8 +325,8 @@ class Recipe:
     """Steps between training checkpoints; 0: only at the end."""
 
     export: bool = False
-    """Whether to write saved_models/NAME for TensorFlow Serving at the end (needs the
-    TensorFlow backend)."""
+    """Whether to write the next version in saved_models/NAME for TensorFlow Serving at the end
+    (needs the TensorFlow backend); a model that was written is not written again."""
 
     report: bool = True
     """Whether to write report.html at the end (needs matplotlib and Jinja)."""

@@ -13,7 +13,7 @@ from keras_vit.finetune.hosts import host_number
 from keras_vit.finetune.loop import TrainingDiverged
 from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.report import RunResult
-from keras_vit.finetune.run import run
+from keras_vit.finetune.run import check_export, export_run, run
 from keras_vit.finetune.source import load_source, write_left_out
 from keras_vit.finetune.state import write_json
 from keras_vit.models import VisionTransformerConfig
@@ -86,6 +86,7 @@ def sweep(
 
     The runs are folders in OUTPUT/NAME: `lr-0.01`, …, and `final`. Interrupted, the same call
     goes on where it was: runs that are finished are not repeated. `sweep.json` holds the table.
+    `export` writes the model of `final`, as saved_models/NAME.
 
     Args:
         recipe: All options; `learning_rate` is replaced.
@@ -114,6 +115,7 @@ def sweep(
             f"keep={recipe.keep!r}; "
             "leave them out, or pass them to a run with the learning rate that the sweep chose"
         )
+    check_export(recipe)
     folder = Path(recipe.output) / recipe.name
     source = source or load_source(recipe, folder)
     write_left_out(folder, recipe, source)
@@ -147,7 +149,7 @@ def sweep(
         _write(folder, validation)
     best = choose(validation)
     print(f"\n{format_sweep(validation)}\n\n== on all training images", flush=True)
-    everything: dict[str, Any] = {"validation_fraction": 0.0}
+    everything: dict[str, Any] = {"validation_fraction": 0.0, "export": False}
     if recipe.own_validation == "hold_out":
         everything["own_validation"] = "train"
     final = run(
@@ -157,6 +159,8 @@ def sweep(
         source=source,
         architecture=architecture,
     )
+    if recipe.export and host_number() == 0:
+        export_run(folder / "final", recipe.name, source.class_names)
     return SweepResult(validation, best, final)
 
 
