@@ -229,6 +229,23 @@ def test_a_sweep_checks_its_rates_first(digits, rates, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_fresh_sweep_leaves_what_is_there(tmp_path, digits, runs):
+    recipe = dataclasses.replace(RECIPE, output=str(tmp_path), steps=2, warmup_steps=1)
+    sweep(recipe, [0.01], source=digits, architecture=ARCHITECTURE)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("choice/**/*") if path.is_file()}
+    runs.clear()
+    fresh = dataclasses.replace(recipe, fresh=True)
+    sweep(fresh, [0.01], source=digits, architecture=ARCHITECTURE)
+    assert [name for name, *_ in runs] == ["lr-0.01", "final"]
+    assert {path: path.read_bytes() for path in before} == before
+    assert {path.name for path in tmp_path.iterdir() if path.name[0] != "."} == {
+        "choice",
+        "choice-2",
+    }
+    names = {path.name for path in (tmp_path / "choice-2").iterdir() if path.name[0] != "."}
+    assert names == {"lr-0.01", "final", "sweep.json"}
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="exports need TensorFlow")
 def test_a_sweep_exports_the_final_model_under_its_own_name(tmp_path, digits, monkeypatch):
     monkeypatch.chdir(tmp_path)

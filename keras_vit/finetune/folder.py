@@ -14,6 +14,7 @@ import keras
 
 from keras_vit.checkpoints.reading import checkpoint_files
 from keras_vit.data import DataSource
+from keras_vit.finetune.hosts import agree
 from keras_vit.finetune.recipe import FREE_FIELDS, Recipe, differing_fields, recipe_fields
 from keras_vit.finetune.state import read_json
 from keras_vit.models import VisionTransformerConfig
@@ -68,12 +69,14 @@ def deciding_options(configuration: dict) -> dict:
     return {name: value for name, value in {**options, **data}.items() if name not in FREE_FIELDS}
 
 
-def unused_name(recipe: Recipe) -> str:
-    """The recipe's name, or it with the first number from 2 on whose folder does not exist yet."""
+def with_unused_name(recipe: Recipe) -> Recipe:
+    """The recipe, no longer `fresh`, under its name or that with the first number from 2 on whose
+    folder does not exist yet; all hosts come to the same."""
     name, number = recipe.name, 2
     while Path(recipe.output, name).exists():
         name, number = f"{recipe.name}-{number}", number + 1
-    return name
+    agree("name that is free", name)
+    return dataclasses.replace(recipe, name=name, fresh=False)
 
 
 @contextlib.contextmanager

@@ -27,8 +27,8 @@ from keras_vit.finetune.folder import (
     disk_errors,
     read_configuration,
     run_lock,
-    unused_name,
     weights_digest,
+    with_unused_name,
 )
 from keras_vit.finetune.hosts import agree, host_count, host_number, join_hosts
 from keras_vit.finetune.html_report import write_report
@@ -111,8 +111,7 @@ def run(
     if recipe.distribute == "none":
         keep_compiled_programs()
     if recipe.fresh:
-        recipe = dataclasses.replace(recipe, name=unused_name(recipe), fresh=False)
-        agree("name that is free", recipe.name)
+        recipe = with_unused_name(recipe)
     folder = Path(recipe.output) / recipe.name
     with contextlib.ExitStack() as stack:
         stack.enter_context(disk_errors(folder))

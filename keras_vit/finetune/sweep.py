@@ -9,6 +9,7 @@ from typing import Any
 
 from keras_vit.data import DataSource
 from keras_vit.finetune.evaluation import Evaluation
+from keras_vit.finetune.folder import with_unused_name
 from keras_vit.finetune.hosts import host_number
 from keras_vit.finetune.loop import TrainingDiverged
 from keras_vit.finetune.recipe import Recipe
@@ -86,7 +87,7 @@ def sweep(
 
     The runs are folders in OUTPUT/NAME: `lr-0.01`, …, and `final`. Interrupted, the same call
     goes on where it was: runs that are finished are not repeated. `sweep.json` holds the table.
-    `export` writes the model of `final`, as saved_models/NAME.
+    `export` writes the model of `final` to saved_models/NAME; `fresh` starts over in NAME-2.
 
     Args:
         recipe: All options; `learning_rate` is replaced.
@@ -116,6 +117,8 @@ def sweep(
             "leave them out, or pass them to a run with the learning rate that the sweep chose"
         )
     check_export(recipe)
+    if recipe.fresh:
+        recipe = with_unused_name(recipe)
     folder = Path(recipe.output) / recipe.name
     source = source or load_source(recipe, folder)
     write_left_out(folder, recipe, source)
