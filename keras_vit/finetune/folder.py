@@ -104,8 +104,7 @@ def disk_errors(folder: str | Path) -> Iterator[None]:
         named, place = getattr(error, "filename", None), Path(folder).resolve()
         if named and not _is_in_line(Path(os.fsdecode(named)).resolve(), place):
             raise  # A file of the data, for instance.
-        # Libraries in C hand the system's message on in errors of their own.
-        text = str(error).lower()
+        text = str(error).lower() if _may_be_the_systems(error) else ""
         number = getattr(error, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT) or any(sign in text for sign in _DISK_FULL):
             raise OSError(
@@ -120,6 +119,15 @@ def disk_errors(folder: str | Path) -> Iterator[None]:
                 "permissions"
             ) from error
         raise
+
+
+def _may_be_the_systems(error):
+    """Whether the text of an error may be a message of the system about the run's own files.
+
+    Libraries in C hand it on in errors of their own, which have no cause. A ValueError is about
+    what was given, such as a picture that may not be read.
+    """
+    return isinstance(error, OSError) or not (isinstance(error, ValueError) or error.__cause__)
 
 
 def _is_in_line(path, folder):
