@@ -51,6 +51,7 @@ MIXED = {
     "ema_decay": 0.5,
     "weight_decay": 0.01,
 }
+NADAM = {"optimizer": "nadam", "steps": 10, "warmup_steps": 2, "learning_rate": 0.001}
 SCALED = {"steps": 10, "precision": "mixed_float16", "micro_batch_size": 48}
 
 
@@ -146,6 +147,8 @@ def courses(tmp_path_factory):
             "one": {},
             "two": {"distribute": many},
             "unclipped": {"clip_norm": 0.0, "steps": 20},
+            "nadam_one": NADAM,
+            "nadam_two": {**NADAM, "distribute": many},
             "mixed_one": MIXED,
             "mixed_two": {**MIXED, "distribute": many},
             # On JAX the run on one device ends with a ValueError already; why is open.
@@ -171,6 +174,7 @@ def test_two_devices_compute_what_one_does(courses, backend):
     folder, _ = courses[backend]
     assert_same_course(folder / "one", folder / "two")
     assert len(losses(folder / "two")) == 50
+    assert_same_course(folder / "nadam_one", folder / "nadam_two")
     # Clipping is at work, so it is the gradient of the whole batch that was clipped.
     clipped, unclipped = (losses(folder / name)[:20] for name in ("one", "unclipped"))
     assert np.abs(clipped - unclipped).max() > 1e-2
