@@ -113,7 +113,7 @@ def evaluate(
         model: A run's folder, a .keras file, or a published checkpoint or its hub folder.
         source: A TFDS name, "digits", a folder with one sub-folder a class, or a .csv manifest. All
             images of a set without splits are looked at; of a run's own data set, those that the
-            run kept for its test.
+            run kept for its test. If that has changed since, it is refused.
         data_dir: Folder of prepared TFDS data sets; None: the default of TFDS.
         split: Which images.
         batch_size: Images a batch.
@@ -547,6 +547,8 @@ def _load_split(source, data_dir, split, class_names, model, damaged_images):
             damaged_images=damaged_images,
         )
         print_left_out(loaded)
+        if loaded.train is None:
+            _check_is_another_set(source, loaded.name, model)
     images = getattr(loaded, split)
     if images is None:
         present = [name for name in ("train", "validation", "test") if getattr(loaded, name)]
@@ -558,9 +560,8 @@ def _load_split(source, data_dir, split, class_names, model, damaged_images):
 
 def _as_in_the_run(source, data_dir, model):
     """The splits of a run's own data set, as the run took them; None for any other."""
-    path = Path(model).expanduser()
-    folder = path if path.is_dir() else path.parent
-    if not (folder / "recipe.json").exists():
+    folder = _run_folder(model)
+    if folder is None:
         return None
     configuration = finetune.read_configuration(folder)
     recipe = finetune.recipe_from_fields(configuration["recipe"], folder / "recipe.json")
@@ -580,6 +581,36 @@ def _as_in_the_run(source, data_dir, model):
     print(f"{source} is the data set of this run, divided as the run divided it")
     print_left_out(loaded)
     return split_source(loaded, recipe)
+
+
+def _check_is_another_set(source, name, model):
+    """Whether a set that is not divided may hold what a run trained on: refuses, or warns."""
+    folder = _run_folder(model)
+    if folder is None:
+        return
+    configuration = finetune.read_configuration(folder)
+    places = [Path(place).expanduser() for place in (source, configuration["recipe"]["data"])]
+    if places[0].resolve() == places[1].resolve():
+        raise ValueError(
+            f"{source} is what {folder} was trained on, and its classes, labels, files or file "
+            "sizes have changed since: which images the run kept for its test cannot be told any "
+            "more. Evaluate new images from a folder or .csv file of their own; a .csv file or a "
+            "copy of all evaluates all, what was trained on too"
+        )
+    if name == configuration["data"]["name"]:
+        print(
+            f"keras-vit: warning: {source} is called like the data set that {folder} was trained "
+            "on, and is not the same. Where it holds images that were trained on, the accuracy is "
+            "too high",
+            file=sys.stderr,
+        )
+
+
+def _run_folder(model):
+    """The folder of the run that a model is from; None where it is of none."""
+    path = Path(model).expanduser()
+    folder = path if path.is_dir() else path.parent
+    return folder if (folder / "recipe.json").exists() else None
 
 
 if __name__ == "__main__":

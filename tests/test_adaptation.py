@@ -214,7 +214,7 @@ def test_the_head_is_trained_on_features_computed_once(
     monkeypatch.setattr(
         keras.Model,
         "predict_on_batch",
-        lambda self, x: (computed.append(self.name), real(self, x))[1],
+        lambda self, x: (self.name == "classifier" or computed.append(self.name), real(self, x))[1],
     )
     options = {"adapt": "head", "steps": 60, "learning_rate": 0.5}
     options |= {"evaluate_every": 60, "checkpoint_every": 60}

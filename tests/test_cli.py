@@ -212,6 +212,55 @@ def test_evaluate_leaves_out_what_the_run_trained_on(
         assert percentages(printed)[2] == str(len(source.test))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["folder", "manifest"])
+def test_evaluate_refuses_the_run_s_data_set_once_it_has_changed(
+    capsys, run_folder, images, tmp_path, kind
+):
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    place = tmp_path / "first" / "photos"
+    for index, file in enumerate(images):
+        folder = place / CLASS_NAMES[index % 6]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder)
+    files = sorted(place.glob("*/*.png"))
+    lines = ["file,label", *(f"photos/{f.parent.name}/{f.name},{f.parent.name}" for f in files)]
+    manifest = tmp_path / "first" / "photos.csv"
+    manifest.write_text("\n".join(lines) + "\n")
+    data = place if kind == "folder" else manifest
+    configuration = describe_run(Recipe(data=str(data), validation_fraction=0.0), load_data(data))
+    (run / "recipe.json").write_text(json.dumps(configuration))
+    assert "divided as the run" in printed_by(capsys, "evaluate", run, "--data", data)
+    # One picture more.
+    shutil.copy(files[0], files[0].with_name("new.png"))
+    manifest.write_text(manifest.read_text() + "photos/ant/new.png,ant\n")
+    error = error_of(capsys, "evaluate", run, "--data", data)
+    assert "have changed since" in error and "of their own" in error
+    # Elsewhere it is a set of its own; one of the same name may hold the same images.
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    assert main(["evaluate", str(run), "--data", str(tmp_path / "second" / data.name)]) == 0
+    captured = capsys.readouterr()
+    assert "called like the data set" in captured.err
+    assert percentages(captured.out)[2] == "13"
+
+
+def test_evaluate_takes_the_division_of_a_changed_set_that_has_its_own(
+    capsys, run_folder, images, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    data = tmp_path / "photos"
+    for index, file in enumerate(images):
+        folder = data / ("train", "test")[index // 6] / CLASS_NAMES[index % 6]
+        folder.mkdir(parents=True)
+        shutil.copy(file, folder)
+    configuration = describe_run(Recipe(data=str(data), validation_fraction=0.0), load_data(data))
+    (run / "recipe.json").write_text(json.dumps(configuration))
+    Image.new("RGB", (8, 8)).save(data / "test" / "bee" / "new.png")
+    assert percentages(printed_by(capsys, "evaluate", run, "--data", data))[2] == "7"
+
+
 def test_class_names_are_those_in_a_hub_folder(capsys, images, tmp_path):
     write_timm(tmp_path / "hub", image_size=(8, 8), grid=(2, 2))
     (tmp_path / "class_names.txt").write_text("wrong\n" * 5)

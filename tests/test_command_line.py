@@ -229,6 +229,49 @@ def test_a_sweep_checks_its_rates_first(digits, rates, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_fresh_sweep_leaves_what_is_there(tmp_path, digits, runs):
+    recipe = dataclasses.replace(RECIPE, output=str(tmp_path), steps=2, warmup_steps=1)
+    sweep(recipe, [0.01], source=digits, architecture=ARCHITECTURE)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("choice/**/*") if path.is_file()}
+    runs.clear()
+    fresh = dataclasses.replace(recipe, fresh=True)
+    sweep(fresh, [0.01], source=digits, architecture=ARCHITECTURE)
+    assert [name for name, *_ in runs] == ["lr-0.01", "final"]
+    assert {path: path.read_bytes() for path in before} == before
+    assert {path.name for path in tmp_path.iterdir() if path.name[0] != "."} == {
+        "choice",
+        "choice-2",
+    }
+    names = {path.name for path in (tmp_path / "choice-2").iterdir() if path.name[0] != "."}
+    assert names == {"lr-0.01", "final", "sweep.json"}
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="exports need TensorFlow")
+def test_a_sweep_exports_the_final_model_under_its_own_name(tmp_path, digits, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = dataclasses.replace(RECIPE, steps=2, warmup_steps=1, export=True)
+    for _ in range(2):
+        sweep(recipe, [0.01], source=digits, architecture=ARCHITECTURE)
+    exported = sorted(path.parent for path in tmp_path.glob("saved_models/**/saved_model.pb"))
+    assert exported == [tmp_path / "saved_models" / "choice" / "1"]
+
+
+def test_a_sweep_refuses_an_export_that_the_backend_cannot_make(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    recipe = dataclasses.replace(RECIPE, output=str(tmp_path), export=True)
+    with pytest.raises(ValueError, match="`export` needs the TensorFlow backend"):
+        sweep(recipe, [0.01], source=digits)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", [{"early_stopping": 1}, {"keep": "best"}])
+def test_a_sweep_refuses_at_once_what_its_final_run_could_not_do(digits, option, tmp_path):
+    recipe = dataclasses.replace(RECIPE, output=str(tmp_path), evaluate_every=1, **option)
+    with pytest.raises(ValueError, match="trains on all images in the end"):
+        sweep(recipe, [0.1], source=digits)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_a_sweep_holds_images_out_where_the_recipe_does_not(tmp_path, digits, runs):
     recipe = dataclasses.replace(

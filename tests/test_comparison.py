@@ -12,7 +12,7 @@ from PIL import Image
 from keras_vit.finetune import Recipe
 from keras_vit.finetune.comparison import compare_runs
 from keras_vit.finetune.predictions import make_predictions, write_predictions
-from keras_vit.finetune.report import write_result
+from keras_vit.finetune.report import read_result, write_result
 
 
 def make_run(folder, name, *, strength, finished=True, validation=None, answers=True, **changes):
@@ -81,6 +81,16 @@ def test_validation_decides_where_all_runs_have_it(tmp_path):
     assert rows[1]["minutes"] == "unfinished"
     runs.append(make_run(tmp_path, "d", strength=8.0))
     assert table_of(compare_runs(runs))[0]["run"] == "d"
+
+
+def test_the_steps_that_were_done_are_shown(tmp_path):
+    folders = [make_run(tmp_path, name, strength=4.0) for name in ("stopped", "whole")]
+    result = read_result(folders[0] / "result.json")
+    write_result(folders[0] / "result.json", dataclasses.replace(result, steps=150))
+    rows = {row["run"]: row for row in table_of(compare_runs(folders))}
+    assert rows["stopped"]["steps x batch"] == "150 of 500 x 512"
+    assert rows["stopped"]["minutes"] == "1.5"
+    assert rows["whole"]["steps x batch"] == "500 x 512"
 
 
 def test_the_best_two_differ_where_mcnemar_says_so(tmp_path):

@@ -513,6 +513,20 @@ class TestTinyTFDS:
             load_data("tiny:1.3.0", data_dir=tmp_path / "none", cache_dir=tmp_path / "cache")
 
 
+def test_a_set_is_found_in_the_cache_without_its_config_where_there_is_one(tmp_path, capsys):
+    pytest.importorskip("tensorflow_datasets")
+    for config, version in (("rgb", "1.0.0"), ("rgb", "2.0.0"), ("all", "1.0.0")):
+        write_cache(tmp_path, f"wheat-{config}", version)
+    write_cache(tmp_path, "vtab-wheat", "1.0.0")
+    assert load_data("wheat:2.0.0", cache_dir=tmp_path).version == "2.0.0"
+    assert "wheat is read as wheat-rgb" in capsys.readouterr().out
+    for name in ("wheat", "wheat:1.0.0", "wheat/none", "whea", "vtab"):
+        with pytest.raises(ValueError, match=f"{name}' is no file or folder here|no task"):
+            load_data(name, cache_dir=tmp_path)
+    (tmp_path / "wheat-all-1.0.0.npz").unlink()
+    assert load_data("wheat", cache_dir=tmp_path).version == "2.0.0"
+
+
 def test_what_an_interrupted_run_left_is_not_taken_for_the_cache(tmp_path):
     (tmp_path / ".digits_of_mine-1.0.0.123.partial").mkdir()
     (tmp_path / "digits_of_mine-1.0.0.npz.123.partial").write_bytes(b"")
@@ -603,12 +617,12 @@ def write_tfds(folder, size):
     return folder
 
 
-def write_cache(folder):
+def write_cache(folder, name="tiny", version="1.2.0"):
     """The .npz that loading the tiny set leaves, without TFDS."""
-    path = folder / "tiny-1.2.0.npz"
+    path = folder / f"{name}-{version}.npz"
     arrays = {
-        "name": "tiny",
-        "version": "1.2.0",
+        "name": name,
+        "version": version,
         "class_names": np.array(["b", "a"]),
         "train_images": np.zeros((3, 6, 6, 3), "uint8"),
         "train_labels": np.array([0, 1, 0], "int32"),

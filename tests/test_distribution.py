@@ -51,6 +51,9 @@ MIXED = {
     "ema_decay": 0.5,
     "weight_decay": 0.01,
 }
+# Of 359 test images 103 are left for the last batch, which two devices cannot divide.
+HEAD = {"steps": 10, "adapt": "head", "resize_size": None}
+NADAM = {"optimizer": "nadam", "steps": 10, "warmup_steps": 2, "learning_rate": 0.001}
 SCALED = {"steps": 10, "precision": "mixed_float16", "micro_batch_size": 48}
 
 
@@ -146,14 +149,14 @@ def courses(tmp_path_factory):
             "one": {},
             "two": {"distribute": many},
             "unclipped": {"clip_norm": 0.0, "steps": 20},
+            "nadam_one": NADAM,
+            "nadam_two": {**NADAM, "distribute": many},
+            "head_one": HEAD,
+            "head_two": {**HEAD, "distribute": many},
             "mixed_one": MIXED,
             "mixed_two": {**MIXED, "distribute": many},
-            # On JAX the run on one device ends with a ValueError already; why is open.
-            **(
-                {"scaled_one": SCALED, "scaled_two": {**SCALED, "distribute": many}}
-                if backend == "tensorflow"
-                else {}
-            ),
+            "scaled_one": SCALED,
+            "scaled_two": {**SCALED, "distribute": many},
             "odd": {"batch_size": 95, "distribute": many},
             "odd_parts": {"micro_batch_size": 3, "distribute": many},
         }
@@ -171,6 +174,7 @@ def test_two_devices_compute_what_one_does(courses, backend):
     folder, _ = courses[backend]
     assert_same_course(folder / "one", folder / "two")
     assert len(losses(folder / "two")) == 50
+    assert_same_course(folder / "nadam_one", folder / "nadam_two")
     # Clipping is at work, so it is the gradient of the whole batch that was clipped.
     clipped, unclipped = (losses(folder / name)[:20] for name in ("one", "unclipped"))
     assert np.abs(clipped - unclipped).max() > 1e-2
@@ -178,12 +182,18 @@ def test_two_devices_compute_what_one_does(courses, backend):
 
 @pytest.mark.slow
 @BACKENDS
+def test_the_head_alone_is_evaluated_on_an_odd_number_of_images(courses, backend):
+    folder, _ = courses[backend]
+    assert_same_course(folder / "head_one", folder / "head_two")
+
+
+@pytest.mark.slow
+@BACKENDS
 def test_draws_partners_and_micro_batches_are_those_of_one_device(courses, backend):
     folder, _ = courses[backend]
     assert_same_course(folder / "mixed_one", folder / "mixed_two")
-    if backend == "tensorflow":
-        # Half precision rounds the sums of the gradients coarsely.
-        assert_same_course(folder / "scaled_one", folder / "scaled_two", tolerance=2e-2)
+    # Half precision rounds the sums of the gradients coarsely.
+    assert_same_course(folder / "scaled_one", folder / "scaled_two", tolerance=2e-2)
 
 
 @pytest.mark.slow

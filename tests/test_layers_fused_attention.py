@@ -49,6 +49,22 @@ def test_the_token_that_fills_up_changes_nothing(tokens):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
+def test_float16_is_compiled_and_has_a_gradient_on_a_cpu():
+    import jax
+
+    arrays = np.random.default_rng(0).normal(size=(3, 2, 5, 3, 8)).astype("float16")
+
+    def total(*arrays):
+        attended = fused_attention(*arrays, scale=0.3, training=True, attended_tokens=4)
+        return ops.sum(ops.cast(attended, "float32"))
+
+    halves = jax.jit(jax.value_and_grad(total, (0, 1, 2)))(*arrays)
+    singles = jax.value_and_grad(total, (0, 1, 2))(*arrays.astype("float32"))
+    assert {gradient.dtype for gradient in halves[1]} == {np.dtype("float16")}
+    for half, single in zip(jax.tree.leaves(halves), jax.tree.leaves(singles), strict=True):
+        np.testing.assert_allclose(half, single, atol=2e-2)
+
+
 @pytest.mark.parametrize("use_bias", [True, False, "query_value"])
 @pytest.mark.parametrize("lora", [False, True])
 def test_queries_keys_and_values_are_those_of_one_product(use_bias, lora):

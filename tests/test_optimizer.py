@@ -7,6 +7,7 @@ import pytest
 from keras_vit.finetune import SGD, Recipe, learning_rate
 from keras_vit.finetune.optimizer import drop_unfinished_accumulation
 from keras_vit.finetune.optimizer import make_optimizer as make_planned_optimizer
+from keras_vit.finetune.recipe import OPTIMIZERS
 from keras_vit.finetune.rules import weight_plans
 
 
@@ -76,6 +77,24 @@ def test_accumulation_averages_first_and_clips_then(name):
         mean = gradients.mean(axis=0)
         expected = -0.03 * mean / np.linalg.norm(mean)
         np.testing.assert_allclose(parts.numpy(), expected, rtol=1e-5)
+
+
+# Muon is for matrices.
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in ("sgd", "muon")])
+def test_steps_are_those_of_keras(name):
+    recipe = Recipe(optimizer=name, learning_rate=0.1, clip_norm=0.0)
+    ours, theirs = variable([1.0, 2.0]), variable([1.0, 2.0])
+    classes = {key.lower(): value for key, value in vars(keras.optimizers).items()}
+    momentum = {"momentum": 0.9} if name == "keras_sgd" else {}
+    expected = classes[name.removeprefix("keras_")](learning_rate=0.1, **momentum)
+    found = make_optimizer(recipe, [ours])
+    # A recipe says it, and says none.
+    expected.weight_decay = None
+    for gradient in ([1.0, 2.0], [0.5, -1.0], [2.0, 1.0]):
+        apply(expected, gradient, theirs)
+        apply(found, gradient, ours)
+    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5)
+    assert np.abs(ours.numpy() - [1.0, 2.0]).min() > 1e-6
 
 
 def test_no_clipping_at_zero():

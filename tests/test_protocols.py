@@ -22,6 +22,7 @@ from keras_vit.finetune.protocols import (
     protocol_learning_rates,
     protocol_recipe,
 )
+from keras_vit.finetune.splits import split_source
 from keras_vit.models import VARIANTS, VisionTransformerConfig, count_parameters
 
 TINY = VisionTransformerConfig(
@@ -131,6 +132,18 @@ def test_vtab_keeps_what_a_label_depends_on():
     assert whole == {
         *("clevr_count", "clevr_distance", "dmlab", "kitti_distance", "dsprites_location"),
     }
+
+
+@pytest.mark.parametrize("name", [name for name in PROTOCOLS if name != "transfer"])
+def test_vtab_trains_on_all_of_its_1000_images(name):
+    def images(count):
+        classes = tuple(f"class {index}" for index in range(397))
+        labels = np.arange(count, dtype="int32") % len(classes)
+        return ImageSet(np.zeros((count, 1, 1, 3), "uint8"), labels, classes)
+
+    source = DataSource("vtab/sun397", "", "0", images(800), images(200), images(400))
+    splits = split_source(source, protocol_recipe(name, "vtab/sun397"))
+    assert (len(splits.train), splits.validation) == (1000, None)
 
 
 def test_a_batch_is_no_larger_than_a_data_set_of_1000_images():

@@ -27,6 +27,7 @@ from small_runs import (
 )
 
 from keras_vit.finetune import RunInterrupted, read_configuration, run
+from keras_vit.finetune.folder import disk_errors
 from keras_vit.finetune.log import read_log
 from keras_vit.finetune.state import (
     CheckpointWriter,
@@ -289,6 +290,23 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, digits, monkeypat
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(OSError, match=r"run cannot be written to.*--output"):
         small_run(tmp_path, digits)
+
+
+@pytest.mark.parametrize("kind, is_named", [(ValueError, False), (RuntimeError, True)])
+def test_what_may_not_be_read_is_not_taken_for_the_runs_folder(tmp_path, kind, is_named):
+    # A RuntimeError is what libraries in C raise.
+    refused = kind("photos/3.png cannot be read: [Errno 13] Permission denied")
+    with pytest.raises(OSError if is_named else kind) as caught, disk_errors(tmp_path / "run"):
+        raise refused
+    assert ("run cannot be written to" in str(caught.value)) == is_named
+
+
+def test_a_download_that_fails_is_not_taken_for_the_runs_folder(tmp_path):
+    with pytest.raises(RuntimeError, match="cannot be downloaded"), disk_errors(tmp_path / "run"):
+        try:
+            raise PermissionError(13, "Permission denied", "/elsewhere/tfds")
+        except PermissionError as error:
+            raise RuntimeError(f"pets cannot be downloaded: {error}") from error
 
 
 @contextlib.contextmanager

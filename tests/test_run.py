@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from keras_vit.data import DataSource
 from keras_vit.finetune import Recipe, TrainingDiverged, evaluate, run, wilson_interval
 from keras_vit.finetune.log import read_log
 from keras_vit.finetune.optimizer import make_optimizer
@@ -262,6 +263,20 @@ def test_the_subset_is_taken_first_and_validation_from_it(digits):
     np.testing.assert_array_equal(splits.train.images, again.train.images)
 
 
+@pytest.mark.parametrize(
+    "own, validation, most", [("hold_out", 438, 1000), ("train", 10, 1438), ("ignore", 10, 1000)]
+)
+def test_the_subset_is_of_all_images_that_may_be_trained_on(digits, own, validation, most):
+    parts = [digits.train.take(range(1000)), digits.train.take(range(1000, 1438))]
+    source = DataSource("divided", "", "0", *parts, digits.test)
+    recipe = dataclasses.replace(RECIPE, train_images=100, own_validation=own)
+    splits = split_source(source, recipe)
+    assert len(splits.train) == (100 if own == "hold_out" else 90)
+    assert len(splits.validation) == validation
+    everything = dataclasses.replace(recipe, train_images=1438, validation_fraction=0.0)
+    assert len(split_source(source, everything).train) == most
+
+
 def test_validation_shares_no_image_with_training(digits):
     # Each image says which one it is.
     index = np.arange(len(digits.train))
@@ -386,9 +401,12 @@ def test_a_bad_image_is_named_before_the_first_step(tmp_path):
     assert not (tmp_path / "tiny").exists()
 
 
-def test_a_few_images_leave_some_for_validation_or_say_what_to_pass(digits):
+def test_a_few_images_leave_some_for_validation_or_say_what_to_pass(digits, capsys):
+    split_source(digits, RECIPE)
+    assert not capsys.readouterr().out
     few = dataclasses.replace(RECIPE, train_images=40, validation_fraction=0.02)
     assert len(split_source(digits, few).validation) == 10
+    assert "10 of 40 training images are held out" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--validation-fraction 0"):
         split_source(digits, dataclasses.replace(few, train_images=15))
 
@@ -422,11 +440,15 @@ def test_export_comes_with_the_run_and_after_it(tmp_path, monkeypatch, finished,
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished[0], tmp_path / "runs" / "tiny")
     exporting = recipe_in(tmp_path / "runs", export=True)
-    for expected in ("saved_models/tiny/1", "there already"):
+    for expected in ("saved_models/tiny/1\n", "tiny/1 is there already"):
         run(exporting, source=digits, architecture=ARCHITECTURE)
         assert expected in capsys.readouterr().out
-    folders = [path.name for path in (tmp_path / "saved_models" / "tiny").glob("*/")]
-    assert folders == ["1"]
+    # A model that has changed is another version.
+    longer = dataclasses.replace(exporting, steps=61, accept_changes=True)
+    run(longer, source=digits, architecture=ARCHITECTURE)
+    assert "saved_models/tiny/2\n" in capsys.readouterr().out
+    folders = {path.name for path in (tmp_path / "saved_models" / "tiny").glob("*/")}
+    assert folders == {"1", "2"}
 
 
 @given(st.integers(1, 10_000), st.data())

@@ -87,18 +87,20 @@ def _newest_prepared(name, data_dir):
 
 
 def _cached(name, version, cache_dir):
-    """The newest version in the cache, or the one that is asked for."""
-    name = name.replace("/", "-")
-    found = [
-        path
-        for path in cache_dir.glob(f"{name}-{version or '*'}")
-        if path.is_dir() and path.name.rpartition("-")[0] == name
-    ] + [
-        path
-        for path in cache_dir.glob(f"{name}-{version or '*'}.npz")
-        if path.stem.rpartition("-")[0] == name
-    ]
-    return max(found, key=_version_number, default=None)
+    """The newest version in the cache, or the one that is asked for.
+
+    A set that is asked for without a config is the one config of it that is there.
+    """
+    stem, found = name.replace("/", "-"), {}
+    for path in cache_dir.glob(f"{stem}-*"):
+        known, _, number = path.name.removesuffix(".npz").rpartition("-")
+        if (path.is_dir() or path.suffix == ".npz") and version in ("", number):
+            found.setdefault(known, []).append(path)
+    # All of VTAB's tasks are not configs of one set.
+    if stem not in found and len(found) == 1 and "/" not in name and name != "vtab":
+        (stem,) = found
+        print(f"{name} is read as {stem}, the only config of it in {cache_dir}")
+    return max(found.get(stem, ()), key=_version_number, default=None)
 
 
 def _version_number(path):

@@ -145,9 +145,10 @@ def _run_names(runs):
 def _cells(run: ComparedRun):
     """The cells of a run after its name, up to the options."""
     recipe, result, test = run.configuration["recipe"], run.result, run.test
-    steps = f"{recipe['steps']}"
-    if not result:
-        steps = f"{run.log[-1]['step'] if run.log else 0} of {steps}"
+    last = run.log[-1]["step"] if run.log else 0
+    done, steps = result.steps if result else last, recipe["steps"]
+    if not result or done < steps:
+        steps = f"{done} of {steps}"
     accuracy = UNKNOWN
     if test:
         low, high = test.interval

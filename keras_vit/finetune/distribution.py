@@ -73,12 +73,13 @@ class Distribution:
         whole.
         """
 
-    def predict_on_batch(self, model: keras.Model, inputs: np.ndarray) -> Any:
+    def predict_on_batch(self, model: keras.Model, inputs: Any) -> Any:
         """What a model answers for a whole batch, on every host.
 
         Args:
             model: The model.
-            inputs: As many images as the devices divide evenly, the same on every host.
+            inputs: An array, or arrays in a structure, of as many rows as the devices divide
+                evenly, the same on every host.
 
         Returns:
             An array of NumPy, or as many as the model has outputs.
@@ -115,7 +116,7 @@ class _Mirrored(Distribution):
         model.train_function = train_function
 
     def predict_on_batch(self, model, inputs):
-        rows = np.arange(len(inputs)).reshape(self.devices, -1)
+        rows = np.arange(len(keras.tree.flatten(inputs)[0])).reshape(self.devices, -1)
         return model.predict_on_batch(self._split(inputs, rows))
 
     def _split_training(self, inputs, targets):
@@ -253,13 +254,16 @@ class _DataParallel(Distribution):
     def predict_on_batch(self, model, inputs):
         import jax
 
-        layout = self._distribution.get_data_layout(inputs.shape).backend_layout
-        rows = len(inputs) // host_count()
-        own = inputs[host_number() * rows : (host_number() + 1) * rows]
+        def divided(array):
+            layout = self._distribution.get_data_layout(array.shape).backend_layout
+            rows = len(array) // host_count()
+            own = array[host_number() * rows : (host_number() + 1) * rows]
+            return jax.make_array_from_process_local_data(layout, own)
+
         outputs = self._prediction(model)(
             [variable.value for variable in model.trainable_variables],
             [variable.value for variable in model.non_trainable_variables],
-            jax.make_array_from_process_local_data(layout, own),
+            keras.tree.map_structure(divided, inputs),
         )
         return keras.tree.map_structure(np.asarray, outputs)
 

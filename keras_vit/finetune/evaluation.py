@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -159,12 +160,35 @@ def predict_on_device(
     parts: list[list[np.ndarray]] = []
     done = 0
     for images, labels in prefetch(batches, 0, len(batches)):
-        outputs = keras.tree.flatten(_predict(device_model, images, batch_size))
-        parts.append([np.asarray(output, "float32")[: len(labels)] for output in outputs])
+        parts.append(predict_filled_up(device_model, images, batch_size))
         done += len(labels)
         if progress:
             progress(done)
     return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+
+def predict_filled_up(model: keras.Model, inputs: Any, batch_size: int) -> list[np.ndarray]:
+    """What a model answers for a batch that may be smaller than the others.
+
+    It is filled up so that there is one shape to compile for, and every batch so that the devices
+    divide it evenly.
+
+    Args:
+        model: The model.
+        inputs: Its inputs: an array, or arrays in a structure.
+        batch_size: Rows of the other batches.
+
+    Returns:
+        float32 arrays of as many rows as the inputs have, one for each output of the model.
+    """
+    distribution = current_distribution()
+    rows = len(keras.tree.flatten(inputs)[0])
+    missing = batch_size - rows + -batch_size % distribution.devices
+    filled = keras.tree.map_structure(
+        lambda array: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]), inputs
+    )
+    outputs = keras.tree.flatten(distribution.predict_on_batch(model, filled))
+    return [np.asarray(output, "float32")[:rows] for output in outputs]
 
 
 def judge_outputs(
@@ -226,15 +250,6 @@ def check_outputs(model: keras.Model, num_classes: int) -> None:
             f"The model has {model.output_shape[-1]} outputs, the data set {num_classes} classes. "
             "Fine-tune the model on this data set first, or choose the data set it was trained on"
         )
-
-
-def _predict(model, images, batch_size):
-    # The last batch is filled up so that there is one shape to compile for, and every batch so that
-    # the devices divide it evenly.
-    distribution = current_distribution()
-    missing = batch_size - len(images) + -batch_size % distribution.devices
-    padded = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
-    return distribution.predict_on_batch(model, padded)
 
 
 def _ranks(outputs, labels):

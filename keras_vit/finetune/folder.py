@@ -14,6 +14,7 @@ import keras
 
 from keras_vit.checkpoints.reading import checkpoint_files
 from keras_vit.data import DataSource
+from keras_vit.finetune.hosts import agree
 from keras_vit.finetune.recipe import FREE_FIELDS, Recipe, differing_fields, recipe_fields
 from keras_vit.finetune.state import read_json
 from keras_vit.models import VisionTransformerConfig
@@ -68,12 +69,14 @@ def deciding_options(configuration: dict) -> dict:
     return {name: value for name, value in {**options, **data}.items() if name not in FREE_FIELDS}
 
 
-def unused_name(recipe: Recipe) -> str:
-    """The recipe's name, or it with the first number from 2 on whose folder does not exist yet."""
+def with_unused_name(recipe: Recipe) -> Recipe:
+    """The recipe, no longer `fresh`, under its name or that with the first number from 2 on whose
+    folder does not exist yet; all hosts come to the same."""
     name, number = recipe.name, 2
     while Path(recipe.output, name).exists():
         name, number = f"{recipe.name}-{number}", number + 1
-    return name
+    agree("name that is free", name)
+    return dataclasses.replace(recipe, name=name, fresh=False)
 
 
 @contextlib.contextmanager
@@ -101,8 +104,7 @@ def disk_errors(folder: str | Path) -> Iterator[None]:
         named, place = getattr(error, "filename", None), Path(folder).resolve()
         if named and not _is_in_line(Path(os.fsdecode(named)).resolve(), place):
             raise  # A file of the data, for instance.
-        # Libraries in C hand the system's message on in errors of their own.
-        text = str(error).lower()
+        text = str(error).lower() if _may_be_the_systems(error) else ""
         number = getattr(error, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT) or any(sign in text for sign in _DISK_FULL):
             raise OSError(
@@ -117,6 +119,15 @@ def disk_errors(folder: str | Path) -> Iterator[None]:
                 "permissions"
             ) from error
         raise
+
+
+def _may_be_the_systems(error):
+    """Whether the text of an error may be a message of the system about the run's own files.
+
+    Libraries in C hand it on in errors of their own, which have no cause. A ValueError is about
+    what was given, such as a picture that may not be read.
+    """
+    return isinstance(error, OSError) or not (isinstance(error, ValueError) or error.__cause__)
 
 
 def _is_in_line(path, folder):

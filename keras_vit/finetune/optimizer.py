@@ -109,42 +109,49 @@ class _WeightWise:
             average.assign(average + ops.cast(share * completes, average.dtype) * moved)
 
 
-if keras.backend.backend() == "torch":
-    # Keras' own updates all weights at once there, with one learning rate.
-    def _update_one_by_one(self, gradients, variables, learning_rate):
-        for gradient, variable in zip(gradients, variables, strict=True):
-            self.update_step(gradient, variable, learning_rate)
+# Stands after the optimizer of Keras in the order of classes, so that what this does before all
+# updates of a step, as Nadam does, is done.
+_UPDATES: tuple[type, ...] = ()
 
-    _WeightWise._backend_update_step = _update_one_by_one  # type: ignore[attr-defined]
+if keras.backend.backend() == "torch":
+
+    class _OneByOne(keras.optimizers.Optimizer):
+        """Keras' own updates all weights at once there, with one learning rate."""
+
+        def _backend_update_step(self, gradients, variables, learning_rate):
+            for gradient, variable in zip(gradients, variables, strict=True):
+                self.update_step(gradient, variable, learning_rate)
+
+    _UPDATES = (_OneByOne,)
 
 if keras.backend.backend() == "tensorflow":
-    # A mirrored step applies the summed gradients outside of the copies; Keras' own functions
-    # expect to be inside one of them.
-    def _update_all_copies(self, gradients, variables, learning_rate):
-        if not _outside_of_copies():
-            super(_WeightWise, self)._backend_update_step(gradients, variables, learning_rate)
-            return
-        pairs = [(gradient, v.value) for gradient, v in zip(gradients, variables, strict=True)]
-        self._distributed_tf_update_step(self._distribution_strategy, pairs, learning_rate)
 
-    def _accumulate_in_all_copies(self, gradients, accumulators):
-        if not _outside_of_copies():
-            super(_WeightWise, self)._backend_increment_gradient_accumulators(
-                gradients, accumulators
-            )
-            return
-        for gradient, accumulator in zip(gradients, accumulators, strict=True):
-            accumulator.assign(accumulator + gradient)
+    class _AllCopies(keras.optimizers.Optimizer):
+        """A mirrored step applies the summed gradients outside of the copies.
+
+        Keras' own functions expect to be inside one of them.
+        """
+
+        def _backend_update_step(self, gradients, variables, learning_rate):
+            if not _outside_of_copies():
+                super()._backend_update_step(gradients, variables, learning_rate)
+                return
+            pairs = [(gradient, v.value) for gradient, v in zip(gradients, variables, strict=True)]
+            self._distributed_tf_update_step(self._distribution_strategy, pairs, learning_rate)
+
+        def _backend_increment_gradient_accumulators(self, gradients, accumulators):
+            if not _outside_of_copies():
+                super()._backend_increment_gradient_accumulators(gradients, accumulators)
+                return
+            for gradient, accumulator in zip(gradients, accumulators, strict=True):
+                accumulator.assign(accumulator + gradient)
 
     def _outside_of_copies():
         import tensorflow as tf
 
         return tf.distribute.in_cross_replica_context()
 
-    _WeightWise._backend_update_step = _update_all_copies  # type: ignore[attr-defined]
-    _WeightWise._backend_increment_gradient_accumulators = (  # type: ignore[attr-defined]
-        _accumulate_in_all_copies
-    )
+    _UPDATES = (_AllCopies,)
 
 
 def make_optimizer(
@@ -172,7 +179,7 @@ def make_optimizer(
         options["momentum"] = recipe.momentum
     base = _optimizer_class(recipe.optimizer)
     try:
-        optimizer = type(base.__name__, (_WeightWise, base), {})(
+        optimizer = type(base.__name__, (_WeightWise, base, *_UPDATES), {})(
             learning_rate=recipe.peak_learning_rate,
             global_clipnorm=recipe.clip_norm or None,
             gradient_accumulation_steps=(

@@ -152,7 +152,7 @@ def vtab_geometry(image_size):
     }
     return (
         Change(
-            {"own_validation": "train"},
+            {"own_validation": "train", "validation_fraction": 0.0},
             "arXiv 1910.04867: choices are made on 200 of the 1,000, the final run sees them all",
             data=VTAB,
         ),

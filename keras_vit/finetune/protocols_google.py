@@ -319,8 +319,8 @@ BIG_VISION = Protocol(
     differences=(
         BFLOAT16_MOMENTUM,
         "resize_small averages over areas; here resampling is bilinear with antialias.",
-        "transfer.py trains on 90 % of TFDS's train of Flowers; here that data set's own "
-        "validation split chooses, and all of train is trained on.",
+        "transfer.py holds out the last 1, 2 or 10 % of TFDS's train; here the same share, drawn "
+        "at random from each class.",
         "VTAB and other data are not in transfer.py: they have the steps of its small data sets.",
     ),
 )

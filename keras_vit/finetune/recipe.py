@@ -94,15 +94,15 @@ class Recipe:
     leaves out the same ones."""
 
     train_images: int | None = None
-    """Use a stratified, seeded subset of so many training images (the validation split is taken
-    from it); None: all."""
+    """Use a stratified, seeded subset of so many training images, of what `own_validation` adds to
+    them too (the validation split is taken from it); None: all."""
 
     test_images: int | None = None
     """Test on a stratified, seeded subset of so many images; None: all."""
 
     validation_fraction: float = 0.02
-    """Share of the training images held out for validation; 0: none. Not used where the data
-    set's own validation images are."""
+    """Share of the training images held out for validation, at least as many as there are classes;
+    0: none. Not used where the data set's own validation images are."""
 
     own_validation: Literal["hold_out", "train", "ignore"] = "hold_out"
     """What becomes of validation images that the data set sets apart: choices are made by them,
@@ -325,8 +325,8 @@ class Recipe:
     """Steps between training checkpoints; 0: only at the end."""
 
     export: bool = False
-    """Whether to write saved_models/NAME for TensorFlow Serving at the end (needs the
-    TensorFlow backend)."""
+    """Whether to write the next version in saved_models/NAME for TensorFlow Serving at the end
+    (needs the TensorFlow backend); a model that was written is not written again."""
 
     report: bool = True
     """Whether to write report.html at the end (needs matplotlib and Jinja)."""

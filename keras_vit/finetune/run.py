@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from keras_vit.finetune.folder import (
     disk_errors,
     read_configuration,
     run_lock,
-    unused_name,
+    weights_digest,
+    with_unused_name,
 )
 from keras_vit.finetune.hosts import agree, host_count, host_number, join_hosts
 from keras_vit.finetune.html_report import write_report
@@ -45,6 +47,7 @@ from keras_vit.finetune.starting_model import build_model, model_config
 from keras_vit.finetune.state import (
     CheckpointWriter,
     identity_digest,
+    read_json,
     replace_file,
     replaced_file,
     restore_best,
@@ -72,7 +75,8 @@ def run(
 
     The folder OUTPUT/NAME then holds `recipe.json`, `log.csv`, `tensorboard/`, `checkpoints/`
     (the last two), `model.keras`, `class_names.txt`, `result.json`, and `report.html` with
-    `figures/` and `predictions.csv`; and `left_out.json` where images may be left out.
+    `figures/` and `predictions.csv`; `left_out.json` where images may be left out, and
+    `exported.json` where the model is exported.
     A run that is finished already is not repeated: its result is handed back.
 
     SIGTERM and SIGINT make it save and stop after the step it is at.
@@ -107,8 +111,7 @@ def run(
     if recipe.distribute == "none":
         keep_compiled_programs()
     if recipe.fresh:
-        recipe = dataclasses.replace(recipe, name=unused_name(recipe), fresh=False)
-        agree("name that is free", recipe.name)
+        recipe = with_unused_name(recipe)
     folder = Path(recipe.output) / recipe.name
     with contextlib.ExitStack() as stack:
         stack.enter_context(disk_errors(folder))
@@ -121,7 +124,7 @@ def run(
 
 
 def _run(recipe, folder, *, source, architecture, test):
-    _check_backend(recipe)
+    check_export(recipe)
     recipe = resolve_recipe(recipe, folder)
     # Whatever can be known without the images is checked before they are read or fetched.
     model_config(recipe, architecture)
@@ -166,8 +169,36 @@ def _run(recipe, folder, *, source, architecture, test):
         result = _train_and_test(training, recipe, splits, folder, configuration, began, test=test)
     print(f"{result}\n  files in    {folder}", flush=True)
     if recipe.export and host_number() == 0:
-        _export(recipe, folder, source.class_names)
+        export_run(folder, recipe.name, source.class_names)
     return result
+
+
+def check_export(recipe: Recipe) -> None:
+    """Raises a ValueError if a recipe asks for an export that the backend cannot make."""
+    if recipe.export and keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            "`export` needs the TensorFlow backend. Received: export=True with KERAS_BACKEND="
+            f"{keras.backend.backend()}; leave it out and export the run's model.keras later "
+            "under KERAS_BACKEND=tensorflow"
+        )
+
+
+def export_run(folder: Path, name: str, class_names: Sequence[str]) -> None:
+    """Writes a finished run's model as the next version in saved_models/NAME, each model once.
+
+    `exported.json` in the run's folder says which model was written, and where.
+    """
+    from keras_vit.export import export_saved_model
+
+    record, digest = folder / "exported.json", weights_digest(folder / "model.keras")
+    known = read_json(record) if record.exists() else {}
+    if known.get("model_sha256") == digest and Path(str(known.get("path"))).exists():
+        print(f"  exported    {known['path']} is there already")
+        return
+    model = keras.saving.load_model(folder / "model.keras", compile=False)
+    path = export_saved_model(model, Path("saved_models") / name, class_names=class_names)
+    write_json(record, {"model_sha256": digest, "path": str(path.resolve())})
+    print(f"  exported    {path}")
 
 
 def resolve_recipe(recipe: Recipe, folder: Path | None = None) -> Recipe:
@@ -260,26 +291,6 @@ def _accept_changes(changes, compiled, folder, configuration):
 def _earlier_changes(folder):
     there = (folder / "recipe.json").exists()
     return read_configuration(folder).get("changes", []) if there else []
-
-
-def _export(recipe, folder, class_names):
-    from keras_vit.export import export_saved_model
-
-    path = Path("saved_models") / recipe.name
-    if path.exists():
-        print(f"  exported    {path} is there already")
-        return
-    model = keras.saving.load_model(folder / "model.keras", compile=False)
-    print(f"  exported    {export_saved_model(model, path, class_names=class_names)}")
-
-
-def _check_backend(recipe):
-    if recipe.export and keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            "`export` needs the TensorFlow backend. Received: export=True with KERAS_BACKEND="
-            f"{keras.backend.backend()}; leave it out and export the run's model.keras later "
-            "under KERAS_BACKEND=tensorflow"
-        )
 
 
 def _train_and_test(training, recipe, splits, folder, configuration, began, *, test):

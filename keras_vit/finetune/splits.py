@@ -24,9 +24,11 @@ class Splits:
 
 
 def split_source(source: DataSource, recipe: Recipe) -> Splits:
-    """Divides a data set as a recipe says: the subset first, from it the validation split.
+    """Divides a data set as a recipe says: first the subset of what may be trained on, from it the
+    validation split.
 
-    A run with `train_images=5000` therefore sees 5,000 labelled images in all.
+    A run with `train_images=5000` therefore sees 5,000 labelled images in all, and besides them the
+    data set's own validation images where these are held out.
     """
     train, validation, test = source.train, source.validation, source.test
     if train is None or test is None:
@@ -35,12 +37,12 @@ def split_source(source: DataSource, recipe: Recipe) -> Splits:
             f"The data set {source.name!r} has no {missing} images. Expected both train and test "
             "splits, or one set that can be divided"
         )
-    if recipe.train_images is not None and recipe.train_images < len(train):
-        train = subset(train, recipe.train_images, seed=recipe.seed)
     if validation is not None and recipe.own_validation != "hold_out":
         if recipe.own_validation == "train":
             train = join(train, validation)
         validation = None
+    if recipe.train_images is not None and recipe.train_images < len(train):
+        train = subset(train, recipe.train_images, seed=recipe.seed)
     if validation is None and recipe.validation_fraction:
         # Of a small set at least as many images as there are classes.
         fraction = max(recipe.validation_fraction, len(train.class_names) / len(train))
@@ -50,6 +52,12 @@ def split_source(source: DataSource, recipe: Recipe) -> Splits:
                 "hold some out for validation: pass --validation-fraction 0"
             )
         train, validation = split_images(train, fraction, seed=recipe.seed)
+        if fraction > recipe.validation_fraction:
+            print(
+                f"{len(validation)} of {len(train) + len(validation)} training images are held out "
+                "for validation, as many as there are classes: --validation-fraction "
+                f"{recipe.validation_fraction:g} would be fewer, and 0 holds none out."
+            )
     if recipe.test_images is not None and recipe.test_images < len(test):
         test = subset(test, recipe.test_images, seed=recipe.seed)
     return Splits(train, validation, test, source.left_out)

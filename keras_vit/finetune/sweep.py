@@ -9,11 +9,12 @@ from typing import Any
 
 from keras_vit.data import DataSource
 from keras_vit.finetune.evaluation import Evaluation
+from keras_vit.finetune.folder import with_unused_name
 from keras_vit.finetune.hosts import host_number
 from keras_vit.finetune.loop import TrainingDiverged
 from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.report import RunResult
-from keras_vit.finetune.run import run
+from keras_vit.finetune.run import check_export, export_run, run
 from keras_vit.finetune.source import load_source, write_left_out
 from keras_vit.finetune.state import write_json
 from keras_vit.models import VisionTransformerConfig
@@ -86,6 +87,7 @@ def sweep(
 
     The runs are folders in OUTPUT/NAME: `lr-0.01`, …, and `final`. Interrupted, the same call
     goes on where it was: runs that are finished are not repeated. `sweep.json` holds the table.
+    `export` writes the model of `final` to saved_models/NAME; `fresh` starts over in NAME-2.
 
     Args:
         recipe: All options; `learning_rate` is replaced.
@@ -97,7 +99,8 @@ def sweep(
         A `SweepResult`.
 
     Raises:
-        ValueError: If there are no rates, or a rate comes twice or is not above 0.
+        ValueError: If there are no rates, or a rate comes twice or is not above 0; or for
+            `early_stopping` and `keep="best"`, as the final run has no validation images.
         TrainingDiverged: If the training diverges with every rate.
     """
     rates = [float(rate) for rate in learning_rates]
@@ -106,6 +109,16 @@ def sweep(
         raise ValueError(
             f"`learning_rates` must be different numbers above 0, one or more. Received: {rates}"
         )
+    if recipe.early_stopping or recipe.keep == "best":
+        raise ValueError(
+            "A sweep trains on all images in the end: none are left that early_stopping or "
+            f'keep="best" could go by. Received: early_stopping={recipe.early_stopping}, '
+            f"keep={recipe.keep!r}; "
+            "leave them out, or pass them to a run with the learning rate that the sweep chose"
+        )
+    check_export(recipe)
+    if recipe.fresh:
+        recipe = with_unused_name(recipe)
     folder = Path(recipe.output) / recipe.name
     source = source or load_source(recipe, folder)
     write_left_out(folder, recipe, source)
@@ -139,7 +152,7 @@ def sweep(
         _write(folder, validation)
     best = choose(validation)
     print(f"\n{format_sweep(validation)}\n\n== on all training images", flush=True)
-    everything: dict[str, Any] = {"validation_fraction": 0.0}
+    everything: dict[str, Any] = {"validation_fraction": 0.0, "export": False}
     if recipe.own_validation == "hold_out":
         everything["own_validation"] = "train"
     final = run(
@@ -149,6 +162,8 @@ def sweep(
         source=source,
         architecture=architecture,
     )
+    if recipe.export and host_number() == 0:
+        export_run(folder / "final", recipe.name, source.class_names)
     return SweepResult(validation, best, final)
 
 

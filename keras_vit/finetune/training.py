@@ -13,7 +13,11 @@ from keras_vit.data.batches import Batches
 from keras_vit.finetune.adaptation import prepare_for_training, split_at_head
 from keras_vit.finetune.batch_size import largest_fitting
 from keras_vit.finetune.distribution import current_distribution
-from keras_vit.finetune.evaluation import predict_on_device, with_device_resizing
+from keras_vit.finetune.evaluation import (
+    predict_filled_up,
+    predict_on_device,
+    with_device_resizing,
+)
 from keras_vit.finetune.features import FeatureBatches, cached_features
 from keras_vit.finetune.hosts import host_count, host_number
 from keras_vit.finetune.loop import compile_for_training, mixes_images
@@ -160,6 +164,11 @@ def _head_training(model, recipe, splits):
     )
 
     def predict(image_set):
-        return np.asarray(classifier.predict(features(image_set), verbose=0), "float32")
+        arrays, size = features(image_set), min(recipe.evaluation_batch_size, len(image_set))
+        parts = []
+        for start in range(0, len(image_set), size):
+            batch = [array[start : start + size] for array in arrays]
+            parts += predict_filled_up(classifier, batch, size)
+        return np.concatenate(parts)
 
     return classifier, batches, predict

@@ -5,7 +5,7 @@ import functools
 import keras
 from keras import ops
 
-from keras_vit.layers.jax_device import is_tpu
+from keras_vit.layers.jax_device import is_cpu, is_tpu
 
 
 def fused_attention(query, key, value, *, scale, training, attended_tokens=None):
@@ -43,6 +43,10 @@ def fused_attention(query, key, value, *, scale, training, attended_tokens=None)
             attended = key[:, :attended_tokens], value[:, :attended_tokens]
         return ops.dot_product_attention(query, *attended, scale=scale, **options)
 
+    if keras.backend.backend() == "jax" and query.dtype == "float16" and is_cpu():
+        # JAX adds up products of float16 in float32, which it cannot compile for a CPU.
+        query, key, value = (ops.cast(x, "float32") for x in (query, key, value))
+        return ops.cast(plain(flash_attention=False), "float16")
     if keras.config.is_flash_attention_enabled() is False:
         return plain(flash_attention=False)
     if keras.backend.backend() != "jax":

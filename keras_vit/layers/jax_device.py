@@ -56,6 +56,15 @@ def row_major(x):
 
 def is_tpu():
     """Whether JAX, which must be the backend, runs on a TPU."""
+    return _platform() == "tpu"
+
+
+def is_cpu():
+    """Whether JAX, which must be the backend, runs on a CPU."""
+    return _platform() == "cpu"
+
+
+def _platform():
     import jax
 
-    return jax.devices()[0].platform == "tpu"
+    return jax.devices()[0].platform
