@@ -330,6 +330,35 @@ def test_a_vision_transformer(tmp_path, name):
     assert set(embedding) == {"embedding", "error"} and embedding["error"].numpy()[-1]
 
 
+def with_a_second_branch():
+    model = small_transformer(preprocessing="imagenet")
+    x = keras.layers.Conv2D(8, 3, activation="relu")(model.get_layer("preprocessing").output)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.Concatenate()([model.get_layer("pool").output, x])
+    return keras.Model(model.input, keras.layers.Dense(len(NAMES))(x))
+
+
+def with_padding():
+    model = small_transformer(preprocessing="imagenet")
+    layers = [type(layer).from_config(layer.get_config()) for layer in model.layers[1:]]
+    x = images = keras.Input((4, 12, 3))
+    for layer in [layers[0], keras.layers.ZeroPadding2D(4), *layers[1:]]:
+        x = layer(x)
+    padded = keras.Model(images, x)
+    padded.set_weights(model.get_weights())
+    return padded
+
+
+@pytest.mark.parametrize("build", [with_a_second_branch, with_padding])
+def test_scaled_pixels_that_others_read_too(tmp_path, build):
+    model = build()
+    folder = export_saved_model(model, tmp_path, class_names=NAMES, warmup_batch_sizes=())
+    pixels = np.stack([photograph(37, 29, seed) for seed in range(2)])
+    outputs = signature(folder, "pixels")(pixels=tf.constant(pixels))
+    logits = expected(model, pixels, model.input_shape[1:3])
+    np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-4, atol=1e-4)
+
+
 def test_attention_needs_a_vision_transformer(tmp_path):
     with pytest.raises(ValueError, match="Vision Transformer built by keras_vit"):
         export_saved_model(small_model(), tmp_path / "x", class_names=NAMES, attention=True)
