@@ -383,6 +383,18 @@ def test_bfloat16_on_request(tmp_path):
     assert {weight.dtype for weight in model.weights} == {"float32"}
 
 
+def test_the_heads_of_a_distilled_model_stay_float32(tmp_path):
+    model = small_transformer(distillation_token=True)
+    folder = export_saved_model(
+        model, tmp_path, class_names=NAMES, precision="bfloat16", warmup_batch_sizes=()
+    )
+    outputs = signature(folder, "pixels")(pixels=photograph(12, 20, 0)[None])
+    logits = outputs["logits"]
+    assert (tf.cast(tf.cast(logits, tf.bfloat16), tf.float32) != logits).numpy().any()
+    types = [weight.dtype for weight in signature(folder).loaded.weights]
+    assert types.count(tf.float32) == 4 and set(types) == {tf.float32, tf.bfloat16}
+
+
 @pytest.mark.slow
 def test_adapters_that_are_not_merged(tmp_path):
     model = small_transformer()

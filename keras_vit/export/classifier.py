@@ -64,14 +64,28 @@ def logits_model(model):
     return logits_model
 
 
+def heads(model):
+    """The layers that give the logits: one, or the two that a distilled model takes the mean of."""
+    return [layer for layer in _last_layers(model) if getattr(layer, "weights", None)]
+
+
+def _last_layers(model):
+    """What the output comes from, as far back as the last layers with weights."""
+    found, waiting = {}, [model.layers[-1]]
+    while waiting:
+        layer = waiting.pop(0)
+        found[id(layer)] = layer
+        if not getattr(layer, "weights", None):
+            waiting += [node.operation for node in layer._inbound_nodes[0].parent_nodes]
+    return list(found.values())
+
+
 def features_model(model):
     """A model from images to what the head of `model` reads: `(batch, width)`.
 
     Of a distilled model, whose two heads read two tokens, it is the mean of both.
     """
-    head = model.layers[-1]
-    heads = [layer for layer in model.layers if layer.name in ("head", "head_distillation")]
-    features = [layer.input for layer in heads] if len(heads) == 2 else [head.input]
+    features = [head.input for head in heads(model)]
     if len(features) == 2:
         features = [keras.ops.mean(keras.ops.stack(features), axis=0)]
     return keras.Model(model.input, features[0], name=f"{model.name}_features")
@@ -80,7 +94,7 @@ def features_model(model):
 def with_precision(model, precision):
     """`model`, or a copy of it whose weights and products are of 16 or 8 bits.
 
-    In bfloat16 the head stays as it is.
+    In bfloat16 the head stays as it is, and both heads of a distilled model with their mean.
     """
     if precision not in PRECISIONS:
         raise ValueError(
@@ -95,11 +109,13 @@ def with_precision(model, precision):
         )
     if precision == "int8-dynamic":
         return quantize_int8(model)
-    head = model.layers[-1]
+    kept = {layer.name for layer in _last_layers(model)}
 
     def copy(layer):
         config = layer.get_config()
-        return type(layer).from_config(config if layer is head else {**config, "dtype": precision})
+        return type(layer).from_config(
+            config if layer.name in kept else {**config, "dtype": precision}
+        )
 
     shorter = keras.models.clone_model(model, clone_function=copy)
     shorter.set_weights(model.get_weights())
