@@ -21,6 +21,8 @@ from keras_vit.export.image_graph import prepare
 from keras_vit.inspection import attention_rollout
 from keras_vit.layers import ImagePreprocessing
 from keras_vit.models import VisionTransformerConfig, vision_transformer
+from keras_vit.serving.files import WARMUP_FILE
+from keras_vit.serving.prediction_log import read_warmup_requests
 
 tf = pytest.importorskip("tensorflow", reason="a SavedModel needs TensorFlow")
 if keras.backend.backend() != "tensorflow":
@@ -568,6 +570,28 @@ def test_pixels_have_limits_too(limited):
     np.testing.assert_allclose(logits, expected(model, long, (12, 20)), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [{"max_pixels": 12 * 20}, {"max_pixels": 150, "max_bytes": 700}],
+    ids=["the size of the model", "less than that"],
+)
+def test_warm_up_keeps_to_the_limits(tmp_path, limits):
+    folder = export_saved_model(
+        small_model(),
+        tmp_path,
+        class_names=NAMES,
+        limits=ImageLimits(**limits),
+        on_error="fail",
+    )
+    asked = []
+    for request in read_warmup_requests(folder / WARMUP_FILE):
+        inputs = {name: tf.constant(array) for name, array in request.inputs.items()}
+        outputs = signature(folder, request.signature)(**inputs)
+        asked.append((request.signature, len(outputs.popitem()[1])))
+    signatures = ("serving_default", "classify", "embed", "pixels")
+    assert asked == [(name, size) for name in signatures for size in (1, 8)]
+
+
 def test_strict_mode_fails_the_call(tmp_path):
     folder = export_saved_model(
         small_model(), tmp_path, class_names=NAMES, limits=LIMITS, on_error="fail"
@@ -721,6 +745,7 @@ def compiled_layer():
         ),
         (small_model, {"on_error": "ignore"}, "`on_error` must be one of row, fail"),
         (small_model, {"warmup_batch_sizes": [0]}, "must be positive integers"),
+        (small_model, {"limits": ImageLimits(max_bytes=50)}, "file of one pixel has"),
         (small_model, {"top": 0}, "`top` must be a positive integer"),
         (small_model, {"version": 0}, "`version` must be a positive integer"),
         (small_model, {"version": "1"}, "`version` must be a positive integer"),

@@ -121,7 +121,13 @@ def export_saved_model(
         _save(with_precision(model, precision), folder, class_names, options)
         write_descriptions(folder, name=name, version=int(destination.name), facts=facts)
         if batch_sizes:
-            write_warmup(folder, name=name, batch_sizes=batch_sizes, image_size=image_size)
+            write_warmup(
+                folder,
+                name=name,
+                batch_sizes=batch_sizes,
+                image_size=image_size,
+                **dataclasses.asdict(limits),
+            )
         _refuse_what_no_server_runs(folder)
     write_server_files(destination.parent, name=name, batch_sizes=batch_sizes)
     return destination
