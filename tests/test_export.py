@@ -1,5 +1,6 @@
 """SavedModels for serving: the numbers of the model, without any of our code."""
 
+import dataclasses
 import io
 import json
 import struct
@@ -20,7 +21,7 @@ from keras_vit.export import ImageLimits, export_saved_model
 from keras_vit.export.image_graph import prepare
 from keras_vit.inspection import attention_rollout
 from keras_vit.layers import ImagePreprocessing
-from keras_vit.models import VisionTransformerConfig, vision_transformer
+from keras_vit.models import VisionTransformerConfig, config_of, vision_transformer
 from keras_vit.serving.files import WARMUP_FILE
 from keras_vit.serving.prediction_log import read_warmup_requests
 
@@ -696,6 +697,21 @@ def test_versions_count_up_and_are_never_overwritten(tmp_path):
 
 def no_preprocessing():
     return keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(7)])
+
+
+def test_a_preprocessing_layer_is_added_as_the_error_says(tmp_path):
+    bare = small_transformer(include_preprocessing=False)
+    with pytest.raises(ValueError, match="anew with `include_preprocessing=True`") as raised:
+        export_saved_model(bare, tmp_path, class_names=NAMES)
+    assert "anew.set_weights(model.get_weights())" in str(raised.value)
+    anew = vision_transformer(dataclasses.replace(config_of(bare), include_preprocessing=True))
+    anew.set_weights(bare.get_weights())
+    folder = export_saved_model(anew, tmp_path, class_names=NAMES, warmup_batch_sizes=())
+    image = photograph(12, 20, 0)
+    outputs = signature(folder, "pixels")(pixels=tf.constant(image[None]))
+    prepared = prepare_image(image, (12, 20), anew.get_layer("preprocessing"))
+    logits = bare.predict(prepared[None] / 127.5 - 1, verbose=0)
+    np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-4, atol=1e-4)
 
 
 def unknown_size():

@@ -17,8 +17,9 @@ def preprocessing_layer(model):
             return layer
     raise ValueError(
         f"Model {model.name!r} has no `preprocessing` layer, which says how images are resized and "
-        "scaled. Build it with `include_preprocessing=True`, or put "
-        "`keras_vit.layers.ImagePreprocessing(mean, std, name='preprocessing')` before it."
+        "scaled. Build it anew with `include_preprocessing=True`, or with "
+        "`keras_vit.layers.ImagePreprocessing(mean, std, name='preprocessing')` as its first "
+        "layer, and give it these weights: `anew.set_weights(model.get_weights())`."
     )
 
 
