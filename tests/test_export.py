@@ -449,14 +449,14 @@ def test_softmax_head_gives_the_logits_before_it(tmp_path):
     assert softmaxed.get_layer("head").activation is keras.activations.softmax
 
 
-@pytest.mark.slow
 def test_mixed_precision_keeps_float32_outputs(tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         model = small_model()
     finally:
         keras.config.set_dtype_policy("float32")
-    folder = export_saved_model(model, tmp_path, class_names=NAMES)
+    folder = export_saved_model(model, tmp_path, class_names=NAMES, warmup_batch_sizes=())
+    assert json.loads((folder / "signatures.json").read_text())["precision"] == "mixed_bfloat16"
     pixels = np.stack([photograph(12, 20, 1)])
     outputs = signature(folder, "pixels")(pixels=tf.constant(pixels))
     assert outputs["logits"].dtype == tf.float32

@@ -123,6 +123,16 @@ def with_precision(model, precision):
     return shorter
 
 
+def precision_name(model, precision):
+    """`precision`, or for `"float32"` the policies of the model's layers that are none of it."""
+    policies = {
+        layer.dtype_policy.name
+        for layer in model.layers
+        if keras.backend.is_float_dtype(layer.compute_dtype) and layer.compute_dtype != "float32"
+    }
+    return ", ".join(sorted(policies)) if policies and precision == "float32" else precision
+
+
 def checked_class_names(class_names, num_classes):
     names = class_names if isinstance(class_names, str) else tuple(class_names)
     if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
