@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_vit.finetune.report import describe_machine
+from keras_vit.serving.server_checks import certain_classes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # `tests` is no package: one of this name may be installed by another distribution.
@@ -133,10 +134,7 @@ def difference(answer, row, expected, tolerance):
     if not off <= tolerance:
         return f"probabilities off by {off:.1e}"
     # Names are compared where rounding cannot have exchanged two of them.
-    top = len(expected["classes"])
-    ordered = -np.sort(-expected["probabilities"])[: top + 1]
-    gaps = np.concatenate([[1.0], -np.diff(ordered), [1.0]])
-    certain = (gaps[:top] > 2 * tolerance) & (gaps[1 : top + 1] > 2 * tolerance)
+    certain = certain_classes(expected, tolerance)
     if (answer["classes"][row] != expected["classes"])[certain].any():
         return f"classes {answer['classes'][row]} for {expected['classes']}"
     return None

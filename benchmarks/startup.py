@@ -140,25 +140,32 @@ def table(rows):
     timm, which runs on neither backend, is beside keras_vit's first row.
     """
     ours = {row.framework: row for row in reversed(rows) if row.package == "keras_vit"}
-    first = next(row for row in rows if row.package == "keras_vit")
+    first = next((row for row in rows if row.package == "keras_vit"), None)
     lines = []
     for row in rows:
         mine = ours.get(row.framework, first)
         if row.absent is not None:
             lines.append([row.name, row.absent, ""])
         else:
-            ratio = speed_ratio(mine.seconds, row.seconds) if mine.seconds else ""
+            ratio = speed_ratio(mine.seconds, row.seconds) if mine and mine.seconds else ""
             lines.append([row.name, spread(row.seconds), ratio])
     return markdown(["", "seconds", "keras_vit is x as fast"], lines)
 
 
+def _chosen(rows, patterns, say):
+    """The rows whose name contains one of these texts, which may be those of another suite."""
+    for pattern in patterns:
+        if not any(pattern in row.name for row in rows):
+            names = ", ".join(row.name for row in rows)
+            say(f"No name contains {pattern!r}. There are: {names}")
+    return [row for row in rows if not patterns or any(part in row.name for part in patterns)]
+
+
 def run(suite, options, say=print):
     """Measures and writes; the table last. Returns whether nothing failed."""
-    rows = [
-        row
-        for row in starts(suite)
-        if not options.contenders or any(part in row.name for part in options.contenders)
-    ]
+    rows = _chosen(starts(suite), options.contenders, say)
+    if not rows:
+        return True
     measure(rows, options.limits, say)
     first = next((row for row in rows if row.package == "keras_vit"), None)
     bars = [

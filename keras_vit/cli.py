@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from tyro.conf import Positional, PositionalMetavarFromFieldName, arg
 from tyro.extras import subcommand_cli_from_dict
 
 from keras_vit import checkpoints, data, export, finetune, inspection, models, serving, zoo
+from keras_vit.data.class_names import imagenet_wordnet_ids
 from keras_vit.finetune.command_line import USER_ERRORS
 from keras_vit.finetune.log import ProgressLine
 from keras_vit.finetune.signals import RunInterrupted
@@ -152,7 +154,7 @@ def predict(
     """
     if not images:
         raise ValueError("Expected one image file or more, found none on the command line")
-    classifier, class_names = _load_classifier(model, image_size, preprocessing)
+    classifier, class_names = _load_classifier(model, image_size, preprocessing, hub_names=True)
     policy = classifier.get_layer("preprocessing")
     errors = []
     for file in images:
@@ -198,7 +200,7 @@ def explain(
     """
     if not images:
         raise ValueError("Expected one image file or more, found none on the command line")
-    classifier, class_names = _load_classifier(model, image_size, preprocessing)
+    classifier, class_names = _load_classifier(model, image_size, preprocessing, hub_names=True)
     if heads or block is not None:
         looking = inspection.patch_attention(
             classifier, -1 if block is None else block, head_fusion=None if heads else head_fusion
@@ -293,7 +295,7 @@ def export_model(
         raise ValueError("--calibration is for --precision int8, which a SavedModel does not have")
     if format != "saved_model":
         _refuse_unread(export.export_saved_model, serving_options, f"--format {format}")
-    classifier, class_names = _load_classifier(model, image_size, preprocessing)
+    classifier, class_names = _load_classifier(model, image_size, preprocessing, hub_names=True)
     class_names = class_names or _indices(classifier)
     options: dict[str, Any] = {
         "class_names": class_names,
@@ -493,8 +495,11 @@ def _print_weights(pattern):
     print("accuracy: top-1 on ImageNet-1k, as its publisher or timm measured it")
 
 
-def _load_classifier(model, image_size, preprocessing):
-    """The model to be asked, which returns logits, and the names of its classes or None."""
+def _load_classifier(model, image_size, preprocessing, hub_names=False):
+    """The model to be asked, which returns logits, and the names of its classes or None.
+
+    With `hub_names`, to be shown, those of a hub's config.json too.
+    """
     path = Path(model).expanduser()
     classifier = zoo.from_checkpoint(
         path, image_size=image_size, preprocessing=preprocessing, head_output="average"
@@ -511,7 +516,38 @@ def _load_classifier(model, image_size, preprocessing):
         raise ValueError(f"{path} answers for every token; expected one answer an image")
     folder = path if path.is_dir() else path.parent
     names = folder / "class_names.txt" if path.exists() else None  # Else weights fetched by name.
-    return classifier, _class_names(names, classifier.output_shape[-1])
+    count = classifier.output_shape[-1]
+    if hub_names and not (names and names.exists()):
+        return classifier, _told_class_names(path, count)
+    return classifier, _class_names(names, count)
+
+
+def _told_class_names(path, count):
+    """The class names that a hub's config.json tells; else ImageNet's for 1000 classes, or None."""
+    names = _hub_class_names(path, count)
+    if names is None and count == 1000:
+        if path.exists():  # Not weights fetched by name.
+            print(f"{path} does not name its 1000 classes: taken for ImageNet's", file=sys.stderr)
+        names = data.imagenet_class_names()
+    return names
+
+
+def _hub_class_names(path, count):
+    """The class names in the config.json of timm or transformers, or None."""
+    with checkpoints.open_checkpoint(zoo.weights_path(path)) as checkpoint:
+        config = checkpoint.file.hub_config or {}
+    names, labels = config.get("label_names"), config.get("id2label")
+    if names is None and isinstance(labels, dict):
+        names = [labels.get(str(index)) for index in range(count)]
+    if not isinstance(names, list) or len(names) != count:
+        return None
+    if not all(isinstance(name, str) and name for name in names):
+        return None
+    # What transformers calls classes that have no names.
+    if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+        return None
+    is_imagenet = tuple(names) == imagenet_wordnet_ids()
+    return data.imagenet_class_names() if is_imagenet else tuple(names)
 
 
 def _class_names(file, count):

@@ -275,6 +275,24 @@ def test_models_of_different_size_are_not_compared():
     assert all(row.absent.startswith("FAILED") for row in rows)
 
 
+def test_rows_of_a_start_are_chosen_by_parts_of_their_names(tmp_path, monkeypatch):
+    timm = startup.Start("timm vit", "sys", "sys", "", "x = 1", "1")
+    ours = startup.Start("keras_vit ViT, jax", "sys", "keras_vit", "", "x = 1", "1")
+    monkeypatch.setattr(startup, "starts", lambda suite: [ours, timm])
+    arguments = ["build", "--repetitions", "1", "--folder", str(tmp_path), "--contenders"]
+    said = []
+    _, options = parse([*arguments, "keras_vit jax", "timm"])
+    assert startup.run("build", options, said.append)
+    assert said[0] == ("No name contains 'keras_vit jax'. There are: keras_vit ViT, jax, timm vit")
+    table = (tmp_path / "build.md").read_text()
+    assert "| timm vit" in table and "| keras_vit ViT" not in table
+    # None is of this suite: the others go on.
+    said.clear()
+    _, options = parse([*arguments, "keras_vit jax"])
+    assert startup.run("import", options, said.append)
+    assert len(said) == 1 and not (tmp_path / "import.md").exists()
+
+
 TINY = {
     "model": "vit_ti16",
     "fields": {"hidden_size": 32, "depth": 2, "mlp_dim": 64, "num_heads": 2},

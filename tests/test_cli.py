@@ -13,7 +13,7 @@ from random_checkpoints import write_timm
 
 from keras_vit import zoo
 from keras_vit.cli import COMMANDS, main
-from keras_vit.data import load_data
+from keras_vit.data import imagenet_class_names, load_data
 from keras_vit.finetune import Recipe
 from keras_vit.finetune.folder import describe_run
 from keras_vit.models import VisionTransformerConfig, vision_transformer
@@ -266,6 +266,51 @@ def test_class_names_are_those_in_a_hub_folder(capsys, images, tmp_path):
     (tmp_path / "class_names.txt").write_text("wrong\n" * 5)
     (tmp_path / "hub" / "class_names.txt").write_text("ant\nbee\ncat\ndog\nelk\n")
     assert "elk" in printed_by(capsys, "predict", "--model", tmp_path / "hub", images[0])
+
+
+def hub_folder(folder, classes=5, **labels):
+    write_timm(folder, image_size=(8, 8), grid=(2, 2), classes=classes)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **labels}))
+    return folder
+
+
+def test_class_names_are_those_that_the_checkpoint_tells(capsys, images, tmp_path):
+    names = ["ant", "bee", "cat", "dog", "elk"]
+    for labels, expected in (
+        ({"label_names": names}, names),
+        ({"id2label": dict(enumerate(names))}, names),
+        ({"id2label": {index: f"LABEL_{index}" for index in range(5)}}, list("01234")),
+        ({"label_names": names[:4]}, list("01234")),
+    ):
+        folder = hub_folder(tmp_path, **labels)
+        lines = printed_by(capsys, "predict", "--model", folder, images[0]).splitlines()
+        assert sorted(line.split()[1] for line in lines[1:]) == expected
+
+
+def test_a_thousand_classes_without_names_are_said_to_be_taken_for_imagenet(
+    capsys, images, tmp_path
+):
+    model = hub_folder(tmp_path, classes=1000)
+    assert main(["predict", "--model", str(model), str(images[0])]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == f"{model} does not name its 1000 classes: taken for ImageNet's\n"
+    shown = {" ".join(line.split()[1:]) for line in captured.out.splitlines()[1:]}
+    assert shown < set(imagenet_class_names())
+    own = hub_folder(tmp_path, classes=1000, label_names=[f"bird {n}" for n in range(1000)])
+    assert main(["predict", "--model", str(own), str(images[0])]) == 0
+    captured = capsys.readouterr()
+    assert not captured.err and captured.out.count("bird") == 5
+
+
+def test_export_takes_the_class_names_of_the_checkpoint(capsys, tmp_path):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("a SavedModel is exported on the TensorFlow backend")
+    names = ["ant", "bee", "cat", "dog", "elk"]
+    model = hub_folder(tmp_path / "hub", label_names=names)
+    printed_by(capsys, "export", "--model", model, "--output", tmp_path / "served")
+    labels = tmp_path / "served" / "1" / "assets" / "class_names.txt"
+    assert labels.read_text().splitlines() == names
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """SavedModels for serving: the numbers of the model, without any of our code."""
 
+import dataclasses
 import io
 import json
 import struct
@@ -20,7 +21,9 @@ from keras_vit.export import ImageLimits, export_saved_model
 from keras_vit.export.image_graph import prepare
 from keras_vit.inspection import attention_rollout
 from keras_vit.layers import ImagePreprocessing
-from keras_vit.models import VisionTransformerConfig, vision_transformer
+from keras_vit.models import VisionTransformerConfig, config_of, vision_transformer
+from keras_vit.serving.files import WARMUP_FILE
+from keras_vit.serving.prediction_log import read_warmup_requests
 
 tf = pytest.importorskip("tensorflow", reason="a SavedModel needs TensorFlow")
 if keras.backend.backend() != "tensorflow":
@@ -330,6 +333,35 @@ def test_a_vision_transformer(tmp_path, name):
     assert set(embedding) == {"embedding", "error"} and embedding["error"].numpy()[-1]
 
 
+def with_a_second_branch():
+    model = small_transformer(preprocessing="imagenet")
+    x = keras.layers.Conv2D(8, 3, activation="relu")(model.get_layer("preprocessing").output)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.Concatenate()([model.get_layer("pool").output, x])
+    return keras.Model(model.input, keras.layers.Dense(len(NAMES))(x))
+
+
+def with_padding():
+    model = small_transformer(preprocessing="imagenet")
+    layers = [type(layer).from_config(layer.get_config()) for layer in model.layers[1:]]
+    x = images = keras.Input((4, 12, 3))
+    for layer in [layers[0], keras.layers.ZeroPadding2D(4), *layers[1:]]:
+        x = layer(x)
+    padded = keras.Model(images, x)
+    padded.set_weights(model.get_weights())
+    return padded
+
+
+@pytest.mark.parametrize("build", [with_a_second_branch, with_padding])
+def test_scaled_pixels_that_others_read_too(tmp_path, build):
+    model = build()
+    folder = export_saved_model(model, tmp_path, class_names=NAMES, warmup_batch_sizes=())
+    pixels = np.stack([photograph(37, 29, seed) for seed in range(2)])
+    outputs = signature(folder, "pixels")(pixels=tf.constant(pixels))
+    logits = expected(model, pixels, model.input_shape[1:3])
+    np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-4, atol=1e-4)
+
+
 def test_attention_needs_a_vision_transformer(tmp_path):
     with pytest.raises(ValueError, match="Vision Transformer built by keras_vit"):
         export_saved_model(small_model(), tmp_path / "x", class_names=NAMES, attention=True)
@@ -352,6 +384,18 @@ def test_bfloat16_on_request(tmp_path):
     assert np.abs(outputs["logits"] - logits).max() > 0
     # The model that was given is as it was.
     assert {weight.dtype for weight in model.weights} == {"float32"}
+
+
+def test_the_heads_of_a_distilled_model_stay_float32(tmp_path):
+    model = small_transformer(distillation_token=True)
+    folder = export_saved_model(
+        model, tmp_path, class_names=NAMES, precision="bfloat16", warmup_batch_sizes=()
+    )
+    outputs = signature(folder, "pixels")(pixels=photograph(12, 20, 0)[None])
+    logits = outputs["logits"]
+    assert (tf.cast(tf.cast(logits, tf.bfloat16), tf.float32) != logits).numpy().any()
+    types = [weight.dtype for weight in signature(folder).loaded.weights]
+    assert types.count(tf.float32) == 4 and set(types) == {tf.float32, tf.bfloat16}
 
 
 @pytest.mark.slow
@@ -405,14 +449,14 @@ def test_softmax_head_gives_the_logits_before_it(tmp_path):
     assert softmaxed.get_layer("head").activation is keras.activations.softmax
 
 
-@pytest.mark.slow
 def test_mixed_precision_keeps_float32_outputs(tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         model = small_model()
     finally:
         keras.config.set_dtype_policy("float32")
-    folder = export_saved_model(model, tmp_path, class_names=NAMES)
+    folder = export_saved_model(model, tmp_path, class_names=NAMES, warmup_batch_sizes=())
+    assert json.loads((folder / "signatures.json").read_text())["precision"] == "mixed_bfloat16"
     pixels = np.stack([photograph(12, 20, 1)])
     outputs = signature(folder, "pixels")(pixels=tf.constant(pixels))
     assert outputs["logits"].dtype == tf.float32
@@ -527,6 +571,28 @@ def test_pixels_have_limits_too(limited):
     np.testing.assert_allclose(logits, expected(model, long, (12, 20)), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [{"max_pixels": 12 * 20}, {"max_pixels": 150, "max_bytes": 700}],
+    ids=["the size of the model", "less than that"],
+)
+def test_warm_up_keeps_to_the_limits(tmp_path, limits):
+    folder = export_saved_model(
+        small_model(),
+        tmp_path,
+        class_names=NAMES,
+        limits=ImageLimits(**limits),
+        on_error="fail",
+    )
+    asked = []
+    for request in read_warmup_requests(folder / WARMUP_FILE):
+        inputs = {name: tf.constant(array) for name, array in request.inputs.items()}
+        outputs = signature(folder, request.signature)(**inputs)
+        asked.append((request.signature, len(outputs.popitem()[1])))
+    signatures = ("serving_default", "classify", "embed", "pixels")
+    assert asked == [(name, size) for name in signatures for size in (1, 8)]
+
+
 def test_strict_mode_fails_the_call(tmp_path):
     folder = export_saved_model(
         small_model(), tmp_path, class_names=NAMES, limits=LIMITS, on_error="fail"
@@ -633,6 +699,21 @@ def no_preprocessing():
     return keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(7)])
 
 
+def test_a_preprocessing_layer_is_added_as_the_error_says(tmp_path):
+    bare = small_transformer(include_preprocessing=False)
+    with pytest.raises(ValueError, match="anew with `include_preprocessing=True`") as raised:
+        export_saved_model(bare, tmp_path, class_names=NAMES)
+    assert "anew.set_weights(model.get_weights())" in str(raised.value)
+    anew = vision_transformer(dataclasses.replace(config_of(bare), include_preprocessing=True))
+    anew.set_weights(bare.get_weights())
+    folder = export_saved_model(anew, tmp_path, class_names=NAMES, warmup_batch_sizes=())
+    image = photograph(12, 20, 0)
+    outputs = signature(folder, "pixels")(pixels=tf.constant(image[None]))
+    prepared = prepare_image(image, (12, 20), anew.get_layer("preprocessing"))
+    logits = bare.predict(prepared[None] / 127.5 - 1, verbose=0)
+    np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-4, atol=1e-4)
+
+
 def unknown_size():
     x = images = keras.Input((None, None, 3))
     x = ImagePreprocessing(name="preprocessing")(x)
@@ -680,6 +761,7 @@ def compiled_layer():
         ),
         (small_model, {"on_error": "ignore"}, "`on_error` must be one of row, fail"),
         (small_model, {"warmup_batch_sizes": [0]}, "must be positive integers"),
+        (small_model, {"limits": ImageLimits(max_bytes=50)}, "file of one pixel has"),
         (small_model, {"top": 0}, "`top` must be a positive integer"),
         (small_model, {"version": 0}, "`version` must be a positive integer"),
         (small_model, {"version": "1"}, "`version` must be a positive integer"),

@@ -285,17 +285,35 @@ def test_difference_of_answers():
         "scores": np.float32([[0.5, 0.25, 0.25]]),
         "logits": np.float32([[1000, 10, 10]]),
     }
-    assert difference(answer, answer) == 0
+    assert difference(answer, answer, 1e-4) == 0
     # Relative to the largest, where there is no bound.
     logits = np.float32([[1000, 10, 11]])
-    assert difference(answer, {**answer, "logits": logits}) == pytest.approx(1e-3)
+    assert difference(answer, {**answer, "logits": logits}, 1e-4) == pytest.approx(1e-3)
     swapped = answer["classes"][:, [0, 2, 1]]
-    assert difference(answer, {**answer, "classes": swapped}) == 0
+    assert difference(answer, {**answer, "classes": swapped}, 1e-4) == 0
     swapped = answer["classes"][:, [1, 0, 2]]
-    assert difference(answer, {**answer, "classes": swapped}) == np.inf
-    assert difference(answer, {**answer, "logits": logits * np.nan}) == np.inf
-    assert difference(answer, {**answer, "logits": logits[:, :2]}) == np.inf
-    assert difference(answer, {"scores": answer["scores"]}) == np.inf
+    assert difference(answer, {**answer, "classes": swapped}, 1e-4) == np.inf
+    assert difference(answer, {**answer, "logits": logits * np.nan}, 1e-4) == np.inf
+    assert difference(answer, {**answer, "logits": logits[:, :2]}, 1e-4) == np.inf
+    assert difference(answer, {"scores": answer["scores"]}, 1e-4) == np.inf
+
+
+def test_near_ties_may_swap_within_the_tolerance():
+    answer = {
+        "classes": np.array([[b"cat", b"dog", b"ox"]], dtype=object),
+        "scores": np.float32([[0.5, 0.23, 0.2]]),
+    }
+    swapped = {**answer, "classes": answer["classes"][:, [0, 2, 1]]}
+    assert difference(answer, swapped, 0.01) == np.inf
+    assert difference(answer, swapped, 0.02) == 0
+    # A class that is not shown, whose score can be 0.07 or is known, comes in.
+    other = {**answer, "classes": np.array([[b"cat", b"dog", b"yak"]], dtype=object)}
+    assert difference(answer, other, 0.01) == np.inf
+    assert difference(answer, other, 0.07) == 0
+    known = {"probabilities": np.float32([[0.02, 0.2, 0.05, 0.5, 0.23]])}
+    assert difference(answer | known, other | known, 0.01) == np.inf
+    known = {"probabilities": np.float32([[0.19, 0.2, 0.05, 0.5, 0.23]])}
+    assert difference(answer | known, other | known, 0.01) == 0
 
 
 # The official stubs against the stand-in: what the checks are measured with is itself right.

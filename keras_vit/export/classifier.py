@@ -18,8 +18,9 @@ def preprocessing_layer(model):
             return layer
     raise ValueError(
         f"Model {model.name!r} has no `preprocessing` layer, which says how images are resized and "
-        "scaled. Build it with `include_preprocessing=True`, or put "
-        "`keras_vit.layers.ImagePreprocessing(mean, std, name='preprocessing')` before it."
+        "scaled. Build it anew with `include_preprocessing=True`, or with "
+        "`keras_vit.layers.ImagePreprocessing(mean, std, name='preprocessing')` as its first "
+        "layer, and give it these weights: `anew.set_weights(model.get_weights())`."
     )
 
 
@@ -65,14 +66,28 @@ def logits_model(model):
     return logits_model
 
 
+def heads(model):
+    """The layers that give the logits: one, or the two that a distilled model takes the mean of."""
+    return [layer for layer in _last_layers(model) if getattr(layer, "weights", None)]
+
+
+def _last_layers(model):
+    """What the output comes from, as far back as the last layers with weights."""
+    found, waiting = {}, [model.layers[-1]]
+    while waiting:
+        layer = waiting.pop(0)
+        found[id(layer)] = layer
+        if not getattr(layer, "weights", None):
+            waiting += [node.operation for node in layer._inbound_nodes[0].parent_nodes]
+    return list(found.values())
+
+
 def features_model(model):
     """A model from images to what the head of `model` reads: `(batch, width)`.
 
     Of a distilled model, whose two heads read two tokens, it is the mean of both.
     """
-    head = model.layers[-1]
-    heads = [layer for layer in model.layers if layer.name in ("head", "head_distillation")]
-    features = [layer.input for layer in heads] if len(heads) == 2 else [head.input]
+    features = [head.input for head in heads(model)]
     if len(features) == 2:
         features = [keras.ops.mean(keras.ops.stack(features), axis=0)]
     return keras.Model(model.input, features[0], name=f"{model.name}_features")
@@ -81,7 +96,7 @@ def features_model(model):
 def with_precision(model, precision):
     """`model`, or a copy of it whose weights and products are of 16 or 8 bits.
 
-    In bfloat16 the head stays as it is.
+    In bfloat16 the head stays as it is, and both heads of a distilled model with their mean.
     """
     if precision not in PRECISIONS:
         raise ValueError(
@@ -96,15 +111,27 @@ def with_precision(model, precision):
         )
     if precision == "int8-dynamic":
         return quantize_int8(model)
-    head = model.layers[-1]
+    kept = {layer.name for layer in _last_layers(model)}
 
     def copy(layer):
         config = layer.get_config()
-        return type(layer).from_config(config if layer is head else {**config, "dtype": precision})
+        return type(layer).from_config(
+            config if layer.name in kept else {**config, "dtype": precision}
+        )
 
     shorter = uncompiled_clone(model, clone_function=copy)
     shorter.set_weights(model.get_weights())
     return shorter
+
+
+def precision_name(model, precision):
+    """`precision`, or for `"float32"` the policies of the model's layers that are none of it."""
+    policies = {
+        layer.dtype_policy.name
+        for layer in model.layers
+        if keras.backend.is_float_dtype(layer.compute_dtype) and layer.compute_dtype != "float32"
+    }
+    return ", ".join(sorted(policies)) if policies and precision == "float32" else precision
 
 
 def checked_class_names(class_names, num_classes):

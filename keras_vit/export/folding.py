@@ -1,10 +1,13 @@
 """Constants of a model folded into its weights, for serving."""
 
+import itertools
+
 import keras
 import numpy as np
 
 from keras_vit.layers.image_preprocessing import ImagePreprocessing
 from keras_vit.layers.patch_encoder import PatchEncoder
+from keras_vit.layers.patches import Patches
 from keras_vit.layers.transformer_block import TransformerBlock
 from keras_vit.models.cloning import uncompiled_clone
 
@@ -13,8 +16,9 @@ def fold_constants(model):
     """A copy of a Vision Transformer that makes two passes over its values fewer.
 
     The scaling of the queries goes into their weights, and that of the pixels, in float32, into
-    the patch projection. The numbers are the same up to rounding. Models of other kinds, quantised
-    ones, and those with adapters (LoRA) that are not merged are handed back as they are.
+    the patch projection, where nothing else reads them. The numbers are the same up to rounding.
+    Models of other kinds, quantised ones, and those with adapters (LoRA) that are not merged are
+    handed back as they are.
     """
     blocks = [layer for layer in model.layers if isinstance(layer, TransformerBlock)]
     if not blocks or any(_is_altered(layer) for layer in model._flatten_layers()):
@@ -24,16 +28,26 @@ def fold_constants(model):
     layers = {layer.name: layer for layer in folded.layers}
     for block in blocks:
         _fold_query_scale(layers[block.name].attention)
-    encoder, scaling = layers.get("patch_encoder"), layers.get("preprocessing")
+    chain = [layers.get(name) for name in ("preprocessing", "patches", "patch_encoder")]
+    scaling, _, encoder = chain
     if (
-        isinstance(encoder, PatchEncoder)
-        and isinstance(scaling, ImagePreprocessing)
+        all(map(isinstance, chain, (ImagePreprocessing, Patches, PatchEncoder)))
+        and _is_read_in_turn(chain, folded.outputs)
         and encoder.use_bias
         and encoder.compute_dtype == scaling.compute_dtype == "float32"
-        and "stem" not in layers
     ):
         _fold_scaling(encoder, scaling)
     return folded
+
+
+def _is_read_in_turn(layers, outputs):
+    """Whether each layer of a fresh model is called once, and read by the next one alone."""
+    outputs = {id(output) for output in outputs}
+    return all(len(layer._inbound_nodes) == 1 for layer in layers) and all(
+        [node.operation for node in layer._outbound_nodes] == [reader]
+        and id(layer.output) not in outputs
+        for layer, reader in itertools.pairwise(layers)
+    )
 
 
 def _is_altered(layer):

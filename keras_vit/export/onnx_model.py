@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_vit.export.classifier import heads
 from keras_vit.export.onnx_file import save_onnx
 from keras_vit.export.onnx_quantization import quantize_dynamically, quantize_statically
 from keras_vit.export.onnx_rewriting import use_whole_operations
@@ -38,7 +39,7 @@ def write_onnx(model, file, precision, calibration_images):
         float_file = Path(folder, "float32.onnx")
         save_onnx(proto, float_file)
         if precision == "int8":
-            quantize_statically(float_file, file, calibration_images)
+            quantize_statically(float_file, file, calibration_images, len(heads(model)))
         else:
             quantize_dynamically(float_file, file)
 

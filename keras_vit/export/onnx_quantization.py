@@ -14,19 +14,21 @@ from keras_vit.export.onnx_file import save_onnx
 _SMOOTHING = 0.8
 
 
-def quantize_statically(source, target, images):
+def quantize_statically(source, target, images, heads=1):
     """Quantises weights per output channel and their inputs with ranges seen in `images`.
 
     Outliers in a few channels of the activations, which all 8-bit steps of a tensor would have to
     stretch over, are first moved into the weights
     ([SmoothQuant, Xiao et al., 2022](https://arxiv.org/abs/2211.10438), equation 4). What the
     products give stays float32: it has outliers too, and the residual path adds it up. So do the
-    first product and the last, which read pixels and give logits and are a small share of the work.
+    first product and those of the heads, which read pixels and give logits and are a small share of
+    the work.
 
     Args:
         source: Path of the float32 model.
         target: Path to write to.
         images: Calibration images, uint8 `(1, height, width, 3)`.
+        heads: How many of the last products give logits.
     """
     from onnxruntime import quantization
 
@@ -48,7 +50,7 @@ def quantize_statically(source, target, images):
             target,
             Reader(),
             per_channel=True,
-            nodes_to_quantize=[node.name for node in products[1:-1] or products],
+            nodes_to_quantize=[node.name for node in products[1:-heads] or products],
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             use_external_data_format=_is_external(source),

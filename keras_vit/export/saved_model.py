@@ -13,6 +13,7 @@ from keras_vit.export.classifier import (
     checked_class_names,
     logits_model,
     model_image_size,
+    precision_name,
     preprocessing_layer,
     preprocessing_policy,
     with_precision,
@@ -76,9 +77,9 @@ def export_saved_model(
         on_error: `"row"` as above; with `"fail"` a bad image fails the whole call.
         attention: Whether to export the signature `attention`; Vision Transformers of keras_vit
             only.
-        precision: `"float32"`; `"bfloat16"` for weights and products of 16 bits; `"int8-dynamic"`
-            for Keras' weights of 8 bits, a smaller file that is not faster. The outputs are
-            float32.
+        precision: `"float32"`, where a model of mixed precision stays so; `"bfloat16"` for weights
+            and products of 16 bits; `"int8-dynamic"` for Keras' weights of 8 bits, a smaller file
+            that is not faster. The outputs are float32.
         warmup_batch_sizes: Sizes of the batches that a server runs before it takes requests, for
             each signature; empty for no warm-up.
 
@@ -111,7 +112,7 @@ def export_saved_model(
         "model": model.name,
         "image_size": list(image_size),
         "preprocessing": preprocessing_policy(preprocessing),
-        "precision": precision,
+        "precision": precision_name(model, precision),
         "classes": len(class_names),
         "top": min(top, len(class_names)),
         "on_error": on_error,
@@ -121,7 +122,13 @@ def export_saved_model(
         _save(with_precision(model, precision), folder, class_names, options)
         write_descriptions(folder, name=name, version=int(destination.name), facts=facts)
         if batch_sizes:
-            write_warmup(folder, name=name, batch_sizes=batch_sizes, image_size=image_size)
+            write_warmup(
+                folder,
+                name=name,
+                batch_sizes=batch_sizes,
+                image_size=image_size,
+                **dataclasses.asdict(limits),
+            )
         _refuse_what_no_server_runs(folder)
     write_server_files(destination.parent, name=name, batch_sizes=batch_sizes)
     return destination

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from keras_vit.serving.made_up_requests import (
     CLASSIFY,
     IMAGE_FEATURE,
+    NO_LIMIT,
     image_input,
     made_up_request,
 )
@@ -292,6 +293,8 @@ def write_warmup(
     name: str,
     batch_sizes: Sequence[int],
     image_size: tuple[int, int],
+    max_bytes: int = NO_LIMIT,
+    max_pixels: int = NO_LIMIT,
 ) -> Path:
     """Writes the requests that a server runs before it says that the version is ready.
 
@@ -303,14 +306,16 @@ def write_warmup(
         folder: Folder of the version, with `saved_model.pb`.
         name: Name that the model is served under.
         batch_sizes: Sizes of the batches to warm up.
-        image_size: `(height, width)` of the images, in pixels.
+        image_size: `(height, width)` of the images, in pixels; smaller where the limits ask for it.
+        max_bytes: Largest image file that the model takes.
+        max_pixels: Largest image that the model takes, height times width.
 
     Returns:
         The file written.
 
     Raises:
         ValueError: If a batch size is no positive integer, the records are more than a server
-            takes, or nothing can be made up for a signature.
+            takes, nothing can be made up for a signature, or no image file is within `max_bytes`.
         FileNotFoundError: If there is no `saved_model.pb`.
     """
     sizes = _checked_batch_sizes(batch_sizes)
@@ -324,7 +329,8 @@ def write_warmup(
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex}")
     try:
-        requests = _warmup_requests(signatures, sizes, image_size)
+        limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
+        requests = _warmup_requests(signatures, sizes, image_size, limits)
         write_warmup_requests(partial, requests, model_name=name)
         os.replace(partial, path)
     finally:
@@ -332,10 +338,10 @@ def write_warmup(
     return path
 
 
-def _warmup_requests(signatures, batch_sizes, image_size):
+def _warmup_requests(signatures, batch_sizes, image_size, limits):
     for name, signature in signatures.items():
         for batch_size in batch_sizes:
-            inputs = made_up_request(signature, batch_size, image_size)
+            inputs = made_up_request(signature, batch_size, image_size, **limits)
             if inputs is None:
                 raise ValueError(
                     f"Signature {name!r} takes strings that are not images, for which no warm-up "

@@ -1,5 +1,7 @@
 """Requests that suit a signature, made up: for warming a server up, and for checking a model."""
 
+import math
+
 import numpy as np
 
 from keras_vit.serving.pictures import encode, photograph
@@ -7,15 +9,45 @@ from keras_vit.serving.pictures import encode, photograph
 CLASSIFY = "tensorflow/serving/classify"
 # The feature of a tf.Example that holds the encoded image.
 IMAGE_FEATURE = "image/encoded"
+NO_LIMIT = 2**63
 
 
-def made_up_images(count: int, image_size: tuple[int, int]) -> list[bytes]:
-    """Image files of sizes around `image_size` in pixels, JPEG and PNG in turn."""
+def made_up_images(
+    count: int,
+    image_size: tuple[int, int],
+    *,
+    max_bytes: int = NO_LIMIT,
+    max_pixels: int = NO_LIMIT,
+) -> list[bytes]:
+    """Image files of sizes around `image_size` in pixels, JPEG and PNG in turn.
+
+    Those beyond the limits are smaller.
+    """
     height, width = image_size
+    sizes = [(height + 7 * (i % 8), width + 5 * (i % 9)) for i in range(count)]
     return [
-        encode(photograph(height + 7 * (i % 8), width + 5 * (i % 9), i), ("JPEG", "PNG")[i % 2])
-        for i in range(count)
+        _image_file(index, ("JPEG", "PNG")[index % 2], _shrunk(size, max_pixels), max_bytes)
+        for index, size in enumerate(sizes)
     ]
+
+
+def _image_file(seed, kind, size, max_bytes):
+    while len(image := encode(photograph(*size, seed), kind)) > max_bytes:
+        if size == (1, 1):
+            raise ValueError(
+                f"A {kind} file of one pixel has {len(image)} bytes. Let the model take larger "
+                f"files. Received: max_bytes={max_bytes}"
+            )
+        size = _shrunk(size, max(1, size[0] * size[1] // 2))
+    return image
+
+
+def _shrunk(size, max_pixels):
+    """About the same shape of at most that many pixels."""
+    height, width = size
+    factor = min(1.0, math.sqrt(max_pixels / (height * width)))
+    height = min(max(1, int(height * factor)), max_pixels)
+    return height, max(1, min(int(width * factor), max_pixels // height))
 
 
 def image_input(signature: dict) -> str | None:
@@ -53,7 +85,12 @@ def image_request(signature: dict, images: list[bytes]) -> dict[str, np.ndarray]
 
 
 def made_up_request(
-    signature: dict, batch_size: int, image_size: tuple[int, int]
+    signature: dict,
+    batch_size: int,
+    image_size: tuple[int, int],
+    *,
+    max_bytes: int = NO_LIMIT,
+    max_pixels: int = NO_LIMIT,
 ) -> dict[str, np.ndarray] | None:
     """Inputs for one call of a signature.
 
@@ -62,6 +99,8 @@ def made_up_request(
         batch_size: Size of the first axis.
         image_size: `(height, width)` in pixels of images, and of inputs `(batch, height, width,
             channels)` that leave them open.
+        max_bytes: Size of an image file at most.
+        max_pixels: Height times width of an image at most.
 
     Returns:
         Input name → array, or None for strings whose content cannot be guessed.
@@ -69,13 +108,14 @@ def made_up_request(
     import tensorflow as tf
 
     if image_input(signature):
-        return image_request(signature, made_up_images(batch_size, image_size))
+        images = made_up_images(batch_size, image_size, max_bytes=max_bytes, max_pixels=max_pixels)
+        return image_request(signature, images)
     if any(tensor["dtype"] == "string" for tensor in signature["inputs"].values()):
         return None
     request = {}
     for name, tensor in signature["inputs"].items():
         sizes = (tensor["shape"] or [None])[1:]
-        open_sizes = (*image_size, 3) if len(sizes) == 3 else (2,) * len(sizes)
+        open_sizes = (*_shrunk(image_size, max_pixels), 3) if len(sizes) == 3 else (2,) * len(sizes)
         sizes = [
             other if size is None else size for size, other in zip(sizes, open_sizes, strict=True)
         ]

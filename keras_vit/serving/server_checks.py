@@ -165,11 +165,14 @@ def judge(name: str, protocol: str, check: Callable[[], str]) -> ServeVerdict:
         return ServeVerdict(name, protocol, "fail", str(error))
 
 
-def difference(expected: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray]) -> float:
+def difference(
+    expected: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray], tolerance: float
+) -> float:
     """The largest difference of two answers for the same rows; infinite where names differ.
 
     A NaN differs from everything. Outputs without bounds, such as logits, are compared relative to
-    their largest value. The names of classes may differ where their scores do not.
+    their largest value. The names of classes are compared where they are certain, see
+    `certain_classes`.
     """
     if set(expected) != set(seen):
         return np.inf
@@ -184,7 +187,7 @@ def difference(expected: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray
             furthest = np.abs(value - other).max(initial=0.0) / scale
             largest = max(largest, np.inf if np.isnan(furthest) else float(furthest))
         elif name == "classes" and "scores" in expected:
-            if (_untied(value, expected["scores"]) != _untied(other, expected["scores"])).any():
+            if (value != other)[certain_classes(expected, tolerance)].any():
                 return np.inf
         elif (value != other).any():
             return np.inf
@@ -204,14 +207,23 @@ def is_bad_row(signature: Signature, answer: Mapping[str, np.ndarray], row: int)
     return bool(texts[row]) and empty
 
 
-def _untied(classes, scores):
-    """The classes, those whose score is that of a neighbour left out."""
-    gaps = np.abs(np.diff(scores, axis=-1)) < 1e-4
-    edge = np.zeros((*gaps.shape[:-1], 1), bool)
-    tied = np.concatenate([edge, gaps], axis=-1) | np.concatenate([gaps, edge], axis=-1)
-    # The class after the last one may tie with it and is not seen.
-    tied[..., -1:] |= scores[..., -1:] < 1e-4
-    return np.where(tied, None, classes)
+def certain_classes(answer: Mapping[str, np.ndarray], tolerance: float) -> np.ndarray:
+    """Which `classes` of an answer no other class can have changed places with.
+
+    Their scores are apart from those before and after by more than twice the tolerance, the last
+    one's also from that of the best class that is not shown.
+    """
+    scores = answer["scores"].astype("float64")
+    top = scores.shape[-1]
+    if "probabilities" in answer:
+        unseen = -np.sort(-answer["probabilities"].astype("float64"), axis=-1)[..., top : top + 1]
+    else:
+        left = 1 - scores.sum(axis=-1, keepdims=True)
+        unseen = np.minimum(np.maximum(left, 0), scores[..., -1:])
+    ends = np.full((*scores.shape[:-1], 1), np.inf)
+    gaps = -np.diff(np.concatenate([ends, scores, unseen, -ends], axis=-1), axis=-1)
+    is_wide = gaps > 2 * tolerance
+    return is_wide[..., :top] & is_wide[..., 1 : top + 1]
 
 
 def _timed(subject, check):
@@ -353,10 +365,10 @@ def _alone_as_in_a_batch(subject, signature):
         expected = {name: value[row : row + 1] for name, value in together.items()}
         answer = subject.ask(signature, [picture])
         subject.alone.setdefault(signature.name, answer)
-        largest = max(largest, difference(expected, answer))
+        largest = max(largest, difference(expected, answer, subject.tolerance))
     backwards = subject.ask(signature, subject.rows(signature)[::-1])
     backwards = {name: value[::-1] for name, value in backwards.items()}
-    largest = max(largest, difference(together, backwards))
+    largest = max(largest, difference(together, backwards, subject.tolerance))
     return _within(subject.tolerance, largest, "alone and in a batch")
 
 
@@ -367,7 +379,7 @@ def _layouts_agree(subject, signature):
     rows = subject.rows(signature)[:2]
     expected = subject.ask(signature, rows)
     largest = max(
-        difference(expected, subject.ask(signature, rows, layout=layout))
+        difference(expected, subject.ask(signature, rows, layout=layout), subject.tolerance)
         for layout in ("shorthand", "columns")
     )
     return _within(subject.tolerance, largest, "named rows, rows and columns")
@@ -380,22 +392,24 @@ def _pixels_and_pictures_agree(subject):
     rows = subject.rows(pixels)
     expected = _answer(subject, pixels.name)
     seen = subject.ask(pictures, [encode(row, "PNG") for row in rows])
-    largest = difference(*_shared(expected, seen))
+    largest = difference(*_shared(expected, seen), subject.tolerance)
     return _within(subject.tolerance, largest, "as pixels and as PNG")
 
 
 def _classify_agrees(subject):
     signatures = _signatures(subject, "serving_default", "classify")
     answers = [_answer(subject, signature.name) for signature in signatures]
-    return _within(subject.tolerance, difference(*_shared(*answers)), "serving_default, classify")
+    largest = difference(*_shared(*answers), subject.tolerance)
+    return _within(subject.tolerance, largest, "serving_default, classify")
 
 
 def _protocols_agree(first, second, name):
     for subject in (first, second):
         if name not in subject.signatures:
             raise Wrong(f"{subject.client.protocol} does not have this signature.")
-    largest = difference(_answer(first, name), _answer(second, name))
-    return _within(max(first.tolerance, second.tolerance), largest, "REST and gRPC")
+    tolerance = max(first.tolerance, second.tolerance)
+    largest = difference(_answer(first, name), _answer(second, name), tolerance)
+    return _within(tolerance, largest, "REST and gRPC")
 
 
 def _bad_picture(subject, kind, picture):
@@ -458,7 +472,8 @@ def _bad_among_good(subject, signature):
         if not is_bad_row(signature, answer, row):
             raise Wrong(f"{kind}: no error in its row.")
     expected = {name: value[: len(kept)] for name, value in expected.items()}
-    largest = difference(expected, {name: value[good] for name, value in answer.items()})
+    seen = {name: value[good] for name, value in answer.items()}
+    largest = difference(expected, seen, subject.tolerance)
     return _within(subject.tolerance, largest, f"with and without {len(bad)} bad neighbours")
 
 
@@ -587,7 +602,7 @@ def _check_still_well(subject):
             seen = subject.ask(signature, subject.rows(signature)[:1])
         except (ServingError, OSError) as error:
             raise Wrong(f"Afterwards a good picture fails: {error}") from error
-        if difference(expected, seen) > subject.tolerance:
+        if difference(expected, seen, subject.tolerance) > subject.tolerance:
             raise Wrong("Afterwards a good picture is answered otherwise than before.")
         return
 

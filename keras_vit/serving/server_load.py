@@ -93,8 +93,8 @@ def run_load(
     if signature is None:
         raise NotApplicable("no signature takes pictures")
     expected = _expected(subject, signature, pictures, batch_size)
-    known = subject.answers.get(signature.name)
-    if known is not None and difference(known, _first(expected, known)) > subject.tolerance:
+    known, tolerance = subject.answers.get(signature.name), subject.tolerance
+    if known and difference(known, _first(expected, known), tolerance) > tolerance:
         raise Wrong("before the load, good pictures are answered otherwise than by the checks")
     bad = list(bad_pictures().values())
     latencies: list[float] = []
@@ -181,5 +181,5 @@ def _check_answer(subject, signature, answer, expected, rows, bad_row):
     good = [position for position in range(len(rows)) if position != bad_row]
     seen = {name: value[good] for name, value in answer.items()}
     right = {name: value[[rows[position] for position in good]] for name, value in expected.items()}
-    if not difference(right, seen) <= subject.tolerance:
+    if not difference(right, seen, subject.tolerance) <= subject.tolerance:
         raise Wrong("an answer that differs from the one before the load")
