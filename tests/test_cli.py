@@ -20,6 +20,11 @@ from keras_vit.models import VisionTransformerConfig, vision_transformer
 
 CLASS_NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
 
+exports_saved_models = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="a SavedModel is exported on the TensorFlow backend",
+)
+
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
@@ -303,9 +308,8 @@ def test_a_thousand_classes_without_names_are_said_to_be_taken_for_imagenet(
     assert not captured.err and captured.out.count("bird") == 5
 
 
+@exports_saved_models
 def test_export_takes_the_class_names_of_the_checkpoint(capsys, tmp_path):
-    if keras.backend.backend() != "tensorflow":
-        pytest.skip("a SavedModel is exported on the TensorFlow backend")
     names = ["ant", "bee", "cat", "dog", "elk"]
     model = hub_folder(tmp_path / "hub", label_names=names)
     printed_by(capsys, "export", "--model", model, "--output", tmp_path / "served")
@@ -314,9 +318,8 @@ def test_export_takes_the_class_names_of_the_checkpoint(capsys, tmp_path):
 
 
 @pytest.mark.slow
+@exports_saved_models
 def test_export_writes_versions(capsys, run_folder, tmp_path):
-    if keras.backend.backend() != "tensorflow":
-        pytest.skip("a SavedModel is exported on the TensorFlow backend")
     for version in "12":
         printed = printed_by(
             capsys, "export", "--model", run_folder, "--output", tmp_path / "served"
@@ -325,9 +328,8 @@ def test_export_writes_versions(capsys, run_folder, tmp_path):
         assert (tmp_path / "served" / version / "saved_model.pb").exists()
 
 
+@exports_saved_models
 def test_export_checks_what_it_wrote(capsys, run_folder, tmp_path):
-    if keras.backend.backend() != "tensorflow":
-        pytest.skip("a SavedModel is exported on the TensorFlow backend")
     options = ("--model", run_folder, "--output", tmp_path / "served", "--attention", "--top", "2")
     printed_by(capsys, "export", *options, "--warmup-batch-sizes", "1", "--precision", "bfloat16")
     folder = tmp_path / "served" / "1"
