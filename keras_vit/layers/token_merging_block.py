@@ -4,7 +4,11 @@ import keras
 from keras import ops
 
 from keras_vit.layers.token_reduction import merge_tokens, merged_tokens
-from keras_vit.layers.transformer_block import TransformerBlock, check_options, check_output_tokens
+from keras_vit.layers.transformer_block import (
+    TransformerBlock,
+    check_output_tokens,
+    refuse_ignored_options,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
@@ -59,7 +63,7 @@ class TokenMergingBlock(TransformerBlock):
                 "Merged tokens have no place that `positions` could tell. Received: "
                 f"positions={self.positions!r}"
             )
-        check_options(self)
+        refuse_ignored_options(self)
         self.token_merging = token_merging
 
     def call(self, tokens, sizes=None, training=None, output_tokens=None):

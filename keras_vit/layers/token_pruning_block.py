@@ -4,7 +4,11 @@ import keras
 from keras import ops
 
 from keras_vit.layers.token_reduction import prune_tokens, pruned_tokens
-from keras_vit.layers.transformer_block import TransformerBlock, check_options, check_output_tokens
+from keras_vit.layers.transformer_block import (
+    TransformerBlock,
+    check_output_tokens,
+    refuse_ignored_options,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
@@ -61,7 +65,7 @@ class TokenPruningBlock(TransformerBlock):
                 "Pruned tokens have no place that `positions` could tell. Received: "
                 f"positions={self.positions!r}"
             )
-        check_options(self)
+        refuse_ignored_options(self)
         self.token_keep_rate = token_keep_rate
 
     def call(self, tokens, training=None, output_tokens=None):

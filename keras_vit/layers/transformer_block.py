@@ -214,7 +214,7 @@ class TransformerBlock(keras.layers.Layer):
         }
 
 
-def check_options(block):
+def refuse_ignored_options(block):
     """Raises a ValueError for options that a block that leaves out patches would ignore."""
     for name in ("window_size", "remat", "efficient_drop_path"):
         if getattr(block, name):
