@@ -46,12 +46,13 @@ quickstart: $(VENV)/recipes-installed
 	folder=$$($(BIN)/keras-vit export --model runs/digits-5-to-9 --output saved_models/digits) \
 	    && $(BIN)/python -c "$$ASK" "$$folder"
 
-# JAX compiles each operation of each test: without the optimizer of XLA in less time. `test-slow`
-# has it.
+# Each process takes half of the tests in their order, so that most modules share in one process what
+# they have computed, and then work from the other's half. JAX compiles each operation of each test:
+# without the optimizer of XLA in less time. `test-slow` has it.
 test: $(VENV)/dev-installed
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -n 2 -m "not slow"
-	KERAS_BACKEND=jax JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow" \
-	    $(PURE_KERAS_TESTS) $(PURE_KERAS_DOCTESTS)
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
+	KERAS_BACKEND=jax JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal \
+	    -m "not slow" $(PURE_KERAS_TESTS) $(PURE_KERAS_DOCTESTS)
 
 # Modules share what they have computed, so each stays in one process.
 test-slow: $(VENV)/dev-installed
