@@ -14,21 +14,9 @@ import numpy as np
 
 
 def run_timm(folder, pixels):
-    import safetensors.torch
     import timm
-    import torch
 
-    config = json.loads((folder / "config.json").read_text())
-    epsilon = config["model_args"].pop("norm_eps", None)
-    if epsilon is None:
-        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(pixels)
-
-    def norm(*args, **kwargs):
-        return torch.nn.LayerNorm(*args, eps=epsilon, **kwargs)
-
-    model = timm.create_model(config["architecture"], norm_layer=norm, **config["model_args"])
-    model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"), strict=True)
-    return model.eval()(pixels)
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(pixels)
 
 
 def run_transformers(folder, pixels):

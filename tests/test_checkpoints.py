@@ -616,10 +616,37 @@ def test_a_file_that_does_not_fit_names_the_tensor(tmp_path, case):
 
 def test_one_error_names_every_tensor(tmp_path):
     write_google(tmp_path / "model.npz", depth=4)
-    with pytest.raises(CheckpointError) as error:
+    with pytest.raises(CheckpointError, match="depth: the file's is 4, the model's 2") as error:
         keras_vit.load_checkpoint(small_model(activation="gelu_tanh"), tmp_path / "model.npz")
     for name in google_tensors(depth=4):
         assert (name in str(error.value)) == ("encoderblock_2" in name or "encoderblock_3" in name)
+
+
+@pytest.mark.parametrize(
+    ("fields", "differing"),
+    [({"depth": 4}, ["depth"]), ({"distillation_token": True}, ["distillation_token", "missing"])],
+    ids=str,
+)
+def test_a_difference_is_said_once(tmp_path, fields, differing):
+    write_timm(tmp_path, heads=2)
+    with pytest.raises(CheckpointError) as error:
+        keras_vit.load_checkpoint(small_model(**fields), tmp_path)
+    lines = str(error.value).splitlines()[1:]
+    assert sorted({line.split(":")[0].strip() for line in lines}) == differing
+    assert "block_" not in str(error.value)
+
+
+def test_heads_that_contradict_the_argument(tmp_path):
+    write_google(tmp_path / "model.npz")
+    for fields in ({"num_classes": 7, "include_top": False}, {"num_classes": 0}):
+        with pytest.raises(ValueError, match=r"pass include_top=False and no `num_classes`"):
+            keras_vit.from_checkpoint(tmp_path / "model.npz", **fields)
+
+
+def test_a_class_token_under_a_map_head(tmp_path):
+    write_google(tmp_path / "model.npz", style="big_vision", linen=True, map_head=True)
+    with pytest.raises(CheckpointError, match="cls beside MAPHead_0"):
+        keras_vit.from_checkpoint(tmp_path / "model.npz")
 
 
 def test_a_head_that_needs_pre_logits_says_so(tmp_path):
@@ -711,6 +738,10 @@ def test_foreign_files(tmp_path):
     np.savez(tmp_path / "foreign.npz", weights=np.ones(3), bias=np.ones(3))
     with pytest.raises(CheckpointError, match=r"no known format.*bias, weights"):
         keras_vit.load_checkpoint(small_model(), tmp_path / "foreign.npz")
+    safetensors.numpy.save_file({"stem.0.bias": np.ones(3)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "convnext_tiny"}))
+    with pytest.raises(CheckpointError, match=r"convnext_tiny\) is of no known format.*stem\.0"):
+        keras_vit.from_checkpoint(tmp_path)
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(CheckpointError, match="unknown kind"):
         keras_vit.load_checkpoint(small_model(), tmp_path / "notes.txt")

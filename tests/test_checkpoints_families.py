@@ -62,11 +62,14 @@ DINOV3 = {
     **{"qkv_bias": "query_value", "layer_scale": "gamma_1", "slots": None, "classes": None},
     **{"registers": 2, "architecture": "vit_small_patch16_dinov3"},
 }
+ROPE = {"use_rot_pos_emb": True, "rope_type": "dinov3", "rope_rotate_half": True}
+EVA = "eva_giant_patch14_224"
 BEIT = {
     **{"qkv_bias": "query_value", "layer_scale": "gamma_1", "slots": None, "relative": True},
     **{"fc_norm": True, "architecture": "beit_base_patch16_224"},
 }
 SILU = {"activation": "silu"}
+AVERAGE = {"pooling": "avg"}
 TIMM = {
     "vit": ({"depth": 2}, {}, {}),
     "no head": ({"classes": None}, {}, {}),
@@ -108,9 +111,30 @@ TIMM = {
     ),
     "qk norm": ({"qk_norm": True, "qkv_bias": False}, {"qk_norm": True, "qkv_bias": False}, {}),
     "eva": (
-        {"qkv_bias": "query_value", "fc_norm": True, "architecture": "eva_giant_patch14_224"},
+        {"qkv_bias": "query_value", "fc_norm": True, "architecture": EVA},
         {},
         {},
+    ),
+    "eva, the mean unsaid": ({"qkv_bias": "query_value", "architecture": EVA}, {}, AVERAGE),
+    "eva with rotary positions": (
+        {**DINOV3, "architecture": EVA, "fc_norm": True},
+        {**ROPE, "use_abs_pos_emb": False},
+        {"rope_base": 10000.0},
+    ),
+    "eva with both positions": (
+        {**DINOV3, "architecture": EVA, "slots": "all"},
+        {**ROPE, "rope_temperature": 50.0, "rope_grid_indexing": "ij"},
+        {"rope_base": 50.0, **AVERAGE},
+    ),
+    "dinov3 with both positions": (
+        {**DINOV3, "slots": "all"},
+        {"use_abs_pos_emb": True},
+        {"rope_base": 100.0, "epsilon": 1e-5, **AVERAGE},
+    ),
+    "dinov3 without positions": (
+        DINOV3,
+        {"use_rot_pos_emb": False},
+        {"epsilon": 1e-5, **AVERAGE},
     ),
     "dinov3": (DINOV3, {}, {"rope_base": 100.0, "epsilon": 1e-5, "pooling": "avg"}),
     "dinov3 swiglu, not square": (
@@ -136,6 +160,37 @@ def test_timm(tmp_path, case):
     model = load(tmp_path)
     expected = timm_forward(tensors, images(size), options["heads"], **switches)
     assert_close(to_numpy(model(images(size))), expected)
+
+
+MAP = {"map_pool": True, "classes": 5}
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "said"),
+    [
+        ({}, {"rope_rotate_half": False}, "expected rope_rotate_half=True .* Received: .*False"),
+        ({}, {"rope_type": "cat"}, "expected rope_type='dinov3' .* Received: rope_type='cat'"),
+        ({"architecture": EVA}, {"use_rot_pos_emb": True}, "rope_type='cat', timm's default"),
+        (
+            {"architecture": EVA, "slots": "all"},
+            {"use_rot_pos_emb": True, "rope_type": "dinov3"},
+            "rope_rotate_half=False, timm's default",
+        ),
+        ({}, {"rope_grid_indexing": "xy"}, "unsupported model_args: rope_grid_indexing='xy'"),
+        ({}, {"proj_bias": False}, "unsupported model_args: proj_bias=False"),
+        (MAP, {"global_pool": "map"}, "global_pool='map' .* with 3 tokens before the patches"),
+        (
+            {**MAP, "class_token": False, "registers": 0, "gated": "packed"},
+            {"global_pool": "map"},
+            "global_pool='map' .* with gated MLPs",
+        ),
+    ],
+    ids=str,
+)
+def test_what_timms_eva_computes_otherwise_is_refused(tmp_path, options, arguments, said):
+    write_timm(tmp_path, depth=1, arguments=arguments, **DINOV3 | options)
+    with pytest.raises(CheckpointError, match=said):
+        load(tmp_path)
 
 
 @pytest.mark.slow
@@ -355,6 +410,17 @@ def test_torchvision(tmp_path, is_old, rep):
     safetensors.numpy.save_file(as_torchvision(tensors, is_old=is_old), path)
     model = load(path, num_heads=2)
     assert_close(to_numpy(model(images())), timm_forward(tensors, images(), 2))
+
+
+def test_transformers_beit_with_two_last_norms(tmp_path):
+    """BeitForMaskedImageModeling where the encoder does not pool by the mean."""
+    config = {**CLASSIC, "model_type": "beit", "architectures": ["BeitForMaskedImageModeling"]}
+    options = BEIT_FILE | {"fc_norm": False}
+    norm = {"layernorm.weight": np.ones(16, "float32")}
+    write_transformers(tmp_path, "classic", config, more=norm, depth=1, **options)
+    said = "BeitForMaskedImageModeling.* two tensors for one weight; .* save the encoder"
+    with pytest.raises(CheckpointError, match=said):
+        load(tmp_path)
 
 
 # Google's: name → (options of the file, how its tensors are then stored).
@@ -689,6 +755,24 @@ def test_relative_positions_at_another_size(tmp_path):
     offsets = np.einsum("ir,jc,rch->ijh", down, right, table[:-3].reshape(5, 5, -1))
     found = weight(model, "block_0/attention/relative_position_bias/table")
     assert_close(found, np.concatenate([offsets.reshape(27, -1), table[-3:]]))
+
+
+@pytest.mark.parametrize("grid", [(2, 4), (4, 2)])
+def test_relative_positions_of_a_grid_that_is_not_square(tmp_path, grid):
+    """transformers swaps the table's axes, and then resamples it to its own grid."""
+    naming, config, options, _ = TRANSFORMERS["beit"]
+    size = [4 * side for side in grid]
+    tensors = write_transformers(
+        tmp_path, naming, config | {"image_size": size}, depth=1, grid=grid, **options
+    )
+    name = "blocks.0.attn.relative_position_bias_table"
+    rows, columns = (2 * side - 1 for side in grid)
+    table = tensors[name][:-3].reshape(columns, rows, -1)
+    down, right = axis_weights(columns, rows, "linear"), axis_weights(rows, columns, "linear")
+    offsets = np.einsum("ir,jc,rch->ijh", down, right, table).reshape(rows * columns, -1)
+    tensors[name] = np.concatenate([offsets, tensors[name][-3:]])
+    expected = timm_forward(tensors, images(size), 2, **EXACT)
+    assert_close(to_numpy(load(tmp_path)(images(size))), expected)
 
 
 def test_rotary_positions_at_another_size(tmp_path):

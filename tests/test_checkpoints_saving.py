@@ -216,8 +216,10 @@ FAMILIES = {
     "dinov3, three biases": ({**_DINOV3, **_SWIGLU, **_REGISTERS, **_NO_HEAD}, "hf"),
     "dinov3, head": ({**_DINOV3, **_SWIGLU, "qkv_bias": False, "pooling": "avg"}, "timm"),
     "rope, no scales": ({"positions": "rope", "qkv_bias": False, "rope_base": 50.0}, "timm"),
+    "rope, learned too": ({"positions": "learned+rope", "qkv_bias": False}, "timm"),
     "clip": ({**_CLIP, "layer_norm_epsilon": 1e-5, **_NO_HEAD}, "timm hf"),
     "beit": ({**_BEIT, "layer_scale": 0.1}, "timm hf"),
+    "beit, not square": ({**_BEIT, "image_size": (16, 32)}, "timm"),
     "beit, both positions": (
         {"positions": "learned+relative", "qkv_bias": "query_value"},
         "timm hf",
@@ -323,6 +325,19 @@ def test_refusal_lists_every_field_and_who_can(tmp_path):
     assert '"timm"' in line and '"hf"' not in line
     assert 'format="timm"' in lines[-1]
     assert not list(tmp_path.iterdir())
+
+
+def test_an_epsilon_that_timm_takes_from_no_file(tmp_path):
+    near = build(layer_norm_epsilon=1e-12)
+    with pytest.warns(UserWarning, match=r"is 1e-12, and timm's .* computes with 1e-06"):
+        save_checkpoint(near, tmp_path / "near")
+    config = json.loads((tmp_path / "near" / "config.json").read_text())
+    assert config["norm_eps"] == 1e-12 and "norm_eps" not in config["model_args"]
+    assert_same_model(keras_vit.from_checkpoint(tmp_path / "near"), near)
+    with pytest.raises(
+        ValueError, match=r"layer_norm_epsilon: .* 0\.001, a file would imply 1e-06"
+    ):
+        save_checkpoint(build(layer_norm_epsilon=1e-3), tmp_path / "far")
 
 
 def test_a_softmax_at_the_end_is_in_no_format(tmp_path):

@@ -156,9 +156,9 @@ def recognise(file):
             break
     else:
         raise CheckpointError(
-            f"{file.path} is of no known format: expected a Vision Transformer of Google's .npz, "
-            "of timm, transformers or torchvision as .safetensors, or of keras-hub or vit-keras as "
-            ".h5. Its "
+            f"{file.path}{_called(file)} is of no known format: expected a Vision Transformer of "
+            "Google's .npz, of timm, transformers or torchvision as .safetensors, or of keras-hub "
+            "or vit-keras as .h5. Its "
             f"{len(file.shapes)} tensors begin with "
             f"{', '.join(sorted(file.shapes)[:5]) or 'nothing'}"
         )
@@ -207,6 +207,13 @@ def recognise(file):
         resampling=resampling,
         published_name=format.published_name,
     )
+
+
+def _called(file):
+    """What config.json calls the model, to be added to the file's name."""
+    config = file.hub_config or {}
+    names = config.get("architecture") or config.get("architectures") or config.get("model_type")
+    return f" (config.json: {names})" if names else ""
 
 
 def _tensors_of(weight, rules, format, file):
@@ -286,8 +293,9 @@ def _sorted_tensors(file, format):
         for part, source in sources.items():
             if part in tensors:
                 raise CheckpointError(
-                    f"{file.path} holds {name} beside {tensors[part].name}: two tensors for one "
-                    "weight"
+                    f"{file.path}{_called(file)} holds {name} beside {tensors[part].name}: two "
+                    "tensors for one weight; of a model for pre-training, save the encoder inside "
+                    "it alone"
                 )
             tensors[part] = source
     return ignored, tensors

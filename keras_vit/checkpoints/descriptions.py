@@ -18,6 +18,8 @@ class Description:
             result depends on.
         implied: Field of `VisionTransformerConfig` → what the format's own code implies, where
             that is not the model's and the tensors alone would not show it.
+        notes: What the format's own code computes otherwise, but so little that the file is
+            written, a sentence each.
     """
 
     naming: tuple[str, ...] = ()
@@ -26,6 +28,7 @@ class Description:
     preprocessor_config: dict | None = None
     zeros: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     implied: dict = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def differing(config, wanted):

@@ -185,6 +185,11 @@ def facts(weights, shapes, file):
         "preprocessing": PRESETS["inception"],
     }
     if "MAPHead_0/probe" in shapes:
+        if known["class_token"]:
+            raise ValueError(
+                "cls beside MAPHead_0: no published code has a class token under a MAP head, so "
+                "which tokens the head pools is not known"
+            )
         known["pooling"] = "map"
     notes = []
     if known["positions"] is None:

@@ -253,8 +253,11 @@ def _implied(config, model_type):
         wanted["layer_scale"] = 1.0
     if model_type == "dinov3_vit":
         wanted |= {"include_top": False, "positions": "rope"}
-    if model_type.startswith(("beit", "dinov2")) and config.token_positions == "learned":
-        # Of other images their code takes the positions for those of a square.
+    if model_type == "beit" or (
+        model_type.startswith("dinov2") and config.token_positions == "learned"
+    ):
+        # Of other images their code takes the positions for those of a square, and BEiT's the
+        # axes of its tables for each other.
         wanted["image_size"] = (config.image_size[0],) * 2
     if model_type == "beit":
         wanted |= {"qkv_bias": "query_value", "pooling": "avg" if config.pool_norm else "token"}

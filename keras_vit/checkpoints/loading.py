@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 
@@ -30,7 +31,7 @@ ACCEPTABLE = (
 )
 # And such as may not: a file's weights mean nothing under another.
 _DECISIVE = (
-    *("gated_mlp", "positions", "qkv_bias", "stem_rule", "stem_blocks"),
+    *("depth", "gated_mlp", "positions", "qkv_bias", "stem_rule", "stem_blocks"),
     *("distillation_token", "register_tokens", "pre_norm"),
 )
 # Formats whose own code takes positions of the right number as they are; others resample those of
@@ -141,15 +142,24 @@ def _make_plan(checkpoint, config, weights, accept, new_head, resampling):
         if start:
             plan.new[name] = start
         elif missing:
-            plan.problems += [
-                f"missing: {checkpoint.file_name(tensor)}, for the model's {name}"
-                for tensor in missing
-            ]
+            plan.problems += _missing(checkpoint, name, missing)
         else:
             _place(plan, checkpoint, config, rule, tuple(weight.shape))
     _account_for_tensors(plan, checkpoint, config, weights, head)
     plan.problems += _differences(checkpoint.facts, config, head, accept)
     return plan
+
+
+def _missing(checkpoint, name, tensors):
+    """A problem for each of the missing `tensors` of the model's weight `name`."""
+    if name in checkpoint.rules:
+        return [
+            f"missing: {checkpoint.file_name(tensor)}, for the model's {name}" for tensor in tensors
+        ]
+    block = re.match(r"block_(\d+)/", name)
+    if block and int(block[1]) >= checkpoint.facts.get("depth", math.inf):
+        return []  # The depths differ, which is said once.
+    return [f"missing: a tensor for the model's {name}"]
 
 
 def _head_state(checkpoint, config, new_head):
@@ -242,8 +252,13 @@ def _place_positions(plan, checkpoint, config, rule, weight_shape):
             + f"; the model's grid is {config.grid[0]}x{config.grid[1]}"
         )
         return
-    same_prefix = is_table or _file_prefix(checkpoint, config) == config.prefix_positions
-    if grid == config.grid and same_prefix:
+    is_kept = grid == config.grid and (
+        # transformers resamples the table of a grid that is not square to its own grid too.
+        not (plan.resampling == "hf" and grid[0] != grid[1])
+        if is_table
+        else _file_prefix(checkpoint, config) == config.prefix_positions
+    )
+    if is_kept:
         plan.used[rule.weight] = rule
         return
     plan.resampled[rule.weight] = rule
@@ -373,7 +388,9 @@ def _differences(facts, config, head, accept):
     if facts.get("class_token") == config.class_token and "position_slots" in facts:
         ours = config.prefix_positions, config.position_slots
         theirs = prefix_positions(facts, facts["position_slots"]), facts["position_slots"]
-        if config.token_positions == "learned" and ours[0] != theirs[0]:
+        # Under one name the counts differ by tokens, which are among the above.
+        both = zip(ours, theirs, strict=True)
+        if config.token_positions == "learned" and all(a != b for a, b in both):
             differences.append(
                 f"position_slots: the file's is {theirs[1]!r}, the model's {ours[1]!r}"
             )

@@ -69,8 +69,10 @@ def save_checkpoint(
     """Writes a model's weights as a published format, for the format's own code to load.
 
     `from_checkpoint` reads every such file back into the same model, bit for bit. What the format
-    cannot express is an error that lists it, before anything is written. The file or folder
-    appears whole or not at all; tensors are written one by one.
+    cannot express is an error that lists it, before anything is written. timm takes the epsilon of
+    norms from no file: one within 1e-6 of its architecture's, as transformers' 1e-12 is, is kept
+    for `from_checkpoint` with a warning, and others are such errors. The file or folder appears
+    whole or not at all; tensors are written one by one.
 
     Args:
         model: A model built by keras_vit.
@@ -107,6 +109,8 @@ def save_checkpoint(
     plan = _make_plan(format, config, weights, class_names)
     if plan.obstacles:
         _refuse(format, config, weights, plan)
+    for note in plan.description.notes:
+        warnings.warn(note, stacklevel=2)
     tensors = {name: tensor.shape for name, tensor in plan.tensors.items()}
 
     def read(name):

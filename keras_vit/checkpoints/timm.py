@@ -168,26 +168,44 @@ def facts(weights, shapes, file):
         )
     else:
         known |= _hub_facts(hub_config, known, notes)
-    if known["positions"] is None:
-        _without_stored_positions(known, hub_config)
+    _add_computed_positions(known, hub_config)
     if "num_heads" not in known:
         known |= published_heads(known["hidden_size"], notes)
     return known, notes
 
 
-def _without_stored_positions(known, hub_config):
-    """Positions that the architecture computes, or has not; else nobody knows, and it is asked."""
+def _add_computed_positions(known, hub_config):
+    """Rotary positions beside those stored; where there are none of either, they are asked for."""
     config = hub_config or {}
-    arguments = config.get("model_args") or {}
-    if arguments.get("pos_embed") in ("", "none"):
-        return
-    is_rotary = re.search(r"_dinov3|_lingbot", str(config.get("architecture", "")))
-    if is_rotary or arguments.get("use_rot_pos_emb"):
-        known["positions"] = "rope"
-    elif hub_config is None:
+    arguments = _model_args(config)
+    has_dinov3s = bool(re.search(r"_dinov3|_lingbot", str(config.get("architecture", ""))))
+    stored = known["positions"]
+    if arguments.get("use_rot_pos_emb", has_dinov3s):
+        known["positions"] = f"{stored}+rope" if stored else "rope"
+        known["rope_base"] = _rotary_base(arguments, has_dinov3s)
+    elif stored is None and hub_config is None:
         del known["positions"]
-    else:
+    elif stored is None and not (
+        arguments.get("pos_embed") in ("", "none") or arguments.get("use_rot_pos_emb") is False
+    ):
         raise ValueError("the tensor pos_embed is missing, and config.json tells of no other kind")
+
+
+def _rotary_base(arguments, has_dinov3s):
+    """The base of the rotary positions, which must be DINOv3's; what is not said is the
+    architecture's, or the default of timm's constructor."""
+    for name, wanted, default in (
+        ("rope_type", "dinov3", "cat"),
+        ("rope_rotate_half", True, False),
+    ):
+        value = arguments.get(name, wanted if has_dinov3s else default)
+        if value != wanted:
+            raise ValueError(
+                f"unsupported rotary positions: expected {name}={wanted!r} in model_args, as "
+                f"DINOv3 has it. Received: {name}={value!r}"
+                + ("" if name in arguments else ", timm's default")
+            )
+    return float(arguments.get("rope_temperature", 100.0 if has_dinov3s else 10000.0))
 
 
 # What timm's architectures have and neither tensors nor config.json tell: all rows whose pattern
@@ -218,14 +236,22 @@ _MLP_LAYERS = {"Mlp": False, "SwiGLUPacked": True, "SwiGLU": True}
 _KNOWN_ARGUMENTS = (
     *("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "act_layer"),
     *("norm_eps", "global_pool", "num_classes", "in_chans", "class_token", "fc_norm"),
-    *("final_norm", "qkv_bias", "drop_rate", "pos_drop_rate", "patch_drop_rate"),
+    *("qkv_bias", "drop_rate", "pos_drop_rate", "patch_drop_rate"),
     *("proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init", "fix_init"),
     *("strict_img_size", "dynamic_img_size", "dynamic_img_pad", "no_embed_class", "reg_tokens"),
     *("init_values", "qk_norm", "pre_norm", "pos_embed", "use_abs_pos_emb", "use_rel_pos_bias"),
-    *("mlp_layer", "num_reg_tokens", "qkv_fused", "swiglu_mlp", "rope_type", "rope_temperature"),
-    *("use_rot_pos_emb", "rope_rotate_half", "use_pos_transformer", "use_post_norm"),
-    *("use_fc_norm", "use_pre_transformer_norm"),
+    *("mlp_layer", "num_reg_tokens", "swiglu_mlp", "rope_type", "rope_temperature"),
+    *("use_rot_pos_emb", "rope_rotate_half", "use_post_transformer_norm", "use_fc_norm"),
+    *("use_pre_transformer_norm", "head_init_scale", "rope_shift_coords"),
+    *("rope_jitter_coords", "rope_rescale_coords", "ref_feat_shape"),
 )
+# Such as may have this value alone.
+_FIXED_ARGUMENTS = {
+    **{"final_norm": True, "use_post_norm": False, "proj_bias": True, "qkv_fused": True},
+    **{"attn_type": "eva", "rope_grid_indexing": "ij"},
+}
+# Architectures of timm's class Eva that are read.
+_EVA = r"^eva_|_dinov3|_lingbot"
 # Architectures whose tensors are named like a plain model's, and that compute something else.
 _OTHERS = (
     (r"_rope_|^eva02_|^vit_pe_", "rotary positions of another kind than DINOv3's"),
@@ -245,8 +271,14 @@ _CHECKED = (
 )
 
 
-def _hub_facts(hub_config, known, notes):
+def _model_args(hub_config):
+    """What timm's constructor is given; None is nothing there."""
     arguments = hub_config.get("model_args") or {}
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _hub_facts(hub_config, known, notes):
+    arguments = _model_args(hub_config)
     architecture_name = str(hub_config.get("architecture", ""))
     # Older files keep it on the first level.
     pretrained = hub_config.get("pretrained_cfg") or hub_config
@@ -263,15 +295,19 @@ def _hub_facts(hub_config, known, notes):
     elif "mlp_layer" in arguments and _translated(arguments, "mlp_layer", _MLP_LAYERS):
         # timm hands its own default, exact GELU, to the layer.
         told["activation"] = "silu" if arguments["mlp_layer"] == "SwiGLU" else "gelu"
-    if arguments.get("norm_eps"):
-        told["layer_norm_epsilon"] = float(arguments["norm_eps"])
+    # No argument of timm's. Folders of earlier versions have it among them.
+    epsilon = hub_config.get("norm_eps", arguments.get("norm_eps"))
+    if epsilon is not None:
+        told["layer_norm_epsilon"] = float(epsilon)
     pooling = arguments.get("global_pool", hub_config.get("global_pool"))
     if pooling is not None:
         told["pooling"] = _translated({"global_pool": pooling}, "global_pool", _POOLINGS)
-    elif "_dinov3" in architecture_name:
+    elif re.search(r"^(eva|beit)|_dinov3", architecture_name):
         told["pooling"] = "avg"
     elif arguments.get("fc_norm") and known["class_token"]:
         told["pooling"] = "token"  # The constructor's default.
+    if told.get("pooling") == "map" and re.search(_EVA, architecture_name):
+        _check_map_pooling(known)
     heads = arguments.get("num_heads")
     if heads is not None:
         if type(heads) is not int or heads < 1:
@@ -282,8 +318,6 @@ def _hub_facts(hub_config, known, notes):
     _check_classes(hub_config, arguments, known)
     if arguments.get("no_embed_class"):
         told["position_slots"] = "patches"
-    if "rope_temperature" in arguments:
-        told["rope_base"] = float(arguments["rope_temperature"])
     # What the constructor was given is so; the input size may be that of an ancestor.
     size = arguments.get("img_size")
     told["image_size" if size is not None else "likely_image_size"] = (
@@ -298,6 +332,17 @@ def _hub_facts(hub_config, known, notes):
             interpolation=pretrained.get("interpolation") or "bicubic",
         )
     return told
+
+
+def _check_map_pooling(known):
+    """timm's EVA pools by attention to all tokens, through an MLP with exact GELU."""
+    prefix = known["class_token"] + known["register_tokens"]
+    if prefix or known["gated_mlp"]:
+        what = f"{prefix} tokens before the patches" if prefix else "gated MLPs"
+        raise ValueError(
+            f"unsupported global_pool='map' of timm's EVA with {what}, which no keras_vit model "
+            "pools as it does"
+        )
 
 
 def _check_classes(hub_config, arguments, known):
@@ -318,11 +363,15 @@ def _named_heads(architecture_name, hidden_size, notes):
 
 
 def _check_arguments(arguments, known):
-    unknown = [name for name, value in arguments.items() if value and name not in _KNOWN_ARGUMENTS]
-    if arguments.get("rope_type", "dinov3") != "dinov3":
-        unknown.append("rope_type")
-    if arguments.get("use_post_norm") or arguments.get("final_norm") is False:
-        unknown += [name for name in ("use_post_norm", "final_norm") if name in arguments]
+    unknown = [
+        name
+        for name, value in arguments.items()
+        if (
+            value != _FIXED_ARGUMENTS[name]
+            if name in _FIXED_ARGUMENTS
+            else value and name not in _KNOWN_ARGUMENTS
+        )
+    ]
     if unknown:
         raise ValueError(
             "unsupported model_args: "

@@ -47,6 +47,9 @@ _HYBRIDS = {
     (3, 4, 9): "vit_base_r50_s16_224",
     (3, 4, 6, 3): "vit_large_r50_s32_224",
 }
+# An epsilon this far from the architecture's changes a trained model's logits by less than 1e-4 of
+# the largest: transformers' 1e-12, where timm has 1e-6.
+_EPSILON_TOLERANCE = 1e-6
 _POOLINGS = {"token": "token", "avg": "avg", "map": "map", None: ""}
 
 
@@ -55,8 +58,6 @@ def described(config, class_names):
     family = _family(config)
     architecture, epsilon = _architecture(config, family)
     arguments = _ARGUMENTS[family](config)
-    if config.layer_norm_epsilon != epsilon:
-        arguments["norm_eps"] = config.layer_norm_epsilon
     first = "patch_embed.proj"
     naming: tuple[str, ...] = ()
     if config.stem_blocks is not None:
@@ -76,13 +77,32 @@ def described(config, class_names):
         "model_args": arguments,
         "pretrained_cfg": _pretrained_cfg(config, arguments, first),
     }
+    other_epsilon = not math.isclose(config.layer_norm_epsilon, epsilon, rel_tol=1e-6)
+    if other_epsilon:
+        # timm passes it over, and `from_checkpoint` does not.
+        hub_config["norm_eps"] = config.layer_norm_epsilon
     if class_names is not None:
         hub_config["label_names"] = list(class_names)
     return Description(
         naming=naming,
         file_name=_named_gamma if family in ("beit", "eva") else str,
         hub_config=hub_config,
-        implied=_implied(config, family),
+        implied=_implied(config, family) | _implied_epsilon(config, epsilon),
+        notes=(_epsilon_note(config, architecture, epsilon),) if other_epsilon else (),
+    )
+
+
+def _implied_epsilon(config, epsilon):
+    is_near = abs(config.layer_norm_epsilon - epsilon) <= _EPSILON_TOLERANCE
+    return {} if is_near else differing(config, {"layer_norm_epsilon": epsilon})
+
+
+def _epsilon_note(config, architecture, epsilon):
+    return (
+        f"The epsilon of the model's norms is {config.layer_norm_epsilon}, and timm's "
+        f"{architecture} computes with {epsilon}: there the logits of a trained model differ by "
+        "some 1e-5 of the largest, those of an untrained one by up to 1e-3. config.json keeps the "
+        'epsilon for from_checkpoint ("norm_eps"); format="hf" is exact where it has such a model'
     )
 
 

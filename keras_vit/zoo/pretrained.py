@@ -110,6 +110,7 @@ def checkpoint_config(path, num_classes=None, **fields):
         )
     given = published | _given(fields)
     if num_classes is not None:
+        _check_head(num_classes, given)
         given["num_classes"] = num_classes
         if num_classes != facts.get("num_classes"):
             facts.pop("representation_size", None)
@@ -125,6 +126,14 @@ def checkpoint_config(path, num_classes=None, **fields):
         return VisionTransformerConfig(**known)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _check_head(num_classes, given):
+    if num_classes == 0 or given.get("include_top") is False:
+        raise ValueError(
+            "A model without a head has no classes: pass include_top=False and no `num_classes`. "
+            f"Received: num_classes={num_classes}, include_top={given.get('include_top', True)}"
+        )
 
 
 def _is_weights_alone(checkpoint):

@@ -17,7 +17,8 @@ def resize(model, image_size=None, patch_size=None, resampling=None):
     Learned positions and relative position tables are resampled to the new grid, sin-cos and
     rotary positions follow from it, the kernel of other patches is resampled
     ([FlexiViT](https://arxiv.org/abs/2212.08013)), and all other weights are copied: what
-    `from_checkpoint` makes of a file at this size. `model` is left as it is; the new one is not
+    `from_checkpoint` makes of a file at this size, once `resampling` is the file's format. The
+    model does not know where its weights came from. `model` is left as it is; the new one is not
     compiled.
 
     Args:
