@@ -517,6 +517,8 @@ def _load_classifier(model, image_size, preprocessing, hub_names=False):
     folder = path if path.is_dir() else path.parent
     names = folder / "class_names.txt" if path.exists() else None  # Else weights fetched by name.
     count = classifier.output_shape[-1]
+    if count == 1:
+        raise ValueError(f"{path} has one output; expected one a class. Train it with two classes")
     if hub_names and not (names and names.exists()):
         return classifier, _told_class_names(path, count)
     return classifier, _class_names(names, count)
@@ -565,8 +567,9 @@ def _indices(classifier):
 
 def _print_likeliest(outputs, classifier, class_names):
     """The five likeliest classes of the one image in a batch."""
-    is_softmax = models.config_of(classifier).classifier_activation == "softmax"
-    probabilities = outputs[0] if is_softmax else np.asarray(keras.ops.softmax(outputs))[0]
+    activation = models.config_of(classifier).classifier_activation
+    is_probable = activation in ("softmax", "sigmoid")
+    probabilities = outputs[0] if is_probable else np.asarray(keras.ops.softmax(outputs))[0]
     class_names = class_names or _indices(classifier)
     for index in np.argsort(-probabilities, kind="stable")[:5]:
         print(f"  {probabilities[index]:7.2%}  {class_names[index]}")

@@ -176,6 +176,19 @@ def test_a_model_of_another_kind_has_no_signature_that_is_known(tmp_path):
     assert "double, serving_default is one that is known" in details(report, "metadata")[0]
 
 
+def test_a_foreign_model_with_the_name_of_a_signature_is_judged_to_the_end(tmp_path):
+    likely = tf.function(
+        lambda image_bytes: {"probabilities": tf.ones((tf.size(image_bytes), 3)) / 3},
+        input_signature=[tf.TensorSpec((None,), tf.string, name="image_bytes")],
+    )
+    signatures = {"serving_default": likely}
+    tf.saved_model.save(tf.Module(), str(tmp_path / "pets" / "1"), signatures=signatures)
+    with stand_in(tmp_path / "pets") as (_, rest_address, _):
+        report = serve_check(rest_address, model="pets", requests=2)
+    assert "bad picture: empty" in failed_checks(report)
+    assert report.verdicts[-1].check == "load"
+
+
 @pytest.mark.slow
 def test_a_model_that_fails_the_whole_call_is_strict_and_passes(models):
     with stand_in(models("strict")) as (grpc_address, rest_address, _):
@@ -571,4 +584,44 @@ def test_an_answer_without_an_end_is_given_up():
         client = RestClient(f"127.0.0.1:{server.server_port}", timeout=0.2)
         with client, pytest.raises((TimeoutError, ConnectionError), match="did not|more than"):
             client.call("GET", "/v1/models/pets")
+        server.shutdown()
+
+
+def test_each_request_is_sent_once_over_one_connection():
+    seen = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            seen.append((self.path, self.client_address))
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with RestClient(f"127.0.0.1:{server.server_port}") as client:
+            for number in range(4):
+                assert client.call("POST", f"/{number}", b"{}") == (200, b"{}")
+        server.shutdown()
+    assert [path for path, _ in seen] == ["/0", "/1", "/2", "/3"]
+    assert len({address for _, address in seen}) == 1
+
+
+def test_an_answer_nested_without_end_is_none_of_the_documented_form():
+    class Deep(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"[" * 100_000)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Deep) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with RestClient(f"127.0.0.1:{server.server_port}") as client:
+            assert client.models() == ()
+            with pytest.raises(ValueError, match="documented form"):
+                client.status("pets")
         server.shutdown()

@@ -147,7 +147,7 @@ class RestClient:
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             # A server may close a kept connection at any time; that is no failure of the request.
-            if not is_new:
+            if not is_new and isinstance(error, ConnectionError):
                 return self.call(method, path, body)
             raise ConnectionError(
                 f"{self.address} (REST) gave no HTTP answer to {method} {path}: "
@@ -165,7 +165,7 @@ class RestClient:
         status, body = self.call("GET", "/v1/config")
         try:
             models = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return ()
         if status != 200 or not isinstance(models, dict):
             return ()
@@ -310,7 +310,9 @@ class RestClient:
             if time.monotonic() > deadline:
                 raise TimeoutError
             if len(answer) > _LONGEST_ANSWER:
-                raise ConnectionError(f"the answer has more than {_LONGEST_ANSWER} bytes")
+                raise OSError(f"the answer has more than {_LONGEST_ANSWER} bytes")
+        # Not every Python's `read1` does it, and an open response takes no next request.
+        response.close()
         return response.status, bytes(answer)
 
     def _json(self, method, path):
@@ -609,7 +611,7 @@ def _raise_for_status(status, body):
         return
     try:
         message = json.loads(body)["error"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ServingError(str(status), _start(body), documented=False) from None
     raise ServingError(str(status), message)
 
@@ -618,7 +620,8 @@ def _raise_for_status(status, body):
 def _well_formed(address, what):
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    # RecursionError: of JSON that is nested a thousand times.
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"The {what} of {address} does not have the documented form: "
             f"{type(error).__name__}: {error}"

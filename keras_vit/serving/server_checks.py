@@ -163,6 +163,10 @@ def judge(name: str, protocol: str, check: Callable[[], str]) -> ServeVerdict:
     except (Wrong, ServingError, ValueError, OSError) as error:
         # Of an answer that cannot be read, all that is known is the error.
         return ServeVerdict(name, protocol, "fail", str(error))
+    except (LookupError, TypeError) as error:
+        # A foreign model's outputs need not be those that a check reads.
+        detail = f"Unexpected outputs: {type(error).__name__}: {error}"
+        return ServeVerdict(name, protocol, "fail", detail)
 
 
 def difference(
@@ -196,8 +200,11 @@ def difference(
 
 def is_bad_row(signature: Signature, answer: Mapping[str, np.ndarray], row: int) -> bool:
     """Whether an answer marks a row as a bad picture: an error text, all else zero or empty."""
-    texts = answer["error"] if "error" in answer else answer["classes"][:, 0]
-    if "error" not in answer and signature.method != CLASSIFY:
+    if "error" in answer:
+        texts = answer["error"]
+    elif signature.method == CLASSIFY and answer["classes"].size:
+        texts = answer["classes"][:, 0]
+    else:
         return False
     empty = all(
         not value[row].any()
@@ -342,7 +349,7 @@ def _scores(subject, signature):
         scores = answer["scores"]
         if (np.diff(scores, axis=-1) > 0).any():
             raise Wrong("The scores are not sorted, best first.")
-        if scores.min() < 0 or scores.max() > 1 + _SUM_TOLERANCE:
+        if scores.min(initial=0) < 0 or scores.max(initial=1) > 1 + _SUM_TOLERANCE:
             raise Wrong(f"Scores lie between {scores.min():g} and {scores.max():g}, not 0 and 1.")
         seen.append("scores sorted")
     if "probabilities" in answer:
@@ -353,7 +360,7 @@ def _scores(subject, signature):
         seen.append("probabilities sum to 1")
         if "scores" in answer:
             best = -np.sort(-probabilities, axis=-1)[:, : answer["scores"].shape[1]]
-            if np.abs(best - answer["scores"]).max() > 1e-6:
+            if np.abs(best - answer["scores"]).max(initial=0) > 1e-6:
                 raise Wrong("The scores are not the largest probabilities.")
     return ", ".join(seen)
 
