@@ -94,14 +94,21 @@ def test_a_split_is_a_partition_with_the_shares_of_each_class(labels, fraction, 
         with pytest.raises(ValueError, match="leaves images on both sides"):
             split_images(image_set, fraction, seed=seed)
         return
+    if class_counts(image_set).max() == 1:
+        with pytest.raises(ValueError, match="one of each class"):
+            split_images(image_set, fraction, seed=seed)
+        return
     kept, held_out = split_images(image_set, fraction, seed=seed)
-    assert len(held_out) == round(len(labels) * fraction)
+    # Every class keeps an image, so that there may be fewer.
+    assert set(kept.labels) == set(labels)
+    missing = round(len(labels) * fraction) - len(held_out)
+    assert 0 <= missing <= np.count_nonzero(class_counts(kept) == 1)
     both = np.concatenate([identities(kept), identities(held_out)])
     assert sorted(both) == list(range(len(labels)))
     for part in (kept, held_out):
         assert (np.diff(identities(part)) > 0).all()
         assert (part.labels == np.asarray(labels)[identities(part)]).all()
-    shares = class_counts(image_set) * (len(held_out) / len(labels))
+    shares = class_counts(image_set) * (round(len(labels) * fraction) / len(labels))
     assert (abs(class_counts(held_out) - shares) < 1 + 1e-9).all()
 
 
@@ -331,9 +338,17 @@ def test_images_of_one_class_cannot_be_trained_on(tmp_path, split):
             load_data(tmp_path / "set", class_names=["dog", "cat"], test_fraction=fraction)
 
 
-def test_the_division_may_leave_one_class(tmp_path):
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_only_image_of_a_class_is_trained_on(tmp_path):
+    write_classes(tmp_path, {"cat": 4, "dog": 1, "elk": 1, "fox": 1, "owl": 1})
+    source = load_data(tmp_path)
+    assert class_counts(source.train).tolist() == [2, 1, 1, 1, 1]
+    assert class_counts(source.test).tolist() == [2, 0, 0, 0, 0]
+
+
+def test_one_image_a_class_cannot_be_divided(tmp_path):
     write_classes(tmp_path, {"cat": 1, "dog": 1})
-    with pytest.raises(ValueError, match="train images of one class only"):
+    with pytest.raises(ValueError, match="2 images are one of each class"):
         load_data(tmp_path, test_fraction=0.5)
 
 

@@ -95,14 +95,15 @@ class Recipe:
 
     train_images: int | None = None
     """Use a stratified, seeded subset of so many training images, of what `own_validation` adds to
-    them too (the validation split is taken from it); None: all."""
+    them too (the validation split is taken from it); no more than there are. None: all."""
 
     test_images: int | None = None
-    """Test on a stratified, seeded subset of so many images; None: all."""
+    """Test on a stratified, seeded subset of so many images, no more than there are; None: all."""
 
     validation_fraction: float = 0.02
-    """Share of the training images held out for validation, at least as many as there are classes;
-    0: none. Not used where the data set's own validation images are."""
+    """Share of the training images held out for validation, at least as many as there are classes
+    of several images, never the only one of a class; 0: none. Not used where the data set's own
+    validation images are."""
 
     own_validation: Literal["hold_out", "train", "ignore"] = "hold_out"
     """What becomes of validation images that the data set sets apart: choices are made by them,
