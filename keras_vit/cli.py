@@ -76,8 +76,8 @@ def sweep(*words: str) -> None:
     """Chooses the learning rate on held-out training images, trains on all of them, tests once.
 
     Takes the options of `keras-vit finetune`, and --learning-rates RATE RATE …; without these the
-    grid is the protocol's. OUTPUT/NAME holds a folder for each run, sweep.json, and the chosen run
-    as `final`. Interrupted, the same command goes on.
+    grid is the protocol's. OUTPUT/NAME holds a folder for each run, the last one of them
+    `final-lr-RATE`, and sweep.json. Interrupted, the same command goes on.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--learning-rates", "--learning_rates", type=float, nargs="+")
@@ -86,7 +86,7 @@ def sweep(*words: str) -> None:
         rest, program="keras-vit sweep", description=inspect.cleandoc(str(sweep.__doc__))
     )
     rates = given.learning_rates or finetune.recipe_learning_rates(rest, recipe)
-    print(finetune.sweep(recipe, rates))
+    finetune.sweep(recipe, rates)
 
 
 def compare(folders: Positional[tuple[str, ...]], output: str | None = None) -> None:
