@@ -117,6 +117,16 @@ def test_what_is_given_counts_also_where_it_equals_the_protocol():
         parsed("--protocol", "mae", "--budget", "full", "--epochs", "100", "--steps", "50")
 
 
+def test_none_is_a_value_as_the_help_shows_it():
+    base = parsed("--protocol", "mae", "--data", "x")
+    nothing = ("--budget", "None", "--model", "None", "--weights", "None", "--resize-size", "None")
+    assert parsed("--protocol", "mae", "--data", "x", *nothing[:-2]) == base
+    steps = parsed("--protocol", "mae", "--data", "x", "--epochs", "None", "--steps", "20")
+    assert (steps.steps, steps.epochs) == (20, None)
+    sizes = ("--protocol", "vit", "--image-size", "192")
+    assert (parsed(*sizes).resize_size, parsed(*sizes, *nothing).resize_size) == (224, None)
+
+
 @pytest.mark.slow
 def test_the_values_for_a_size_are_those_of_the_checkpoint(tmp_path):
     # The size of L without its width in the MLP, which nothing asks for.
