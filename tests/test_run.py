@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from keras_vit.data import DataSource
-from keras_vit.finetune import Recipe, TrainingDiverged, evaluate, run, wilson_interval
+from keras_vit.finetune import (
+    Recipe,
+    TrainingDiverged,
+    compare_runs,
+    evaluate,
+    run,
+    wilson_interval,
+)
 from keras_vit.finetune.log import read_log
 from keras_vit.finetune.optimizer import make_optimizer
 from keras_vit.finetune.run import resolve_recipe
@@ -150,6 +157,19 @@ def test_a_finished_run_is_not_repeated(finished, digits, capsys):
     assert again == result
     assert (folder / "model.keras").stat().st_mtime_ns == before
     assert "nothing more to train" in capsys.readouterr().out
+
+
+def test_a_session_that_trains_no_step_tells_no_pace(finished, digits, tmp_path, capsys):
+    folder, result = finished
+    shutil.copytree(folder, tmp_path / "tiny")
+    # As a kill after the last step leaves it.
+    (tmp_path / "tiny" / "result.json").unlink()
+    again = run(recipe_in(tmp_path), source=digits, architecture=ARCHITECTURE)
+    assert (again.steps, again.test.accuracy) == (60, result.test.accuracy)
+    assert (again.images_per_second, again.waiting_share) == (None, None)
+    assert " images/s" not in str(again) and "waiting" not in str(again)
+    pace = read_log(folder / "log.csv")[-1]["images_per_second"]
+    assert f"{pace:,.0f}" in str(compare_runs([tmp_path / "tiny", folder]))
 
 
 @pytest.mark.slow
