@@ -5,6 +5,7 @@ import inspect
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -602,14 +603,17 @@ def _as_in_the_run(source, data_dir, model):
     configuration = finetune.read_configuration(folder)
     recipe = finetune.recipe_from_fields(configuration["recipe"], folder / "recipe.json")
     try:
-        loaded = data.load_data(
-            source,
-            data_dir=data_dir,
-            seed=recipe.seed,
-            damaged_images=recipe.damaged_images,
-            left_out=read_left_out(folder),
-        )
-    except ValueError:
+        with warnings.catch_warnings():
+            # What makes a poor set to train on was said when the run began.
+            warnings.simplefilter("ignore")
+            loaded = data.load_data(
+                source,
+                data_dir=data_dir,
+                seed=recipe.seed,
+                damaged_images=recipe.damaged_images,
+                left_out=read_left_out(folder),
+            )
+    except (ValueError, FileNotFoundError):
         # No run could have been trained on it.
         return None
     if loaded.digest != configuration["data"]["digest"]:
