@@ -5,6 +5,7 @@ import inspect
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -76,8 +77,8 @@ def sweep(*words: str) -> None:
     """Chooses the learning rate on held-out training images, trains on all of them, tests once.
 
     Takes the options of `keras-vit finetune`, and --learning-rates RATE RATE …; without these the
-    grid is the protocol's. OUTPUT/NAME holds a folder for each run, sweep.json, and the chosen run
-    as `final`. Interrupted, the same command goes on.
+    grid is the protocol's. OUTPUT/NAME holds a folder for each run, the last one of them
+    `final-lr-RATE`, and sweep.json. Interrupted, the same command goes on.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--learning-rates", "--learning_rates", type=float, nargs="+")
@@ -86,7 +87,7 @@ def sweep(*words: str) -> None:
         rest, program="keras-vit sweep", description=inspect.cleandoc(str(sweep.__doc__))
     )
     rates = given.learning_rates or finetune.recipe_learning_rates(rest, recipe)
-    print(finetune.sweep(recipe, rates))
+    finetune.sweep(recipe, rates)
 
 
 def compare(folders: Positional[tuple[str, ...]], output: str | None = None) -> None:
@@ -605,14 +606,17 @@ def _as_in_the_run(source, data_dir, model):
     configuration = finetune.read_configuration(folder)
     recipe = finetune.recipe_from_fields(configuration["recipe"], folder / "recipe.json")
     try:
-        loaded = data.load_data(
-            source,
-            data_dir=data_dir,
-            seed=recipe.seed,
-            damaged_images=recipe.damaged_images,
-            left_out=read_left_out(folder),
-        )
-    except ValueError:
+        with warnings.catch_warnings():
+            # What makes a poor set to train on was said when the run began.
+            warnings.simplefilter("ignore")
+            loaded = data.load_data(
+                source,
+                data_dir=data_dir,
+                seed=recipe.seed,
+                damaged_images=recipe.damaged_images,
+                left_out=read_left_out(folder),
+            )
+    except (ValueError, FileNotFoundError):
         # No run could have been trained on it.
         return None
     if loaded.digest != configuration["data"]["digest"]:

@@ -217,6 +217,24 @@ def test_evaluate_leaves_out_what_the_run_trained_on(
         assert percentages(printed)[2] == str(len(source.test))
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_evaluate_goes_without_the_missing_images_of_another_set(
+    capsys, run_folder, images, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    configuration = describe_run(Recipe(validation_fraction=0.0), load_data("digits"))
+    (run / "recipe.json").write_text(json.dumps(configuration))
+    # Two images a class: divided for a run, classes would have none to be tested.
+    manifest = write_manifest(tmp_path, images, [*CLASS_NAMES] * 2)
+    words = ("evaluate", run, "--data", manifest)
+    assert percentages(printed_by(capsys, *words))[2] == "12"
+    (tmp_path / images[3].name).unlink()
+    assert "3.png" in error_of(capsys, *words)
+    printed = printed_by(capsys, *words, "--damaged-images", "skip")
+    assert "1 images are left out, 11 are used" in printed and percentages(printed)[2] == "11"
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", ["folder", "manifest"])
 def test_evaluate_refuses_the_run_s_data_set_once_it_has_changed(

@@ -117,6 +117,16 @@ def test_what_is_given_counts_also_where_it_equals_the_protocol():
         parsed("--protocol", "mae", "--budget", "full", "--epochs", "100", "--steps", "50")
 
 
+def test_none_is_a_value_as_the_help_shows_it():
+    base = parsed("--protocol", "mae", "--data", "x")
+    nothing = ("--budget", "None", "--model", "None", "--weights", "None", "--resize-size", "None")
+    assert parsed("--protocol", "mae", "--data", "x", *nothing[:-2]) == base
+    steps = parsed("--protocol", "mae", "--data", "x", "--epochs", "None", "--steps", "20")
+    assert (steps.steps, steps.epochs) == (20, None)
+    sizes = ("--protocol", "vit", "--image-size", "192")
+    assert (parsed(*sizes).resize_size, parsed(*sizes, *nothing).resize_size) == (224, None)
+
+
 @pytest.mark.slow
 def test_the_values_for_a_size_are_those_of_the_checkpoint(tmp_path):
     # The size of L without its width in the MLP, which nothing asks for.
@@ -191,18 +201,24 @@ def runs(monkeypatch):
 
 def test_a_sweep_chooses_on_held_out_images_and_tests_once(tmp_path, digits, runs):
     recipe = dataclasses.replace(RECIPE, output=str(tmp_path))
+    narrow = sweep(recipe, [1e-5], source=digits, architecture=ARCHITECTURE)
+    assert [name for name, *_ in runs] == ["lr-1e-05", "final-lr-1e-05"]
+    # A wider grid trains what is new, and a final run for the rate that it chooses.
     rates = [1e-5, 1e-2]
     result = sweep(recipe, rates, source=digits, architecture=ARCHITECTURE)
-    assert result.learning_rate == 1e-2
+    assert (narrow.learning_rate, result.learning_rate) == (1e-5, 1e-2)
+    assert narrow.final.test.accuracy < result.final.test.accuracy
     assert list(result.validation) == rates
     held_out = len(digits.train) - 1294
-    assert runs == [("lr-1e-05", False, 1294), ("lr-0.01", False, 1294), ("final", True, 1438)]
+    assert runs[0] == ("lr-1e-05", False, 1294)
+    assert runs[2:] == [("lr-0.01", False, 1294), ("final-lr-0.01", True, 1438)]
     assert {judged.count for judged in result.validation.values()} == {held_out}
     assert result.final.test.count == len(digits.test) and result.final.validation is None
     for name in ("lr-1e-05", "lr-0.01"):
         assert json.loads((tmp_path / "choice" / name / "result.json").read_text())["test"] is None
-    table = json.loads((tmp_path / "choice" / "sweep.json").read_text())["runs"]
-    assert [row["learning_rate"] for row in table] == rates
+    table = json.loads((tmp_path / "choice" / "sweep.json").read_text())
+    assert [row["learning_rate"] for row in table["runs"]] == rates
+    assert table["final"] == "final-lr-0.01"
     assert "← chosen" in str(result).splitlines()[2]
     # Once more: everything is finished.
     runs.clear()
@@ -236,14 +252,14 @@ def test_a_fresh_sweep_leaves_what_is_there(tmp_path, digits, runs):
     runs.clear()
     fresh = dataclasses.replace(recipe, fresh=True)
     sweep(fresh, [0.01], source=digits, architecture=ARCHITECTURE)
-    assert [name for name, *_ in runs] == ["lr-0.01", "final"]
+    assert [name for name, *_ in runs] == ["lr-0.01", "final-lr-0.01"]
     assert {path: path.read_bytes() for path in before} == before
     assert {path.name for path in tmp_path.iterdir() if path.name[0] != "."} == {
         "choice",
         "choice-2",
     }
     names = {path.name for path in (tmp_path / "choice-2").iterdir() if path.name[0] != "."}
-    assert names == {"lr-0.01", "final", "sweep.json"}
+    assert names == {"lr-0.01", "final-lr-0.01", "sweep.json"}
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="exports need TensorFlow")
@@ -291,6 +307,12 @@ def test_a_sweep_over_a_set_with_validation_images_trains_on_them_in_the_end(
     sweep(recipe, [0.01], source=source, architecture=ARCHITECTURE)
     assert [images for _, _, images in runs] == [1000, 1438]
     runs.clear()
+    # A subset of both may be larger than the one that is trained on to choose.
+    subset = dataclasses.replace(recipe, name="subset", own_validation="train", train_images=1200)
+    subset = dataclasses.replace(subset, validation_fraction=0.0)
+    sweep(subset, [0.01], source=source, architecture=ARCHITECTURE)
+    assert [images for _, _, images in runs] == [1000, 1200]
+    runs.clear()
     ignored = dataclasses.replace(recipe, name="ignored", own_validation="ignore")
     sweep(ignored, [0.01], source=source, architecture=ARCHITECTURE)
     assert [images for _, _, images in runs] == [900, 1000]
@@ -305,7 +327,8 @@ def test_sweep_and_compare_on_the_command_line(tmp_path, capsys):
     )
     assert main([*words.split(), str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "← chosen" in printed and "20 images" in printed
+    # The table and the result once each.
+    assert printed.count("← chosen") == printed.count("of 20 images") == 1
     folders = [str(tmp_path / "tiny" / name) for name in ("lr-0.01", "lr-0.1")]
     assert main(["compare", *folders]) == 0
     assert "learning rate" in capsys.readouterr().out

@@ -94,14 +94,21 @@ def test_a_split_is_a_partition_with_the_shares_of_each_class(labels, fraction, 
         with pytest.raises(ValueError, match="leaves images on both sides"):
             split_images(image_set, fraction, seed=seed)
         return
+    if class_counts(image_set).max() == 1:
+        with pytest.raises(ValueError, match="one of each class"):
+            split_images(image_set, fraction, seed=seed)
+        return
     kept, held_out = split_images(image_set, fraction, seed=seed)
-    assert len(held_out) == round(len(labels) * fraction)
+    # Every class keeps an image, so that there may be fewer.
+    assert set(kept.labels) == set(labels)
+    missing = round(len(labels) * fraction) - len(held_out)
+    assert 0 <= missing <= np.count_nonzero(class_counts(kept) == 1)
     both = np.concatenate([identities(kept), identities(held_out)])
     assert sorted(both) == list(range(len(labels)))
     for part in (kept, held_out):
         assert (np.diff(identities(part)) > 0).all()
         assert (part.labels == np.asarray(labels)[identities(part)]).all()
-    shares = class_counts(image_set) * (len(held_out) / len(labels))
+    shares = class_counts(image_set) * (round(len(labels) * fraction) / len(labels))
     assert (abs(class_counts(held_out) - shares) < 1 + 1e-9).all()
 
 
@@ -331,9 +338,17 @@ def test_images_of_one_class_cannot_be_trained_on(tmp_path, split):
             load_data(tmp_path / "set", class_names=["dog", "cat"], test_fraction=fraction)
 
 
-def test_the_division_may_leave_one_class(tmp_path):
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_only_image_of_a_class_is_trained_on(tmp_path):
+    write_classes(tmp_path, {"cat": 4, "dog": 1, "elk": 1, "fox": 1, "owl": 1})
+    source = load_data(tmp_path)
+    assert class_counts(source.train).tolist() == [2, 1, 1, 1, 1]
+    assert class_counts(source.test).tolist() == [2, 0, 0, 0, 0]
+
+
+def test_one_image_a_class_cannot_be_divided(tmp_path):
     write_classes(tmp_path, {"cat": 1, "dog": 1})
-    with pytest.raises(ValueError, match="train images of one class only"):
+    with pytest.raises(ValueError, match="2 images are one of each class"):
         load_data(tmp_path, test_fraction=0.5)
 
 
@@ -396,6 +411,35 @@ def test_digits_as_names_are_names(tmp_path):
     assert source.test.labels.tolist() == [2, 0]
 
 
+@pytest.mark.parametrize("labels, is_said", [("12", True), ("012", False), ("23", False)])
+def test_numbers_that_may_be_names_or_indices_are_said_to_be_names(
+    tmp_path, recwarn, labels, is_said
+):
+    lines = [f"{number}.png,{label}" for number, label in enumerate(labels)]
+    path = write_manifest(tmp_path, ["file,label", *lines])
+    source = load_data(path, class_names=["1", "2", "3"], test_fraction=1)
+    messages = [str(warning.message) for warning in recwarn]
+    if is_said:
+        assert source.test.labels.tolist() == [0, 1]
+        (message,) = messages
+        assert "read as names of classes: 1 is the class called '1', which has the index 0" in (
+            message
+        )
+        assert recwarn[0].filename == __file__
+    else:
+        # One reading alone is possible: 0 is no name, 3 no index.
+        assert source.test.labels.tolist() == {"012": [0, 1, 2], "23": [1, 2]}[labels]
+        assert not messages
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_suffix_in_capital_letters_is_the_same(tmp_path):
+    path = write_manifest(tmp_path, ["file,label", "a.png,ant", "b.png,bee"])
+    assert len(load_data(path.rename(tmp_path / "UP.CSV"), test_fraction=1).test) == 2
+    arrays = write_cache(tmp_path).rename(tmp_path / "UP.NPZ")
+    assert len(load_data(arrays).train) == 3
+
+
 @pytest.mark.parametrize(
     "lines, message",
     [
@@ -455,9 +499,13 @@ def test_paths_that_do_not_exist(name):
         load_data(name)
 
 
-def test_another_file_is_no_data_set(tmp_path):
-    with pytest.raises(ValueError, match=r"photo\.png is no data set"):
-        load_data(write_image(tmp_path / "photo.png"))
+@pytest.mark.parametrize("name", ["photo.png", "labels.tsv", "notes"])
+def test_another_file_is_no_data_set(tmp_path, monkeypatch, name):
+    (tmp_path / name).write_text("file\tlabel\n")
+    monkeypatch.chdir(tmp_path)
+    for path in (name, tmp_path / name):
+        with pytest.raises(ValueError, match=f"{name} is no data set. Expected a folder"):
+            load_data(path)
 
 
 def test_an_unknown_name_gets_the_nearest_ones(tmp_path):

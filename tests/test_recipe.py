@@ -85,7 +85,7 @@ def test_accumulation_steps():
 def test_differing_fields_leaves_out_what_changes_no_weight():
     first = recipe_fields(Recipe(seed=1, output="here", log_every=1))
     second = recipe_fields(Recipe(seed=2, output="there", log_every=2))
-    assert differing_fields(first, second) == ["seed: 1, there 2"]
+    assert differing_fields(first, second) == {"seed": "1, there 2"}
 
 
 def test_help_shows_every_option_with_its_default(capsys):

@@ -239,23 +239,62 @@ def test_other_options_are_refused_listed_and_accepted_knowingly(tmp_path, digit
     assert len(read_configuration(folder)["changes"]) == 1
     with pytest.raises(ValueError, match="at step 20 already"):
         small_run(tmp_path, digits, learning_rate=0.01, steps=16, accept_changes=True)
+    with pytest.raises(ValueError, match="at step 20 of 20: none is left that momentum could"):
+        small_run(tmp_path, digits, learning_rate=0.01, steps=20, momentum=0.5, accept_changes=True)
+    # What is read when all steps are done can change still.
+    fewer = small_run(
+        tmp_path, digits, learning_rate=0.01, steps=20, test_images=100, accept_changes=True
+    )
+    assert fewer.test.count == 100
+
+
+def test_a_change_that_divides_the_images_anew_is_never_accepted(tmp_path, digits):
+    small_run(tmp_path, digits)
+    before = (tmp_path / "run" / "recipe.json").read_bytes()
+    more = dataclasses.replace(digits, digest="of one picture more")
+    for name, source, changes in (
+        ("seed", digits, {"seed": 1}),
+        ("train_images", digits, {"train_images": 1000}),
+        ("validation_fraction", digits, {"validation_fraction": 0.3}),
+        ("own_validation", digits, {"own_validation": "train"}),
+        ("data digest", more, {}),
+    ):
+        with pytest.raises(ValueError, match=f"(?s){name}: .*--fresh") as caught:
+            small_run(tmp_path, source, **changes, steps=20, accept_changes=True)
+        assert f"With another {name} the run could be judged by images that" in str(caught.value)
+        assert "--accept-changes" not in str(caught.value)
+        assert (tmp_path / "run" / "recipe.json").read_bytes() == before
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("before", ["last", "best"])
-def test_after_a_change_the_best_weights_are_those_of_the_new_options(tmp_path, digits, before):
-    small_run(tmp_path, digits, keep=before)
-    with pytest.raises(ValueError, match="learning_rate"):
-        small_run(tmp_path, digits, keep="best", learning_rate=1e-6, steps=20)
-    changes = {"keep": "best", "learning_rate": 1e-6, "steps": 20}
+@pytest.mark.parametrize(
+    "before, changes, is_kept",
+    [
+        ("best", {}, True),
+        # There are no weights of the best step, or they would be measured in another way.
+        ("last", {}, False),
+        ("best", {"evaluation_crop_fraction": 0.75}, False),
+    ],
+)
+def test_a_change_keeps_the_best_weights_where_they_can_be_compared(
+    tmp_path, digits, before, changes, is_kept
+):
+    first = small_run(tmp_path, digits, keep=before)
+    # So high a learning rate that what comes is worse.
+    changes = {"keep": "best", "learning_rate": 30.0, "steps": 20, **changes}
     result = small_run(tmp_path, digits, **changes, accept_changes=True)
-    # Too slow to get better or worse: the first evaluation is the best.
-    assert result.best_step == 15
     rows = {row["step"]: row for row in read_log(tmp_path / "run" / "log.csv")}
-    assert result.validation.accuracy == rows[15]["validation_accuracy"]
-    # Nothing is left to train, and nothing was evaluated since: the weights stay.
-    kept = small_run(tmp_path, digits, **{**changes, "seed": 1}, accept_changes=True)
-    assert kept.steps == 20 and kept.best_step is None
+    assert max(row.get("validation_accuracy", 0) for step, row in rows.items() if step > 12) < (
+        first.validation.accuracy
+    )
+    assert result.best_step == first.best_step if is_kept else result.best_step > 12
+    assert result.validation.accuracy == rows[result.best_step]["validation_accuracy"]
+    earlier = keras.saving.load_model(tmp_path / "run" / "model_of_step_00000012.keras")
+    same = [
+        np.array_equal(kept, now)
+        for kept, now in zip(earlier.get_weights(), weights_of(tmp_path / "run"), strict=True)
+    ]
+    assert all(same) == is_kept
 
 
 @pytest.mark.slow

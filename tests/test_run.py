@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from keras_vit.data import DataSource
-from keras_vit.finetune import Recipe, TrainingDiverged, evaluate, run, wilson_interval
+from keras_vit.finetune import (
+    Recipe,
+    TrainingDiverged,
+    compare_runs,
+    evaluate,
+    run,
+    wilson_interval,
+)
 from keras_vit.finetune.log import read_log
 from keras_vit.finetune.optimizer import make_optimizer
 from keras_vit.finetune.run import resolve_recipe
@@ -152,6 +159,19 @@ def test_a_finished_run_is_not_repeated(finished, digits, capsys):
     assert "nothing more to train" in capsys.readouterr().out
 
 
+def test_a_session_that_trains_no_step_tells_no_pace(finished, digits, tmp_path, capsys):
+    folder, result = finished
+    shutil.copytree(folder, tmp_path / "tiny")
+    # As a kill after the last step leaves it.
+    (tmp_path / "tiny" / "result.json").unlink()
+    again = run(recipe_in(tmp_path), source=digits, architecture=ARCHITECTURE)
+    assert (again.steps, again.test.accuracy) == (60, result.test.accuracy)
+    assert (again.images_per_second, again.waiting_share) == (None, None)
+    assert " images/s" not in str(again) and "waiting" not in str(again)
+    pace = read_log(folder / "log.csv")[-1]["images_per_second"]
+    assert f"{pace:,.0f}" in str(compare_runs([tmp_path / "tiny", folder]))
+
+
 @pytest.mark.slow
 def test_a_missing_report_is_made_up_for(finished, digits):
     folder, _ = finished
@@ -273,8 +293,15 @@ def test_the_subset_is_of_all_images_that_may_be_trained_on(digits, own, validat
     splits = split_source(source, recipe)
     assert len(splits.train) == (100 if own == "hold_out" else 90)
     assert len(splits.validation) == validation
-    everything = dataclasses.replace(recipe, train_images=1438, validation_fraction=0.0)
+    everything = dataclasses.replace(recipe, train_images=most, validation_fraction=0.0)
     assert len(split_source(source, everything).train) == most
+    with pytest.raises(ValueError, match=f"`train_images` is more.*Expected {most} at most"):
+        split_source(source, dataclasses.replace(everything, train_images=most + 1))
+
+
+def test_more_test_images_than_there_are_are_refused(digits):
+    with pytest.raises(ValueError, match="Expected 359 at most.*Received: test_images=360"):
+        split_source(digits, dataclasses.replace(RECIPE, test_images=360))
 
 
 def test_validation_shares_no_image_with_training(digits):
@@ -409,6 +436,26 @@ def test_a_few_images_leave_some_for_validation_or_say_what_to_pass(digits, caps
     assert "10 of 40 training images are held out" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--validation-fraction 0"):
         split_source(digits, dataclasses.replace(few, train_images=15))
+
+
+@pytest.mark.parametrize(
+    "fraction, held_out, said",
+    [
+        (0.02, 4, "as many as there are classes of several images: --validation-fraction 0.02"),
+        (0.5, 12, "fewer than --validation-fraction 0.5: each class keeps one"),
+    ],
+)
+def test_the_only_image_of_a_class_is_not_held_out(digits, capsys, fraction, held_out, said):
+    counts = [5] * 4 + [1] * 6
+    labels = digits.train.labels
+    few = [np.flatnonzero(labels == label)[:count] for label, count in enumerate(counts)]
+    source = dataclasses.replace(digits, train=digits.train.take(np.concatenate(few)))
+    splits = split_source(source, dataclasses.replace(RECIPE, validation_fraction=fraction))
+    assert set(splits.train.labels) == set(range(10))
+    assert (len(splits.validation), len(splits.train)) == (held_out, 26 - held_out)
+    assert f"{held_out} of 26 training images are held out for validation, {said}" in (
+        capsys.readouterr().out
+    )
 
 
 def test_a_batch_is_accumulated_where_a_cpu_could_not_hold_it(capsys):

@@ -167,11 +167,11 @@ def subset(image_set: ImageSet, count: int, *, seed: int) -> ImageSet:
 
 
 def split_images(image_set: ImageSet, fraction: float, *, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Divides a set at random, each class by the same fraction.
+    """Divides a set at random, each class by the same fraction, and keeps an image of each.
 
     Args:
         image_set: The images.
-        fraction: Share of the images that is held out, in (0, 1).
+        fraction: Share of the images that is held out, in (0, 1); of small classes it may be less.
         seed: Seed of the choice; the same seed gives the same division.
 
     Returns:
@@ -179,7 +179,8 @@ def split_images(image_set: ImageSet, fraction: float, *, seed: int) -> tuple[Im
         order of the set.
 
     Raises:
-        ValueError: If one of the two would be empty.
+        ValueError: If one of the two would be empty; nothing is held out where each class has one
+            image.
 
     Example:
 
@@ -195,7 +196,12 @@ def split_images(image_set: ImageSet, fraction: float, *, seed: int) -> tuple[Im
             "A fraction in (0, 1) that leaves images on both sides is needed to divide "
             f"{len(image_set)} images. Received: fraction={fraction}"
         )
-    held_out = _stratified_indices(image_set.labels, count, seed)
+    held_out = _stratified_indices(image_set.labels, count, seed, keep_one=True)
+    if not len(held_out):
+        raise ValueError(
+            f"The {len(image_set)} images are one of each class, which is kept. Expected a class "
+            "with two images or more to divide"
+        )
     kept = np.setdiff1d(np.arange(len(image_set)), held_out)
     return image_set.take(kept), image_set.take(held_out)
 
@@ -236,14 +242,19 @@ def join(first: ImageSet, second: ImageSet) -> ImageSet:
     return ImageSet(images, np.concatenate([first.labels, second.labels]), first.class_names)
 
 
-def _stratified_indices(labels, count, seed):
-    """`count` sorted indices; classes get their shares by the method of largest remainders."""
+def _stratified_indices(labels, count, seed, keep_one=False):
+    """`count` sorted indices; classes get their shares by the method of largest remainders.
+
+    With `keep_one` no class gets all its images, so that there may be fewer.
+    """
     generator = np.random.default_rng(seed)
     sizes = np.bincount(labels)
     quotas, remainders = np.divmod(count * sizes, len(labels))
     # In random order, so that equal remainders do not favour the first classes.
     order = generator.permutation(len(sizes))
     order = order[np.argsort(-remainders[order], kind="stable")]
+    if keep_one:
+        order = order[quotas[order] + 1 < sizes[order]]
     quotas[order[: count - quotas.sum()]] += 1
     chosen = [
         generator.permutation(np.flatnonzero(labels == label))[:quota]

@@ -4,6 +4,7 @@ import csv
 import math
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -162,6 +163,7 @@ def _indices(path, rows, class_names):
     numbers = {label for label in lines if re.fullmatch(r"-?[0-9]+", label)}
     if class_names is not None and lines.keys() <= set(class_names):
         index, names = index_of_names(path, lines, tuple(class_names)), tuple(class_names)
+        _warn_of_two_readings(path, lines, index)
     elif not numbers:
         _check_names(path, lines)
         names = tuple(class_names or sorted(lines))
@@ -185,6 +187,21 @@ def _indices(path, rows, class_names):
                 )
         names = tuple(class_names or map(str, range(max(index.values()) + 1)))
     return np.array([index[label] for label in labels], "int32"), names
+
+
+def _warn_of_two_readings(path, labels, index):
+    """Says that labels which are names of classes could also be the indices of others."""
+    numbers = {label: int(label) for label in labels if re.fullmatch(r"[0-9]{1,9}", label)}
+    if len(numbers) < len(labels) or max(numbers.values()) >= len(index):
+        return
+    other = min((label for label in numbers if numbers[label] != index[label]), default=None)
+    if other is not None:
+        warnings.warn(
+            f"{path}: the labels are numbers, and are read as names of classes: {other} is the "
+            f"class called {other!r}, which has the index {index[other]}. Where indices are meant, "
+            "write the names instead",
+            stacklevel=6,
+        )
 
 
 def _check_names(path, lines):

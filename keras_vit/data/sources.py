@@ -140,9 +140,10 @@ def _read(source, path, data_dir, cache_dir, class_names):
         return {"": _digits()}, {}, "digits", "1"
     if path.is_dir():
         return *read_folder(path, class_names), path.resolve().name, ""
-    if path.suffix == ".csv" and path.is_file():
+    suffix = path.suffix.lower()
+    if suffix == ".csv" and path.is_file():
         return *read_manifest(path, class_names), path.stem, ""
-    if path.suffix in (".csv", ".npz") or str(source).startswith((".", "~", os.sep)):
+    if path.is_file() or suffix in (".csv", ".npz") or str(source).startswith((".", "~", os.sep)):
         splits, name, version = _read_arrays(path)
     else:
         splits, name, version = read_tfds(str(source), data_dir, cache_folder(cache_dir))
@@ -154,7 +155,7 @@ def _read_arrays(path):
         raise FileNotFoundError(
             f"{path} does not exist. Expected a folder of images, a .csv or a .npz file"
         )
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return read_arrays(path)
     raise ValueError(f"{path} is no data set. Expected a folder of images, a .csv or a .npz file")
 

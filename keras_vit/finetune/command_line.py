@@ -155,8 +155,11 @@ def recipe_learning_rates(words: Sequence[str], recipe: Recipe) -> tuple[float, 
 def _peek(words):
     """The options that decide which values the others have when they are not given."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("protocol", "budget", "data", "model", "adapt", "weights"):
+    for name in ("protocol", "data", "adapt"):
         parser.add_argument(f"--{name}")
+    for name in ("budget", "model", "weights"):
+        # As the options are read whose value may be None.
+        parser.add_argument(f"--{name}", type=lambda word: None if word == "None" else word)
     parser.add_argument("--image-size", "--image_size")
     parser.add_argument("--deterministic", action="store_true")
     return parser.parse_known_args(words)[0]
@@ -233,6 +236,10 @@ def _with_whole_patches(recipe, patch_size):
 def _settled(values, given, base):
     """Values in which what is given counts over what the protocol says and does not fit it."""
     values, defaults = dict(values), recipe_fields(Recipe())
+    if "image_size" in given and "resize_size" not in given and base.resize_size:
+        values["resize_size"] = round(base.resize_size * values["image_size"] / base.image_size)
+    # None says nothing of steps or epochs, and asks for nothing that must be read.
+    given = {name for name in given if values[name] is not None}
     for first, second in (("steps", "epochs"), ("warmup_steps", "warmup_epochs")):
         if {first, second} <= given:
             raise ValueError(f"--{first} and --{second} say the same: give one".replace("_", "-"))
@@ -246,8 +253,6 @@ def _settled(values, given, base):
             values["warmup_steps"] = round(_warmup_share(base) * values["steps"])
         elif "epochs" in given and values["epochs"]:
             values["warmup_epochs"] = _warmup_share(base) * values["epochs"]
-    if "image_size" in given and "resize_size" not in given and base.resize_size:
-        values["resize_size"] = round(base.resize_size * values["image_size"] / base.image_size)
     unread = unread_options(values, given)
     if given & unread.keys():
         lines = [f"{name}: read only where {unread[name]}" for name in given & unread.keys()]

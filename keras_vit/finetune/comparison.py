@@ -154,7 +154,8 @@ def _cells(run: ComparedRun):
         low, high = test.interval
         accuracy = f"{test.accuracy:.2%} ({100 * low:.1f} to {100 * high:.1f})"
     logged = [row["images_per_second"] for row in run.log if "images_per_second" in row]
-    pace = result.images_per_second if result else (logged[-1] if logged else 0)
+    # The session that ended the run may have trained no step.
+    pace = (result and result.images_per_second) or (logged[-1] if logged else 0)
     return [
         accuracy,
         percent(run.validation_accuracy),

@@ -22,6 +22,8 @@ from keras_vit.zoo import weights_path
 from keras_vit.zoo.file_lock import file_lock
 
 _DISK_FULL = ("no space left on device", "disk quota exceeded")
+# What decides which images a run trains on, and which it is judged by.
+_DIVISION = ("data digest", "seed", "train_images", "validation_fraction", "own_validation")
 _NOT_WRITABLE = ("read-only file system", "permission denied", "operation not permitted")
 
 
@@ -64,7 +66,7 @@ def deciding_options(configuration: dict) -> dict:
     data = {f"data {name}": value for name, value in configuration["data"].items()}
     if options.get("early_stopping") or options.get("keep") == "best":
         # Evaluations decide then.
-        data["evaluation every"] = options["evaluate_every"]
+        data["evaluate-every"] = options["evaluate_every"]
     del options["data"]  # The name as given may be a path.
     return {name: value for name, value in {**options, **data}.items() if name not in FREE_FIELDS}
 
@@ -143,23 +145,24 @@ def _free(folder):
 
 def check_folder(
     folder: str | Path, configuration: dict, *, accept_changes: bool = False
-) -> list[str]:
+) -> dict[str, str]:
     """Whether a run may go on in a folder.
 
     Args:
         folder: The folder; it may be absent.
         configuration: Of the run, from `describe_run`.
-        accept_changes: Whether it may differ from the one that the folder holds.
+        accept_changes: Whether it may differ from the one that the folder holds; never in what
+            divides the images, or the run could be judged by some that it was trained on.
 
     Returns:
-        What differs, where that is accepted, a line an option.
+        What differs, where that is accepted: `value here, there value` by option.
 
     Raises:
         ValueError: If the folder holds something else than the run described.
     """
     folder = Path(folder)
     if not folder.exists():
-        return []
+        return {}
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file. Expected a folder; choose another --name")
     recipe_file = folder / "recipe.json"
@@ -168,17 +171,29 @@ def check_folder(
             raise ValueError(
                 f"{folder} holds files, but no recipe.json: it is not a run. Choose another --name"
             )
-        return []
+        return {}
     there = read_configuration(folder)
-    lines = differing_fields(deciding_options(configuration), deciding_options(there))
-    if lines and not accept_changes:
+    changes = differing_fields(deciding_options(configuration), deciding_options(there))
+    redrawn = [name for name in changes if name in _DIVISION]
+    if redrawn or (changes and not accept_changes):
+        advice = (
+            f"or start over in a new folder with --fresh. With another {' and '.join(redrawn)} "
+            "the run could be judged by images that it was trained on"
+            if redrawn
+            else "start over in a new folder with --fresh, or go on all the same with "
+            "--accept-changes"
+        )
         raise ValueError(
             f"{folder} holds another run. It differs in:\n  "
-            + "\n  ".join(lines)
-            + "\nChoose another --name, start over in a new folder with --fresh, or go on all the "
-            "same with --accept-changes"
+            + "\n  ".join(change_lines(changes))
+            + f"\nChoose another --name, {advice}"
         )
-    return lines
+    return changes
+
+
+def change_lines(changes: dict[str, str]) -> list[str]:
+    """What `check_folder` returns, a line an option."""
+    return [f"{name}: {values}" for name, values in changes.items()]
 
 
 def read_configuration(folder: str | Path) -> dict:

@@ -192,14 +192,15 @@ class Meter:
         return tuple(self._since_row)
 
     @property
-    def images_per_second(self) -> float:
-        """Throughput of the session; 0 where it trained no step."""
-        return self._pace(len(self._seconds))
+    def images_per_second(self) -> float | None:
+        """Throughput of the session; None where it trained no step."""
+        return self._pace(len(self._seconds)) if self._seconds else None
 
     @property
-    def waiting_share(self) -> float:
-        """Share of the session's time in steps that passed waiting for images."""
-        return self._waiting_share(len(self._seconds))
+    def waiting_share(self) -> float | None:
+        """Share of the session's time in steps that passed waiting for images; None where it
+        trained no step."""
+        return self._waiting_share(len(self._seconds)) if self._seconds else None
 
     @property
     def seconds_left(self) -> float:
@@ -229,7 +230,7 @@ class Meter:
     def _pace(self, last):
         """Images per second over the last steps."""
         seconds = (self._seconds[1:] or self._seconds)[-last:]
-        return self._batch_size * len(seconds) / sum(seconds) if seconds else 0.0
+        return self._batch_size * len(seconds) / sum(seconds)
 
     def _waiting_share(self, last):
         """Share of the last steps' time that passed waiting for images."""

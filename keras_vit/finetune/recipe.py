@@ -95,14 +95,15 @@ class Recipe:
 
     train_images: int | None = None
     """Use a stratified, seeded subset of so many training images, of what `own_validation` adds to
-    them too (the validation split is taken from it); None: all."""
+    them too (the validation split is taken from it); no more than there are. None: all."""
 
     test_images: int | None = None
-    """Test on a stratified, seeded subset of so many images; None: all."""
+    """Test on a stratified, seeded subset of so many images, no more than there are; None: all."""
 
     validation_fraction: float = 0.02
-    """Share of the training images held out for validation, at least as many as there are classes;
-    0: none. Not used where the data set's own validation images are."""
+    """Share of the training images held out for validation, at least as many as there are classes
+    of several images, never the only one of a class; 0: none. Not used where the data set's own
+    validation images are."""
 
     own_validation: Literal["hold_out", "train", "ignore"] = "hold_out"
     """What becomes of validation images that the data set sets apart: choices are made by them,
@@ -333,7 +334,8 @@ class Recipe:
 
     accept_changes: bool = False
     """Whether a run may go on with other options than it began with; they are listed, in
-    recipe.json too."""
+    recipe.json too. Never with other data, another seed or another division, by which images that
+    were trained on could be held out or tested."""
 
     fresh: bool = False
     """Whether to start over, in the new folder OUTPUT/NAME-2 (NAME-3, …) where OUTPUT/NAME is
@@ -393,27 +395,27 @@ class Recipe:
         )
 
 
-def differing_fields(recipe: dict, other: dict) -> list[str]:
-    """The options by which two runs differ, as lines `name: value here, value there`.
+def differing_fields(recipe: dict, other: dict) -> dict[str, str]:
+    """The options by which two runs differ, as `value here, there value` by name.
 
     Args:
         recipe: Options by name.
         other: Options by name, of the run to compare with.
 
     Returns:
-        One line an option whose values differ, without those of `FREE_FIELDS`.
+        A text for each option whose values differ, without those of `FREE_FIELDS`.
 
     Example:
 
     >>> differing_fields({"steps": 10, "output": "a"}, {"steps": 20, "output": "b"})
-    ['steps: 10, there 20']
+    {'steps': '10, there 20'}
     """
     names = [name for name in {**recipe, **other} if name not in FREE_FIELDS]
-    return [
-        f"{name}: {recipe.get(name)!r}, there {other.get(name)!r}"
+    return {
+        name: f"{recipe.get(name)!r}, there {other.get(name)!r}"
         for name in names
         if recipe.get(name) != other.get(name)
-    ]
+    }
 
 
 def recipe_fields(recipe: Recipe) -> dict:

@@ -31,15 +31,15 @@ class RunResult:
         train_images: Number of images trained on.
         steps: Number of optimizer steps.
         minutes: Wall time of all sessions of the run, in minutes.
-        images_per_second: Training throughput of the last session.
+        images_per_second: Training throughput of the last session; None where that trained no step.
         configuration: What recipe.json holds: options, architecture, data set, weights' digest.
         versions: Of Python, the backend and the packages.
         machine: What the run was computed on.
         finished: When the run ended, in ISO 8601, UTC.
         peak_memory: Most memory that the process had at a time, in bytes; None where unknown. See
             `peak_memory`.
-        waiting_share: Share of the last session's steps that passed waiting for images; None for
-            results of versions that did not measure it.
+        waiting_share: Share of the last session's steps that passed waiting for images; None where
+            that trained no step, and for results of versions that did not measure it.
         best_step: The step with the best validation accuracy; None where none was evaluated.
         left_out: Images that the data set names and the run did without, and why.
     """
@@ -50,7 +50,7 @@ class RunResult:
     train_images: int
     steps: int
     minutes: float
-    images_per_second: float
+    images_per_second: float | None
     configuration: dict
     versions: dict
     machine: dict
@@ -62,6 +62,8 @@ class RunResult:
 
     def __str__(self) -> str:
         recipe = self.configuration["recipe"]
+        trained = self.images_per_second is not None
+        pace = f", {self.images_per_second:,.0f} images/s" if trained else ""
         memory = f", {self.peak_memory / 2**30:.1f} GiB" if self.peak_memory else ""
         known = self.waiting_share is not None
         waiting = f", {self.waiting_share:.1%} waiting for images" if known else ""
@@ -72,8 +74,7 @@ class RunResult:
                 f"  test        {self.test or 'not looked at'}",
                 f"  validation  {self.validation or 'none'}",
                 f"  training    {self.train_images:,} images{skipped}, {self.steps:,} steps of "
-                f"{recipe['batch_size']}, {self.minutes:.1f} minutes, "
-                f"{self.images_per_second:,.0f} images/s{waiting}{memory}",
+                f"{recipe['batch_size']}, {self.minutes:.1f} minutes{pace}{waiting}{memory}",
                 f"  computed in {recipe['precision']} on {self.machine['accelerator']} with "
                 f"{self.versions['backend']} {self.versions['backend_version']}",
                 *(
@@ -116,7 +117,7 @@ def make_result(
     train_images: int,
     steps: int,
     seconds: float,
-    images_per_second: float,
+    images_per_second: float | None,
     waiting_share: float | None = None,
     best_step: int | None = None,
     left_out: tuple[LeftOut, ...] = (),

@@ -21,6 +21,7 @@ from keras_vit.finetune.distribution import (
 )
 from keras_vit.finetune.evaluation import Evaluation, judge_outputs, predict_outputs
 from keras_vit.finetune.folder import (
+    change_lines,
     check_folder,
     deciding_options,
     describe_run,
@@ -46,6 +47,7 @@ from keras_vit.finetune.splits import split_source
 from keras_vit.finetune.starting_model import build_model, model_config
 from keras_vit.finetune.state import (
     CheckpointWriter,
+    hand_on_best,
     identity_digest,
     read_json,
     replace_file,
@@ -60,6 +62,28 @@ from keras_vit.models import VisionTransformerConfig
 
 # 64 images of 224 px: ViT-B/16 then trains within some 20 GiB.
 PIXELS_AT_ONCE_ON_CPU = 64 * 224**2
+
+# What a run may change when no step is left: what is read after the last one, and their number.
+_READ_AFTER_TRAINING = (
+    "name",
+    "data name",
+    "data version",
+    "test_images",
+    "steps",
+    "warmup_steps",
+)
+# What changes the accuracy that the same weights have on the same images.
+_READ_IN_EVALUATION = (
+    "model",
+    "architecture",
+    "weights",
+    "weights_config_sha256",
+    "preprocessing",
+    "image_size",
+    "evaluation_crop",
+    "evaluation_crop_fraction",
+    "interpolation",
+)
 
 
 def run(
@@ -265,27 +289,52 @@ def _check_files(folder, splits):
 
 
 def _accept_changes(changes, compiled, folder, configuration):
-    """Makes the newest checkpoint one of the run as it is now; says and notes what changed.
-
-    What was the best of the old options is not compared with the new ones.
-    """
-    done = restore_training_state(folder / "checkpoints", compiled, None)
-    steps = configuration["recipe"]["steps"]
-    if done.step > steps:
-        raise ValueError(
-            f"{folder} is at step {done.step} already. Expected no fewer steps. "
-            f"Received: steps={steps}"
-        )
-    print(f"Going on with other options after step {done.step}:\n  " + "\n  ".join(changes))
+    """Makes the newest checkpoint one of the run as it is now; says and notes what changed."""
+    checkpoints = folder / "checkpoints"
+    done = restore_training_state(checkpoints, compiled, None)
+    recipe = configuration["recipe"]
+    _check_steps_are_left(changes, folder, done.step, recipe["steps"])
+    lines = change_lines(changes)
+    print(f"Going on with other options after step {done.step}:\n  " + "\n  ".join(lines))
     if host_number() > 0:
         return
-    if (folder / "result.json").exists():
-        # The run is no longer finished; what it came to until here stays.
-        os.replace(folder / "result.json", folder / f"result_of_step_{done.step:08d}.json")
+    _put_aside(folder, done.step)
     identity = identity_digest(deciding_options(configuration))
-    done = dataclasses.replace(done, best_accuracy=-1.0, best_step=0, evaluations_since_best=0)
-    save_training_state(folder / "checkpoints", compiled, done, identity)
-    configuration["changes"].append({"after_step": done.step, "options": changes})
+    done = dataclasses.replace(done, evaluations_since_best=0)
+    if done.best_step and (
+        changes.keys() & set(_READ_IN_EVALUATION)
+        or (recipe["keep"] == "best" and not hand_on_best(checkpoints, compiled, done, identity))
+    ):
+        print("  What was the best so far is not compared with what comes.")
+        done = dataclasses.replace(done, best_accuracy=-1.0, best_step=0)
+    save_training_state(checkpoints, compiled, done, identity)
+    configuration["changes"].append({"after_step": done.step, "options": lines})
+
+
+def _check_steps_are_left(changes, folder, done, steps):
+    if done > steps:
+        raise ValueError(
+            f"{folder} is at step {done} already. Expected no fewer steps. Received: steps={steps}"
+        )
+    late = [name for name in changes if name not in _READ_AFTER_TRAINING]
+    if done == steps and late:
+        raise ValueError(
+            f"{folder} is at step {done} of {steps}: none is left that {' and '.join(late)} could "
+            "change. Train longer with more --steps, or choose another --name"
+        )
+
+
+def _put_aside(folder, step):
+    """Keeps what a finished run came to, which is no longer finished."""
+    result = folder / "result.json"
+    if not result.exists():
+        return
+    # The result last: a folder with one counts as finished.
+    for path in (folder / "model.keras", result):
+        kept = path.with_stem(f"{path.stem}_of_step_{step:08d}")
+        if path.exists():
+            os.replace(path, kept)
+            print(f"  {path} is kept as {kept.name}")
 
 
 def _earlier_changes(folder):

@@ -240,6 +240,18 @@ def restore_best(folder: str | Path, model: keras.Model, progress: Progress, ide
         variable.assign(arrays[name])
 
 
+def hand_on_best(folder: str | Path, model: keras.Model, progress: Progress, identity: str) -> bool:
+    """Gives the weights that `restore_best` would take another identity; whether they are there."""
+    path, variables = _best_file(Path(folder), progress), dict(_model_variables(model))
+    try:
+        arrays, saved = _read_fitting(path, variables, None)
+    except _UNUSABLE:
+        return False
+    paths = {name: variable.path for name, variable in variables.items()}
+    _write(path, arrays, paths, saved, identity)
+    return True
+
+
 def identity_digest(identity: dict) -> str:
     """A digest of plain values, the same for equal values.
 

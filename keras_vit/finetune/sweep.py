@@ -85,9 +85,10 @@ def sweep(
 ) -> SweepResult:
     """Trains with each learning rate, chooses on held-out images, trains on all, and tests once.
 
-    The runs are folders in OUTPUT/NAME: `lr-0.01`, …, and `final`. Interrupted, the same call
-    goes on where it was: runs that are finished are not repeated. `sweep.json` holds the table.
-    `export` writes the model of `final` to saved_models/NAME; `fresh` starts over in NAME-2.
+    The runs are folders in OUTPUT/NAME: `lr-0.01`, …, and `final-lr-0.01` for the rate that is
+    chosen. Interrupted, the same call goes on where it was, and one with more rates too: runs that
+    are finished are not repeated. `sweep.json` holds the table and the name of the final run, whose
+    model `export` writes to saved_models/NAME; `fresh` starts over in NAME-2.
 
     Args:
         recipe: All options; `learning_rate` is replaced.
@@ -125,6 +126,10 @@ def sweep(
     choosing = recipe
     if source.validation is not None and recipe.own_validation == "train":
         choosing = dataclasses.replace(recipe, own_validation="hold_out")
+        if recipe.train_images and source.train is not None:
+            # A subset of both sets may be larger than the one that is trained on here.
+            fewer = min(recipe.train_images, len(source.train))
+            choosing = dataclasses.replace(choosing, train_images=fewer)
     has_own = source.validation is not None and choosing.own_validation == "hold_out"
     if not has_own and not choosing.validation_fraction:
         print(f"{HELD_OUT:.0%} of the training images are held out to choose by.")
@@ -136,7 +141,7 @@ def sweep(
             result = run(
                 dataclasses.replace(
                     choosing,
-                    name=f"lr-{rate:g}",
+                    name=_run_name(rate),
                     output=str(folder),
                     learning_rate=rate,
                     export=False,
@@ -151,26 +156,34 @@ def sweep(
             validation[rate] = None
         _write(folder, validation)
     best = choose(validation)
+    # Of its own for each rate: a wider grid may choose another one.
+    final_name = f"final-{_run_name(best)}"
+    _write(folder, validation, final_name)
     print(f"\n{format_sweep(validation)}\n\n== on all training images", flush=True)
     everything: dict[str, Any] = {"validation_fraction": 0.0, "export": False}
     if recipe.own_validation == "hold_out":
         everything["own_validation"] = "train"
     final = run(
         dataclasses.replace(
-            recipe, name="final", output=str(folder), learning_rate=best, **everything
+            recipe, name=final_name, output=str(folder), learning_rate=best, **everything
         ),
         source=source,
         architecture=architecture,
     )
     if recipe.export and host_number() == 0:
-        export_run(folder / "final", recipe.name, source.class_names)
+        export_run(folder / final_name, recipe.name, source.class_names)
     return SweepResult(validation, best, final)
 
 
-def _write(folder, validation):
+def _run_name(rate):
+    """All digits of the rate: no two share a folder."""
+    return f"lr-{rate}".removesuffix(".0")
+
+
+def _write(folder, validation, final=None):
     rows = [
         {"learning_rate": rate, "validation": judged and dataclasses.asdict(judged)}
         for rate, judged in validation.items()
     ]
     if host_number() == 0:
-        write_json(folder / "sweep.json", {"runs": rows})
+        write_json(folder / "sweep.json", {"runs": rows, "final": final})
