@@ -187,7 +187,8 @@ def _readout(config):
 
 
 def _to_grid(shares, config, *heads):
-    return ops.reshape(shares[..., config.prefix_tokens :], (-1, *heads, *config.grid))
+    patches = shares[..., config.prefix_tokens :]
+    return ops.reshape(patches, (ops.shape(shares)[0], *heads, *config.grid))
 
 
 def _discard_smallest(weights, ratio):
