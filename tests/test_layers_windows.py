@@ -220,9 +220,9 @@ def test_a_token_without_a_place_is_refused(places):
     message = r"Received: 17 tokens, prefix_tokens=0, grid=\(4, 4\); prefix_tokens=1 would fit"
     tokens = np.zeros((16, 17, 4 * HEADS), "float32")
     for cls, arguments in ((MultiHeadSelfAttention, (HEADS,)), (TransformerBlock, (HEADS, 8))):
-        for given in (tokens, keras.Input(tokens.shape[1:])):
+        for inputs in (tokens, keras.Input(tokens.shape[1:])):
             with pytest.raises(ValueError, match=message):
-                cls(*arguments, grid=(4, 4), **places)(given)
+                cls(*arguments, grid=(4, 4), **places)(inputs)
         layer = cls(*arguments, grid=(4, 4), **places)
         layer(tokens[:, 1:])
         with pytest.raises(ValueError, match=message):  # Built for others.
@@ -249,9 +249,9 @@ def test_counts_of_tokens_are_in_range(argument):
     layer, tokens = TransformerBlock(HEADS, 8), np.zeros((2, 5, 4 * HEADS), "float32")
     assert layer(tokens, **{argument: 5}).shape == tokens.shape
     for count in (0, 6):
-        for given in (tokens, keras.Input(tokens.shape[1:])):
+        for inputs in (tokens, keras.Input(tokens.shape[1:])):
             with pytest.raises(ValueError, match=rf"`{argument}`.*{argument}={count}, 5 tokens"):
-                layer(given, **{argument: count})
+                layer(inputs, **{argument: count})
 
 
 # Models.
