@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vit.layers.composite_layer import CompositeLayer
 from keras_vit.layers.fused_attention import fused_attention
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
 from keras_vit.layers.light_attention import attention_softmax, light_attention
@@ -20,7 +21,7 @@ POSITIONS = ("rope", "relative", None)
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
-class MultiHeadSelfAttention(keras.layers.Layer):
+class MultiHeadSelfAttention(CompositeLayer):
     """Multi-head self-attention over tokens.
 
     [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), section 3.2.2; queries, keys and

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_vit.layers.composite_layer import CompositeLayer
 from keras_vit.layers.drop_path import DropPath
 from keras_vit.layers.layer_normalization import LayerNormalization
 from keras_vit.layers.layer_scale import LayerScale
@@ -12,7 +13,7 @@ from keras_vit.layers.rematerialization import rematerialize
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
-class TransformerBlock(keras.layers.Layer):
+class TransformerBlock(CompositeLayer):
     """`x + attention(norm(x))`, then `x + mlp(norm(x))`.
 
     Equations 2 and 3 of [Dosovitskiy et al., 2020](https://arxiv.org/abs/2010.11929).
