@@ -466,6 +466,18 @@ def test_wrong_arguments(tmp_path):
         save_checkpoint(keras.Sequential([keras.layers.Dense(2)]), tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+    ("fields", "cut"), [({}, "block_0"), ({}, "block_1"), ({"distillation_token": True}, "head")]
+)
+@pytest.mark.parametrize("format", ["timm", "hf"])
+def test_a_model_that_was_cut_is_refused(tmp_path, fields, cut, format):
+    model = build(**fields)
+    cut = keras.Model(model.input, model.get_layer(cut).output)
+    with pytest.raises(ValueError, match="cut from|does not express this model"):
+        save_checkpoint(cut, tmp_path / "x", format)
+    assert not list(tmp_path.iterdir())
+
+
 def test_convert_on_the_command_line(tmp_path, capsys):
     write_google(tmp_path / "google.npz")
     arguments = ["convert", str(tmp_path / "google.npz"), str(tmp_path / "hub"), "--format", "hf"]

@@ -12,10 +12,11 @@ import keras_vit
 from keras_vit.inspection import draw_overlay, draw_sheet, patch_attention, seen_box, write_picture
 from keras_vit.inspection.blocks import block_indices
 from keras_vit.layers import ImagePreprocessing
-from keras_vit.models import VisionTransformerConfig, vision_transformer
+from keras_vit.models import VisionTransformerConfig, vision_transformer, without_unread_tokens
 
 ROWS, COLUMNS = 3, 2
 PATCHES = ROWS * COLUMNS
+LOOKS = [keras_vit.features, keras_vit.attention_maps, keras_vit.attention_rollout]
 
 
 def build(dtype=None, **fields):
@@ -112,6 +113,49 @@ def test_pre_logits_without_a_head_are_the_models_output():
     np.testing.assert_allclose(outputs["pre_logits"], outputs["tokens"]["class_token"])
 
 
+@pytest.mark.parametrize(
+    ("fields", "end"),
+    [
+        ({}, "pool"),
+        ({"pooling": "avg", "pool_norm": True}, "pool_norm"),
+        ({"representation_size": 6, "include_top": False}, "pre_logits"),
+        ({"distillation_token": True}, "pool"),
+        ({"pooling": None, "include_top": False}, "encoder_norm"),
+    ],
+)
+def test_pre_logits_under_a_head_of_ones_own_are_what_it_takes(fields, end):
+    model, images = build(**fields), some_images()
+    logits = keras.layers.Dense(7, name="classifier")(model.get_layer(end).output)
+    outputs = keras_vit.features(keras.Model(model.input, logits), blocks=[])(images)
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(outputs["pre_logits"]), output_of(model, end, images)
+    )
+
+
+def test_tokens_that_are_not_computed_are_not_shown(tmp_path):
+    model, images = build(), some_images()
+    without_unread_tokens(model).save(tmp_path / "shorter.keras")
+    shorter = keras.saving.load_model(tmp_path / "shorter.keras")
+    with pytest.raises(ValueError, match=r"computes 1 of the 7 tokens.*from_checkpoint\(path\)"):
+        keras_vit.features(shorter)
+    features = keras_vit.features(shorter, blocks=[0], blocks_only=True)(images)
+    expected = output_of(model, "block_0", images)[:, 0]
+    np.testing.assert_allclose(features["block_0"]["class_token"], expected, rtol=1e-5)
+    whole = keras_vit.from_checkpoint(tmp_path / "shorter.keras")
+    assert keras_vit.features(whole).output["block_2"]["grid"].shape[1:] == (ROWS, COLUMNS, 16)
+    np.testing.assert_allclose(
+        keras_vit.attention_maps(shorter)(images)["block_2"],
+        keras_vit.attention_maps(model)(images)["block_2"],
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_graph_of_another_models_layers_is_refused(look):
+    with pytest.raises(ValueError, match="look into the model that was given to `without_unread"):
+        look(without_unread_tokens(build()))
+
+
 def test_features_can_be_normed():
     model, images = build(), some_images()
     outputs = as_arrays(keras_vit.features(model, blocks=[0, -1], norm=True)(images))
@@ -206,9 +250,7 @@ def test_blocks_that_are_not_there_are_named(look):
         look(model, blocks=[], **({"blocks_only": True} if look is keras_vit.features else {}))
 
 
-@pytest.mark.parametrize(
-    "look", [keras_vit.features, keras_vit.attention_maps, keras_vit.attention_rollout]
-)
+@pytest.mark.parametrize("look", LOOKS)
 def test_other_models_are_refused(look):
     images = keras.Input((8, 8, 3))
     other = keras.Model(images, keras.layers.Flatten()(images))

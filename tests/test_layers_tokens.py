@@ -280,6 +280,23 @@ def test_a_compiled_training_step_drops_and_merges():
             ),
             "output_tokens=2, prefix_tokens=1",
         ),
+        (lambda: layers.TokenMergingBlock(2, 8, token_merging=2.5), "token_merging=2.5"),
+        (
+            lambda: layers.TokenMergingBlock(2, 8, token_merging=1)(keras.Input((None, 4))),
+            "an unknown number of tokens, prefix_tokens=0",
+        ),
+        (
+            lambda: layers.TokenMergingBlock(2, 8, token_merging=1, prefix_tokens=3)(
+                random(1, 2, 4)
+            ),
+            "2 tokens, prefix_tokens=3",
+        ),
+        (
+            lambda: layers.TokenPruningBlock(2, 8, token_keep_rate=0.5, prefix_tokens=1)(
+                keras.Input((None, 4))
+            ),
+            "an unknown number of tokens, prefix_tokens=1",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(make, message):

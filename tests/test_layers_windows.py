@@ -203,12 +203,55 @@ def test_a_layer_needs_the_grid_and_refuses_relative_positions():
             MultiHeadSelfAttention(HEADS, window_size=wrong, grid=(4, 4))
 
 
-@pytest.mark.parametrize("given", [{"return_attention": True}, {"sizes": np.ones((1, 16))}])
+@pytest.mark.parametrize(
+    "given", [{"return_attention": True}, {"sizes": np.ones((1, 16))}, {"attended_tokens": 5}]
+)
 def test_what_windows_would_ignore_is_refused(given):
     layer = MultiHeadSelfAttention(HEADS, window_size=2, grid=(4, 4))
     tokens = np.zeros((1, 16, 4 * HEADS), "float32")
     with pytest.raises(ValueError, match=rf"`{next(iter(given))}`.*window_size=\(2, 2\)"):
         layer(tokens, **given)
+
+
+@pytest.mark.parametrize(
+    "places", [{"window_size": 2}, {"positions": "rope"}, {"positions": "relative"}], ids=str
+)
+def test_a_token_without_a_place_is_refused(places):
+    message = r"Received: 17 tokens, prefix_tokens=0, grid=\(4, 4\); prefix_tokens=1 would fit"
+    tokens = np.zeros((16, 17, 4 * HEADS), "float32")
+    for cls, arguments in ((MultiHeadSelfAttention, (HEADS,)), (TransformerBlock, (HEADS, 8))):
+        for inputs in (tokens, keras.Input(tokens.shape[1:])):
+            with pytest.raises(ValueError, match=message):
+                cls(*arguments, grid=(4, 4), **places)(inputs)
+        layer = cls(*arguments, grid=(4, 4), **places)
+        layer(tokens[:, 1:])
+        with pytest.raises(ValueError, match=message):  # Built for others.
+            layer(tokens)
+        with pytest.raises(ValueError, match="`attended_tokens` is not there for attention with"):
+            layer(tokens[:, 1:], attended_tokens=5)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX knows all shapes.")
+def test_images_are_not_mixed_up_where_the_number_of_tokens_is_known_last():
+    import tensorflow as tf
+
+    layer = MultiHeadSelfAttention(HEADS, grid=(4, 4), window_size=2)
+    layer.build((None, None, 4 * HEADS))
+    call = tf.function(layer, input_signature=[tf.TensorSpec((None, None, 4 * HEADS))])
+    tokens = np.random.default_rng(0).normal(size=(16, 17, 4 * HEADS)).astype("float32")
+    np.testing.assert_allclose(call(tokens[:, 1:]), layer(tokens[:, 1:]), rtol=1e-5, atol=1e-6)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        call(tokens)
+
+
+@pytest.mark.parametrize("argument", ["output_tokens", "attended_tokens"])
+def test_counts_of_tokens_are_in_range(argument):
+    layer, tokens = TransformerBlock(HEADS, 8), np.zeros((2, 5, 4 * HEADS), "float32")
+    assert layer(tokens, **{argument: 5}).shape == tokens.shape
+    for count in (0, 6):
+        for inputs in (tokens, keras.Input(tokens.shape[1:])):
+            with pytest.raises(ValueError, match=rf"`{argument}`.*{argument}={count}, 5 tokens"):
+                layer(inputs, **{argument: count})
 
 
 # Models.

@@ -219,6 +219,25 @@ def test_saved_model_file_keeps_everything(tmp_path):
     np.testing.assert_array_equal(to_numpy(model(pixels)), to_numpy(twin(pixels)))
 
 
+QUANTIZED = [("int8", {"pooling": "map"}), ("int8", {}), ("int4", {}), ("float8", {})]
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
+@pytest.mark.parametrize(("mode", "fields"), slow_except(QUANTIZED, QUANTIZED[:1]))
+def test_a_quantised_model_is_saved_whole(mode, fields, tmp_path):
+    model = tiny(num_classes=5, depth=1, **fields)
+    model.get_layer("head").kernel.assign(np.random.default_rng(0).normal(size=(16, 5)))
+    model.quantize(mode)
+    outputs = to_numpy(model(images()))
+    for name in ("first", "second"):
+        model.save(tmp_path / f"{name}.keras")
+        model = keras.saving.load_model(tmp_path / f"{name}.keras")
+    assert model.get_layer("block_0").mlp.projection.quantization_mode == mode
+    np.testing.assert_array_equal(to_numpy(model(images())), outputs)
+    with pytest.raises(ValueError, match="holds a quantised model.*load_model"):
+        keras_vit.from_checkpoint(tmp_path / "second.keras")
+
+
 def test_gradient_reaches_every_weight():
     """One SGD step with a loss on all outputs moves each trainable weight."""
     model = tiny(num_classes=3)
@@ -240,9 +259,24 @@ BAD = {
     "depth": [0],
     "hidden_size": [0],
     "mlp_dim": [-1],
-    "dropout": [1.0, -0.1],
-    "drop_path": [1.5],
+    "dropout": [1.0, -0.1, None, "a", False],
+    "drop_path": [1.5, float("nan")],
     "attention_dropout": [-1],
+    "patch_dropout": ["0.5"],
+    "token_keep_rate": [0.0, 1.1, None],
+    "layer_scale": [0.0, -1, "a", True],
+    "rope_base": ["100", float("inf")],
+    "include_top": ["False", 0, None],
+    "include_preprocessing": ["no"],
+    "class_token": ["no"],
+    "distillation_token": ["no"],
+    "gated_mlp": [1],
+    "patch_bias": [None],
+    "pre_norm": ["x"],
+    "qkv_bias": [1, "all"],
+    "qk_norm": ["no"],
+    "pool_norm": [[]],
+    "remat": [1],
     "pooling": ["mean", "cls"],
     "activation": ["gelu_exact"],
     "preprocessing": ["imgnet", 0.5, ((0.5,), (0.5,), (0.5,))],
@@ -255,8 +289,13 @@ BAD = {
     ("name", "value"), [(name, value) for name, values in BAD.items() for value in values]
 )
 def test_a_bad_argument_is_named(name, value):
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=rf"{name}\b.*{name}="):
         tiny(**{name: value})
+
+
+def test_no_classes_are_no_head():
+    with pytest.raises(ValueError, match="`include_top=False`.*num_classes=0"):
+        tiny(num_classes=0)
 
 
 @pytest.mark.parametrize("pair", [((0.5, 0.5), (0.5, 0.5)), (0.5, 0.0), (0.5, (1, 1, -1))])
@@ -282,10 +321,18 @@ def test_one_mean_for_channels_of_several_deviations():
     np.testing.assert_allclose(found.ravel(), [2.5, 2.0, 1.0], rtol=1e-6)
 
 
-def test_numpy_integers_are_integers():
-    model = tiny(image_size=np.int64(8), num_classes=np.int32(3))
+def test_numpy_numbers_are_numbers():
+    model = tiny(
+        image_size=np.int64(8),
+        num_classes=np.int32(3),
+        dropout=np.float32(0.1),
+        qkv_bias=np.bool_(False),
+        pre_norm=np.bool_(True),
+    )
     assert model.input_shape == (None, 8, 8, 3)
-    assert config_of(model).num_classes == 3
+    config = config_of(model)
+    assert config.num_classes == 3
+    assert config.qkv_bias is False and config.pre_norm is True
 
 
 def test_the_error_says_which_size_would_fit():

@@ -33,6 +33,11 @@ def open_keras_model(path):
         config = config_of(model)
     except (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} holds no keras_vit model ({error})") from error
+    if any(layer.quantization_mode is not None for layer in model._flatten_layers()):
+        raise CheckpointError(
+            f"{path} holds a quantised model, whose weights fit no other; load it as it is: "
+            "keras.saving.load_model(path)"
+        )
     weights = {weight.path: weight for weight in model.weights}
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
 

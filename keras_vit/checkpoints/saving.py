@@ -17,7 +17,7 @@ from keras_vit.checkpoints.layouts import Rule
 from keras_vit.checkpoints.reading import CheckpointError, TensorFile
 from keras_vit.checkpoints.tensor_writing import write_folder, write_npz
 from keras_vit.layers.nearest import nearest_names
-from keras_vit.models import VisionTransformerConfig, config_of
+from keras_vit.models import VisionTransformerConfig, config_of, count_parameters
 from keras_vit.models.preprocessing import get_preprocessing
 
 # Name → (the reading half, the writing half).
@@ -90,8 +90,8 @@ def save_checkpoint(
         The path.
 
     Raises:
-        ValueError: For an unknown format or a wrong argument, or if the format does not express
-            the model; then the message says which formats do.
+        ValueError: For an unknown format, a wrong argument or a model that was cut, or if the
+            format does not express the model; then the message says which formats do.
         FileExistsError: If `path` exists and may not be replaced.
 
     Example:
@@ -109,6 +109,7 @@ def save_checkpoint(
     plan = _make_plan(format, config, weights, class_names)
     if plan.obstacles:
         _refuse(format, config, weights, plan)
+    _check_whole(model, config)
     for note in plan.description.notes:
         warnings.warn(note, stacklevel=2)
     tensors = {name: tensor.shape for name, tensor in plan.tensors.items()}
@@ -147,6 +148,18 @@ def _stated(config, preprocessing):
     return dataclasses.replace(
         config, preprocessing=get_preprocessing(preprocessing), include_preprocessing=True
     )
+
+
+def _check_whole(model, config):
+    """What was cut off would be missing in the file, and nothing could read it."""
+    floats = [weight for weight in model.weights if keras.backend.is_float_dtype(weight.dtype)]
+    found, expected = sum(math.prod(w.shape) for w in floats), count_parameters(config)
+    if found != expected:
+        raise ValueError(
+            "Expected a whole Vision Transformer. Received: "
+            f"model={model.name!r}, with {found} of the {expected} parameters that its layers "
+            "imply; save the model that it was cut from, or this one as a .keras file"
+        )
 
 
 def _check_class_names(config, class_names):

@@ -187,7 +187,8 @@ def _readout(config):
 
 
 def _to_grid(shares, config, *heads):
-    return ops.reshape(shares[..., config.prefix_tokens :], (-1, *heads, *config.grid))
+    patches = shares[..., config.prefix_tokens :]
+    return ops.reshape(patches, (ops.shape(shares)[0], *heads, *config.grid))
 
 
 def _discard_smallest(weights, ratio):
@@ -200,7 +201,8 @@ def _pooling_weights(pool, tokens):
     """The attention of an `AttentionPooling`: (batch, heads, 1, tokens)."""
     tokens = tokens[:, pool.prefix_tokens :]
     heads = (pool.num_heads, pool.head_dim)
-    query = ops.reshape(pool.query(pool.probe), (1, *heads, 1)) * pool.head_dim**-0.5
+    query = pool.query(ops.reshape(pool.probe, (1, -1)))
+    query = ops.reshape(query, (1, *heads, 1)) * pool.head_dim**-0.5
     key, _ = ops.split(pool.key_value(tokens), 2, axis=-1)
     key = ops.transpose(ops.reshape(key, (-1, tokens.shape[1], *heads)), (0, 2, 1, 3))
     scores = ops.matmul(key, query)

@@ -12,10 +12,19 @@ def config_with_places(model):
     """`config_of(model)`, of a model whose blocks all hold every patch in its place.
 
     Raises:
-        ValueError: If `model` is no Vision Transformer of keras_vit, or one that merges or prunes
-            tokens.
+        ValueError: If `model` is no Vision Transformer of keras_vit, one that merges or prunes
+            tokens, or one whose layers belong to another model's graph.
     """
     config = config_of(model)
+    # A layer tells its tensors in the first graph that it was called in.
+    starts = keras.utils.get_source_inputs(model.get_layer("patches").output)
+    if not any(start is images for start in starts for images in model.inputs):
+        raise ValueError(
+            "The layers of this model were first those of another, which it shares the weights "
+            "with. Expected that one: look into the model that was given to "
+            "`without_unread_tokens`, `with_even_tokens` or whatever made this one. Received: "
+            f"model={model.name!r}"
+        )
     if config.reduction is not None:
         option, whole = config.reduction, {"token_merging": 0, "token_keep_rate": 1.0}
         raise ValueError(

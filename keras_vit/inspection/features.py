@@ -1,5 +1,7 @@
 """What a model's blocks hand on, taken apart: patches as a grid, the other tokens by name."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -33,8 +35,9 @@ def features(model, blocks=None, *, norm=False, blocks_only=False):
           distilled model what the class token's takes, and `"pre_logits_distillation"` the other's.
 
     Raises:
-        ValueError: If `model` is no Vision Transformer of keras_vit, merges or prunes tokens or has
-            not a block asked for, or if `norm` is asked for and the norm follows the pooling.
+        ValueError: If `model` is no Vision Transformer of keras_vit, merges or prunes tokens, does
+            not compute all tokens of a block or has not a block asked for, or if `norm` is asked
+            for and the norm follows the pooling.
 
     Example:
 
@@ -67,21 +70,32 @@ def features(model, blocks=None, *, norm=False, blocks_only=False):
     if not blocks_only:
         last = "encoder_norm" if "encoder_norm" in names else f"block_{config.depth - 1}"
         outputs["tokens"] = _parts(model.get_layer(last).output, config)
+        outputs["pre_logits"] = _pre_logits(model, names, last)
         if "pool_distillation" in names:
-            outputs["pre_logits"] = model.get_layer("pool").output
             outputs["pre_logits_distillation"] = model.get_layer("pool_distillation").output
-        else:
-            outputs["pre_logits"] = (
-                model.get_layer("head").input if "head" in names else model.output
-            )
     if not outputs:
         raise ValueError(f"Nothing to look at. Received: blocks={blocks!r}, blocks_only=True")
     return keras.Model(model.input, outputs, name=f"{model.name}_features")
 
 
+def _pre_logits(model, names, last):
+    """What the layer `head` takes; without one, or with one of another name, the top's end."""
+    if "head" in names:
+        return model.get_layer("head").input
+    ends = [name for name in ("pre_logits", "pool_norm", "pool") if name in names]
+    return model.get_layer([*ends, last][0]).output
+
+
 def _parts(tokens, config):
     """[class, distillation, registers…, patches row by row] by name."""
     parts = {}
+    count = config.prefix_tokens + math.prod(config.grid)
+    if tokens.shape[1] != count:
+        raise ValueError(
+            f"A block computes {tokens.shape[1]} of the {count} tokens, as the last one of a model "
+            "that `without_unread_tokens` made. Expected all of them: look into the model that it "
+            "was made from, or, of a file, into keras_vit.from_checkpoint(path)"
+        )
     patches = ops.reshape(tokens[:, config.prefix_tokens :], (-1, *config.grid, config.hidden_size))
     first = 0
     for name in ("class_token", "distillation_token"):

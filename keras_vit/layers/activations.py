@@ -45,7 +45,7 @@ def _gelu_gradient(x, upstream):
 
 def _gelu_tanh_gradient(x, upstream):
     # By the sigmoid, as TensorFlow and XLA would keep the tanh.
-    wide = widened(x)
+    wide = ops.clip(widened(x), -_SATURATED, _SATURATED)
     square = wide * wide
     share = ops.sigmoid(wide * (_TANH_SCALE + _TANH_SCALE * _TANH_CUBE * square))
     slope = _TANH_SCALE + 3 * _TANH_SCALE * _TANH_CUBE * square
@@ -54,6 +54,8 @@ def _gelu_tanh_gradient(x, upstream):
 
 # The others consist of an operation or two.
 _GRADIENTS = {"gelu": _gelu_gradient, "gelu_tanh": _gelu_tanh_gradient}
+# From here on the share is 0 or 1 in any float, and far from here squares overflow.
+_SATURATED = 100.0
 # The tanh of z is twice the sigmoid of 2 z, less one.
 _TANH_SCALE = 2 * math.sqrt(2 / math.pi)
 _TANH_CUBE = 0.044715

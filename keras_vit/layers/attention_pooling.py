@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_vit.layers.composite_layer import CompositeLayer
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
 from keras_vit.layers.light_attention import attention_softmax
 from keras_vit.layers.mlp import MLP
@@ -10,7 +11,7 @@ from keras_vit.layers.token_reduction import size_bias
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
-class AttentionPooling(keras.layers.Layer):
+class AttentionPooling(CompositeLayer):
     """Pools tokens into one vector with a learnt query, then a residual MLP.
 
     The multi-head attention pooling of
@@ -97,7 +98,9 @@ class AttentionPooling(keras.layers.Layer):
     def call(self, tokens, sizes=None, training=None):
         tokens = tokens[:, self.prefix_tokens :]
         heads = (self.num_heads, self.head_dim)
-        query = ops.reshape(self.query(self.probe), (1, 1, *heads)) * self.head_dim**-0.5
+        # No variable: the gradient of a quantised layer would refuse it.
+        query = self.query(ops.reshape(self.probe, (1, -1)))
+        query = ops.reshape(query, (1, 1, *heads)) * self.head_dim**-0.5
         query = ops.transpose(query, (0, 2, 1, 3))
         key_value = ops.reshape(self.key_value(tokens), (-1, ops.shape(tokens)[1], 2, *heads))
         key, value = ops.unstack(ops.transpose(key_value, (2, 0, 3, 1, 4)), 2, axis=0)

@@ -15,7 +15,8 @@ def light_attention(query, key, value):
 
     The gradient of the softmax has a sum over all keys. It is that over the heads' width of the
     result times its gradient ([Dao et al., 2022](https://arxiv.org/abs/2205.14135), appendix
-    B.2): two passes over the scores instead of four.
+    B.2): two passes over the scores instead of four. Where the softmax is saturated, the gradient's
+    rounding error grows with the lengths of queries and keys, as in all such kernels.
 
     Args:
         query: Tensor of shape `(batch, heads, queries, head_dim)`.

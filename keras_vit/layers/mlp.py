@@ -4,12 +4,13 @@ import keras
 from keras import ops
 
 from keras_vit.layers.activations import get_activation, training_activation
+from keras_vit.layers.composite_layer import CompositeLayer
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
 from keras_vit.layers.rates import unless_zero
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
-class MLP(keras.layers.Layer):
+class MLP(CompositeLayer):
     """Two linear layers with an activation between, applied to each token.
 
     [Dosovitskiy et al., 2020](https://arxiv.org/abs/2010.11929), section 3.1, with dropout after

@@ -1,9 +1,12 @@
 """Multi-head self-attention with one projection for queries, keys and values."""
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
 
+from keras_vit.layers.composite_layer import CompositeLayer
 from keras_vit.layers.fused_attention import fused_attention
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
 from keras_vit.layers.light_attention import attention_softmax, light_attention
@@ -18,7 +21,7 @@ POSITIONS = ("rope", "relative", None)
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
-class MultiHeadSelfAttention(keras.layers.Layer):
+class MultiHeadSelfAttention(CompositeLayer):
     """Multi-head self-attention over tokens.
 
     [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), section 3.2.2; queries, keys and
@@ -62,8 +65,9 @@ class MultiHeadSelfAttention(keras.layers.Layer):
 
     Raises:
         ValueError: If `num_heads` does not divide the width of the tokens, positions or windows
-            are asked for without a grid, both windows and relative positions, or, when called,
-            sizes or weights of attention in windows.
+            are asked for without a grid or with another number of tokens, both windows and relative
+            positions, or, when called, sizes or weights of attention in windows, or more tokens
+            than there are.
 
     Example:
 
@@ -126,6 +130,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
                 "The width of the tokens must be a multiple of `num_heads`. "
                 f"Received: width={hidden_size}, num_heads={self.num_heads}"
             )
+        self._check_places(input_shape[1])
         self.head_dim = hidden_size // self.num_heads
         # An export folds it into the weights and sets it to one.
         self.query_scale = self.head_dim**-0.5
@@ -181,7 +186,13 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         attended_tokens=None,
         return_attention=False,
     ):
-        self._check_call(sizes, return_attention)
+        self.check_call(
+            tokens,
+            sizes=sizes,
+            output_tokens=output_tokens,
+            attended_tokens=attended_tokens,
+            return_attention=return_attention,
+        )
         weights = None
         plain = self._is_plain(sizes, training) and not return_attention
         if plain and keras.backend.backend() != "tensorflow":
@@ -212,12 +223,23 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             attended = ops.transpose(attended, (0, 2, 1, 3))
         # Flat, for a plain matrix product: TensorFlow adds the bias in the same pass.
         flat = ops.reshape(attended, (-1, self.num_heads * self.head_dim))
-        tokens_out = output_tokens or ops.shape(tokens)[1]
-        output = ops.reshape(self.projection(flat), (-1, tokens_out, tokens.shape[-1]))
+        shape = (-1, ops.shape(attended)[1], tokens.shape[-1])
+        output = ops.reshape(self.projection(flat), shape)
         return (output, key, weights) if return_attention else output
 
-    def _check_call(self, sizes, return_attention):
-        """Windows would ignore sizes, and have no weights from each token to each other."""
+    def check_call(
+        self,
+        tokens,
+        *,
+        sizes=None,
+        output_tokens=None,
+        attended_tokens=None,
+        return_attention=False,
+    ):
+        """Raises a ValueError for arguments of a call that would be ignored, or mix up tokens."""
+        count = tokens.shape[1]
+        self._check_places(count)
+        # Windows would ignore sizes, and have no weights from each token to each other.
         for name, is_given in (
             ("sizes", sizes is not None),
             ("return_attention", return_attention),
@@ -228,6 +250,37 @@ class MultiHeadSelfAttention(keras.layers.Layer):
                     "`window_size`; `attention_weights(tokens)` has the weights of windows. "
                     f"Received: window_size={self.window_size}"
                 )
+        if attended_tokens is not None and self._needs_places():
+            raise ValueError(
+                "`attended_tokens` is not there for attention with positions or in windows: leave "
+                f"it out. Received: attended_tokens={attended_tokens}, "
+                f"positions={self.positions!r}, window_size={self.window_size}"
+            )
+        for name, asked in (
+            ("output_tokens", output_tokens),
+            ("attended_tokens", attended_tokens),
+        ):
+            if asked is not None and not 1 <= asked <= (count or asked):
+                raise ValueError(
+                    f"`{name}` must be positive and at most the number of tokens. Received: "
+                    f"{name}={asked}, {count} tokens"
+                )
+
+    def _needs_places(self):
+        return self.positions is not None or self.window_size is not None
+
+    def _check_places(self, count):
+        """Positions and windows have a place for each of `count` tokens, where that is known."""
+        if count is None or not self._needs_places():
+            return
+        patches = math.prod(self.grid)
+        if count != self.prefix_tokens + patches:
+            fitting = f"; prefix_tokens={count - patches} would fit" if count >= patches else ""
+            raise ValueError(
+                "With positions or windows the tokens must be `prefix_tokens` and, after them, the "
+                f"{patches} patches of `grid`. Received: {count} tokens, "
+                f"prefix_tokens={self.prefix_tokens}, grid={self.grid}{fitting}"
+            )
 
     def _is_plain(self, sizes, training):
         """Whether attention is the softmax of the products times the values, and nothing else.
@@ -336,7 +389,13 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         attended_tokens=None,
         return_attention=False,
     ):
-        self._check_call(sizes, return_attention)
+        self.check_call(
+            tokens,
+            sizes=sizes,
+            output_tokens=output_tokens,
+            attended_tokens=attended_tokens,
+            return_attention=return_attention,
+        )
         batch, count, hidden_size = self.compute_output_shape(tokens.shape)
         shape = (batch, output_tokens or count, hidden_size)
         shapes = [shape]

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_vit.layers.composite_layer import CompositeLayer
 from keras_vit.layers.initializers import (
     bias_initializer,
     kernel_initializer,
@@ -17,7 +18,7 @@ POSITION_SLOTS = ("patches", "class", "all")
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
-class PatchEncoder(keras.layers.Layer):
+class PatchEncoder(CompositeLayer):
     """Projects patches, adds positions and puts the class token and its like before them.
 
     Equation 1 of [Dosovitskiy et al., 2020](https://arxiv.org/abs/2010.11929). The tokens follow

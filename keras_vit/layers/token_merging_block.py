@@ -1,5 +1,7 @@
 """A Transformer block that merges tokens that are alike."""
 
+from numbers import Integral
+
 import keras
 from keras import ops
 
@@ -7,6 +9,7 @@ from keras_vit.layers.token_reduction import merge_tokens, merged_tokens
 from keras_vit.layers.transformer_block import (
     TransformerBlock,
     check_output_tokens,
+    check_token_count,
     refuse_ignored_options,
 )
 
@@ -40,7 +43,8 @@ class TokenMergingBlock(TransformerBlock):
         A pair: the tokens that are left, and their sizes `(batch, tokens left)`, float32.
 
     Raises:
-        ValueError: If `token_merging` is negative, or for an option that is not there.
+        ValueError: If `token_merging` is no int of at least 0, the number of tokens is unknown, or
+            for an option that is not there.
 
     Example:
 
@@ -54,9 +58,11 @@ class TokenMergingBlock(TransformerBlock):
     def __init__(self, num_heads, mlp_dim, *, token_merging, **kwargs):
         # Sizes stay exact in any dtype policy: they are not cast to it.
         super().__init__(num_heads, mlp_dim, autocast=False, **kwargs)
-        if token_merging < 0:
+        whole = isinstance(token_merging, Integral) and not isinstance(token_merging, bool)
+        if not whole or token_merging < 0:
             raise ValueError(
-                f"`token_merging` must be at least 0. Received: token_merging={token_merging}"
+                "`token_merging` must be an int of at least 0. Received: "
+                f"token_merging={token_merging!r}"
             )
         if self.positions is not None:
             raise ValueError(
@@ -64,7 +70,11 @@ class TokenMergingBlock(TransformerBlock):
                 f"positions={self.positions!r}"
             )
         refuse_ignored_options(self)
-        self.token_merging = token_merging
+        self.token_merging = int(token_merging)
+
+    def build(self, input_shape):
+        check_token_count(input_shape[1], self.prefix_tokens)
+        super().build(input_shape)
 
     def call(self, tokens, sizes=None, training=None, output_tokens=None):
         check_output_tokens(output_tokens, self.prefix_tokens)

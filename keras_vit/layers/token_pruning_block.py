@@ -7,6 +7,7 @@ from keras_vit.layers.token_reduction import prune_tokens, pruned_tokens
 from keras_vit.layers.transformer_block import (
     TransformerBlock,
     check_output_tokens,
+    check_token_count,
     refuse_ignored_options,
 )
 
@@ -39,8 +40,8 @@ class TokenPruningBlock(TransformerBlock):
         `(batch, tokens left, hidden_size)`.
 
     Raises:
-        ValueError: If `token_keep_rate` is out of range, without a class token, or for an option
-            that is not there.
+        ValueError: If `token_keep_rate` is out of range, without a class token, if the number of
+            tokens is unknown, or for an option that is not there.
 
     Example:
 
@@ -67,6 +68,10 @@ class TokenPruningBlock(TransformerBlock):
             )
         refuse_ignored_options(self)
         self.token_keep_rate = token_keep_rate
+
+    def build(self, input_shape):
+        check_token_count(input_shape[1], self.prefix_tokens)
+        super().build(input_shape)
 
     def call(self, tokens, training=None, output_tokens=None):
         check_output_tokens(output_tokens, self.prefix_tokens)

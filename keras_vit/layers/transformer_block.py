@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_vit.layers.composite_layer import CompositeLayer
 from keras_vit.layers.drop_path import DropPath
 from keras_vit.layers.layer_normalization import LayerNormalization
 from keras_vit.layers.layer_scale import LayerScale
@@ -12,7 +13,7 @@ from keras_vit.layers.rematerialization import rematerialize
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
-class TransformerBlock(keras.layers.Layer):
+class TransformerBlock(CompositeLayer):
     """`x + attention(norm(x))`, then `x + mlp(norm(x))`.
 
     Equations 2 and 3 of [Dosovitskiy et al., 2020](https://arxiv.org/abs/2010.11929).
@@ -53,7 +54,8 @@ class TransformerBlock(keras.layers.Layer):
         The same; with `output_tokens`, so many tokens.
 
     Raises:
-        ValueError: If `num_heads` does not divide the width, or for an unknown activation.
+        ValueError: If `num_heads` does not divide the width, for an unknown activation, or as
+            `MultiHeadSelfAttention`.
 
     Example:
 
@@ -187,6 +189,9 @@ class TransformerBlock(keras.layers.Layer):
         return tuple(input_shape)
 
     def compute_output_spec(self, tokens, training=None, output_tokens=None, attended_tokens=None):
+        self.attention.check_call(
+            tokens, output_tokens=output_tokens, attended_tokens=attended_tokens
+        )
         batch, count, hidden_size = self.compute_output_shape(tokens.shape)
         return keras.KerasTensor((batch, output_tokens or count, hidden_size), self.compute_dtype)
 
@@ -226,8 +231,20 @@ def refuse_ignored_options(block):
 
 def check_output_tokens(output_tokens, prefix_tokens):
     """Raises a ValueError where a block that leaves out patches is asked for some of them."""
-    if output_tokens is not None and output_tokens > prefix_tokens:
+    if output_tokens is not None and not 1 <= output_tokens <= prefix_tokens:
         raise ValueError(
-            "`output_tokens` must be at most `prefix_tokens`: the tokens after them are merged or "
-            f"pruned. Received: output_tokens={output_tokens}, prefix_tokens={prefix_tokens}"
+            "`output_tokens` must be positive and at most `prefix_tokens`: the tokens after them "
+            f"are merged or pruned. Received: output_tokens={output_tokens}, "
+            f"prefix_tokens={prefix_tokens}"
+        )
+
+
+def check_token_count(count, prefix_tokens):
+    """Raises a ValueError where a block that leaves out patches has not a known number of them."""
+    if count is None or count < prefix_tokens:
+        raise ValueError(
+            "Blocks that merge or prune tokens need a known number of them, at least "
+            "`prefix_tokens`: take images of a fixed size. Received: "
+            f"{'an unknown number of' if count is None else count} tokens, "
+            f"prefix_tokens={prefix_tokens}"
         )

@@ -73,8 +73,9 @@ def partition_windows(patches, grid, window_size):
     array([[1, 2, 3, 5, 6, 7],
            [4, 0, 0, 8, 0, 0]]...)
     """
-    heads, head_dim = patches.shape[1], patches.shape[-1]
-    x = ops.reshape(patches, (-1, heads, *grid, head_dim))
+    # Not -1: another number of patches than the grid's would mix up the images of a batch.
+    batch, heads, head_dim = ops.shape(patches)[0], patches.shape[1], patches.shape[-1]
+    x = ops.reshape(patches, (batch, heads, *grid, head_dim))
     counts = window_counts(grid, window_size)
     missing = [
         count * side - length for count, side, length in zip(counts, window_size, grid, strict=True)
@@ -83,7 +84,8 @@ def partition_windows(patches, grid, window_size):
         x = ops.pad(x, [(0, 0), (0, 0), (0, missing[0]), (0, missing[1]), (0, 0)])
     (rows, columns), (height, width) = counts, window_size
     # All axes that keep their order as one: four are transposed faster than six.
-    x = ops.transpose(ops.reshape(x, (-1, height, columns, width * head_dim)), (0, 2, 1, 3))
+    x = ops.reshape(x, (batch * heads * rows, height, columns, width * head_dim))
+    x = ops.transpose(x, (0, 2, 1, 3))
     return ops.reshape(x, (-1, heads, rows * columns, height * width, head_dim))
 
 

@@ -1,8 +1,11 @@
 """What a Vision Transformer is: one dataclass."""
 
 import dataclasses
-from numbers import Integral
+import math
+from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from keras_vit.layers.activations import get_activation
 from keras_vit.layers.patches import as_pair
@@ -16,8 +19,6 @@ CHOICES = {
     "position_slots": ("patches", "class", "all"),
     "qkv_bias": (True, False, "query_value"),
     "stem_rule": ("google", "timm"),
-    "efficient_drop_path": (False, True),
-    "remat": (False, True),
 }
 # Added to the tokens, and applied inside the attention; `positions` is one of either or "a+b".
 TOKEN_POSITIONS = ("learned", "sincos1d", "sincos2d")
@@ -154,6 +155,7 @@ class VisionTransformerConfig:
 
     def __post_init__(self):
         set_field = object.__setattr__
+        self._check_switches()
         set_field(self, "patch_size", as_pair(self.patch_size, "patch_size"))
         set_field(self, "image_size", as_pair(self.image_size, "image_size"))
         set_field(self, "preprocessing", get_preprocessing(self.preprocessing))
@@ -170,6 +172,14 @@ class VisionTransformerConfig:
         self._check_fewer_tokens()
         set_field(self, "position_slots", self._needed_slots())
 
+    def _check_switches(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.bool_):
+                object.__setattr__(self, field.name, bool(value))
+            elif field.type is bool:
+                _check_choice(field.name, value, (True, False))
+
     def _check_numbers(self):
         counts = ("hidden_size", "depth", "mlp_dim", "num_heads", "stem_width", "global_blocks")
         if self.include_top:
@@ -181,7 +191,8 @@ class VisionTransformerConfig:
             value, least = getattr(self, name), int(name not in may_be_zero)
             if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
                 kind = "a positive int" if least else "an int of at least 0"
-                raise ValueError(f"`{name}` must be {kind}. Received: {name}={value!r}")
+                hint = "; for no head, `include_top=False`" if name == "num_classes" else ""
+                raise ValueError(f"`{name}` must be {kind}{hint}. Received: {name}={value!r}")
             object.__setattr__(self, name, int(value))
         if self.hidden_size % self.num_heads:
             raise ValueError(
@@ -189,15 +200,16 @@ class VisionTransformerConfig:
                 f"hidden_size={self.hidden_size}, num_heads={self.num_heads}"
             )
         for name in ("dropout", "attention_dropout", "drop_path", "patch_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"`{name}` must be in [0, 1). Received: {name}={getattr(self, name)}"
-                )
-        for name in ("layer_norm_epsilon", "rope_base"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"`{name}` must be positive. Received: {name}={getattr(self, name)}"
-                )
+            self._check_number(name, "in [0, 1)", lambda value: 0 <= value < 1)
+        self._check_number("token_keep_rate", "in (0, 1]", lambda value: 0 < value <= 1)
+        positive = ("layer_norm_epsilon", "rope_base")
+        for name in positive if self.layer_scale is None else (*positive, "layer_scale"):
+            self._check_number(name, "above 0", lambda value: 0 < value < math.inf)
+
+    def _check_number(self, name, range_, is_inside):
+        value = getattr(self, name)
+        if not isinstance(value, Real) or isinstance(value, bool) or not is_inside(value):
+            raise ValueError(f"`{name}` must be a number {range_}. Received: {name}={value!r}")
 
     def _check_positions(self):
         parts = self.positions.split("+") if self.positions else []
@@ -285,11 +297,6 @@ class VisionTransformerConfig:
             )
 
     def _check_fewer_tokens(self):
-        if not 0 < self.token_keep_rate <= 1:
-            raise ValueError(
-                "`token_keep_rate` must be in (0, 1]. Received: "
-                f"token_keep_rate={self.token_keep_rate}"
-            )
         for option in ("patch_dropout" if self.patch_dropout else None, self.reduction):
             for other in ("positions", "window_size"):
                 needs_places = (

@@ -22,6 +22,8 @@ def with_even_tokens(model):
     Returns:
         A functional model, not compiled, that shares the weights and computes the same numbers;
         `model` itself where cuDNN computes no attention, or a block needs its tokens as they are.
+        To look inside or to cut, take `model`: its layers tell their tensors in its own graph
+        alone.
 
     Example:
 

@@ -24,7 +24,8 @@ def without_unread_tokens(model):
     Returns:
         A functional model, not compiled, that shares the weights and computes the same numbers;
         `model` itself where anything but norms and a pooling of single tokens reads the tokens of
-        the last block, or there is no block.
+        the last block, or there is no block. To look inside or to cut, take `model`: its layers
+        tell their tensors in its own graph alone.
 
     Example:
 

@@ -1,0 +1,44 @@
+"""A layer made of others, which may be quantised."""
+
+import keras
+
+
+class CompositeLayer(keras.layers.Layer):
+    """A layer that remembers which of those inside it are quantised.
+
+    `model.quantize("int8")` quantises the dense layers inside of others too. What a saved model
+    tells of a layer is its config, from which it would make these anew, in floating point: files of
+    quantised models could not be loaded. Here they are quantised again as soon as they are built.
+
+    Example:
+
+    >>> from keras_vit.layers import MLP
+    >>> mlp = MLP(8)
+    >>> mlp.build((None, 5, 4))
+    >>> mlp.projection.quantize("int8")
+    >>> sorted(mlp.get_build_config()["quantized"])
+    ['projection']
+    """
+
+    def get_build_config(self):
+        config = super().get_build_config()
+        quantized = {
+            path: keras.saving.serialize_keras_object(layer.quantization_config)
+            for path, layer in self._layers_by_path()
+            if layer.quantization_mode is not None
+        }
+        return {**config, "quantized": quantized} if quantized else config
+
+    def build_from_config(self, config):
+        super().build_from_config(config)
+        quantized = config.get("quantized", {})
+        for path, layer in self._layers_by_path():
+            # A layer whose dtype says it is quantised already.
+            if path in quantized and layer.quantization_mode is None:
+                how = keras.saving.deserialize_keras_object(quantized[path])
+                layer.quantize(config=how)
+
+    def _layers_by_path(self):
+        """The path within this layer of each inside it, however deep, and the layer."""
+        for layer in self._flatten_layers(include_self=False):
+            yield layer.path.removeprefix(f"{self.path}/"), layer
