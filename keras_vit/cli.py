@@ -518,8 +518,6 @@ def _load_classifier(model, image_size, preprocessing, hub_names=False):
     folder = path if path.is_dir() else path.parent
     names = folder / "class_names.txt" if path.exists() else None  # Else weights fetched by name.
     count = classifier.output_shape[-1]
-    if count == 1:
-        raise ValueError(f"{path} has one output; expected one a class. Train it with two classes")
     if hub_names and not (names and names.exists()):
         return classifier, _told_class_names(path, count)
     return classifier, _class_names(names, count)

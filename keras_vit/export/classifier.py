@@ -16,14 +16,6 @@ def preprocessing_layer(model):
     for layer in model.layers:
         if layer.name == "preprocessing" and isinstance(layer, ImagePreprocessing):
             return layer
-        if isinstance(layer, keras.Model) and any(
-            isinstance(inner, ImagePreprocessing) for inner in layer._flatten_layers()
-        ):
-            raise ValueError(
-                f"The `preprocessing` layer of model {model.name!r} is inside the nested model "
-                f"{layer.name!r}, called `base` here. Build on its output instead of calling it: "
-                "`keras.Model(base.input, layer(base.output))`."
-            )
     raise ValueError(
         f"Model {model.name!r} has no `preprocessing` layer, which says how images are resized and "
         "scaled. Build it anew with `include_preprocessing=True`, or with "
@@ -50,18 +42,11 @@ def model_image_size(model):
 def logits_model(model):
     """The model itself, or for a softmax head one that ends before the softmax."""
     head = model.layers[-1]
-    if isinstance(head, keras.layers.Softmax) and head.axis in (-1, 1):
-        return logits_model(keras.Model(model.input, head.input, name=model.name))
     shape = model.output_shape
     if not isinstance(shape, tuple) or len(shape) != 2:
         raise ValueError(
             f"Model {model.name!r} must be a classifier with one output of shape "
             f"(batch, num_classes). Its output shape is {shape}."
-        )
-    if shape[1] == 1:
-        raise ValueError(
-            f"Model {model.name!r} has one output, whose softmax is 1 for every image. Train it "
-            "with `num_classes=2`: one output a class."
         )
     # The mean of a distilled model's two heads.
     is_mean = isinstance(head, keras.layers.Average)
@@ -76,9 +61,9 @@ def logits_model(model):
     if name == "linear":
         return model
     linear_head = type(head).from_config({**head.get_config(), "activation": "linear"})
-    before_softmax = keras.Model(model.input, linear_head(head.input), name=model.name)
+    logits_model = keras.Model(model.input, linear_head(head.input), name=model.name)
     linear_head.set_weights(head.get_weights())
-    return before_softmax
+    return logits_model
 
 
 def heads(model):
@@ -119,7 +104,11 @@ def with_precision(model, precision):
         )
     if precision == "float32":
         return model
-    refuse_altered(model)
+    if any(getattr(layer, "lora_enabled", False) for layer in model._flatten_layers()):
+        raise ValueError(
+            f"Model {model.name!r} has adapters (LoRA) that are not merged: it cannot be exported "
+            f"as {precision}. Save and load it, which merges them, or export it in float32."
+        )
     if precision == "int8-dynamic":
         return quantize_int8(model)
     kept = {layer.name for layer in _last_layers(model)}
@@ -133,22 +122,6 @@ def with_precision(model, precision):
     shorter = uncompiled_clone(model, clone_function=copy)
     shorter.set_weights(model.get_weights())
     return shorter
-
-
-def refuse_altered(model):
-    """Raises a ValueError for a model whose weights are not those that a copy of it would have."""
-    for layer in model._flatten_layers():
-        if getattr(layer, "lora_enabled", False):
-            raise ValueError(
-                f"Model {model.name!r} has adapters (LoRA) that are not merged: it cannot be "
-                "exported in another precision than its own. Save and load it, which merges them."
-            )
-        mode = getattr(layer, "quantization_mode", None)
-        if mode:
-            raise ValueError(
-                f"Model {model.name!r} is quantized already ({mode}): it cannot be exported in "
-                "another precision than its own. Export the model that it was made of."
-            )
 
 
 def precision_name(model, precision):

@@ -68,7 +68,7 @@ def export_saved_model(
 
     Args:
         model: A model with a `preprocessing` layer and a classifier as its last layer, whose
-            activation is None (logits) or `"softmax"`, or a `Softmax` layer after it.
+            activation is None (logits) or `"softmax"`.
         path: Folder of the exported model; the version is a sub-folder of it.
         class_names: Name of each class, in the order of the model's outputs.
         version: Positive number of the version. None takes the one after the highest present.

@@ -7,8 +7,6 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from keras_vit.zoo.file_lock import file_lock
-
 
 def version_folder(path: Path, version: int | None) -> Path:
     """The folder of a new version, `path/version`; nothing is written.
@@ -48,32 +46,19 @@ def written_whole(destination: Path) -> Iterator[Path]:
     """A name beside `destination` to write a folder to, renamed at the end to `destination`.
 
     The folder that contains it is made where needed. When the block raises, what was written is
-    removed, the folders made for it too; what a killed process has left, by the next one.
+    removed, the folders made for it too.
     """
     folder = destination.parent
     created = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     # A server that watches the folder looks only at names that are numbers.
-    partial = folder / f".{destination.name}.{uuid.uuid4().hex}.partial"
-    lock = partial.with_name(f"{partial.name}.lock")
+    partial = folder / f".{destination.name}.partial-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
-        with file_lock(lock):
-            yield partial
-            os.rename(partial, destination)
-        lock.unlink(missing_ok=True)
+        yield partial
+        os.rename(partial, destination)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        lock.unlink(missing_ok=True)
         for parent in created:
             with contextlib.suppress(OSError):
                 parent.rmdir()
         raise
-
-
-def _remove_leftovers(folder):
-    for lock in folder.glob(".*.partial.lock"):
-        # Held by an export that is not over; or removed by another one that begins now.
-        with contextlib.suppress(OSError), file_lock(lock, wait=False):
-            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-            lock.unlink()
