@@ -813,3 +813,25 @@ def test_a_failed_export_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         export_saved_model(small_model(), tmp_path / "pets", class_names=NAMES)
     assert [entry.name for entry in (tmp_path / "pets").iterdir()] == ["4"]
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path, monkeypatch):
+    save = tf.saved_model.save
+    killed = tmp_path / ".7.partial-0123" / "variables"
+    killed.mkdir(parents=True)
+    (killed / "variables.index").write_text("half of it")
+
+    def during_another(module, path, signatures):
+        monkeypatch.setattr(tf.saved_model, "save", save)
+        save(module, path, signatures=signatures)
+        export(version=2)
+
+    def export(version):
+        export_saved_model(
+            small_model(), tmp_path, class_names=NAMES, version=version, warmup_batch_sizes=()
+        )
+
+    monkeypatch.setattr(tf.saved_model, "save", during_another)
+    export(version=1)
+    assert {entry.name for entry in tmp_path.iterdir() if entry.is_dir()} == {"1", "2"}
+    assert not list(tmp_path.glob(".*"))

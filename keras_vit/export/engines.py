@@ -176,7 +176,6 @@ def export_engine(
         "calibration_images": len(images),
     }
     with written_whole(destination) as folder:
-        folder.mkdir()
         file = folder / engine.file
         engine.write(without_unread_tokens(classifier), file, precision, images)
         pictures = [*check_pictures(image_size), *images[:4]]
