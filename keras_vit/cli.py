@@ -17,6 +17,7 @@ from tyro.extras import subcommand_cli_from_dict
 
 from keras_vit import checkpoints, data, export, finetune, inspection, models, serving, zoo
 from keras_vit.data.class_names import imagenet_wordnet_ids
+from keras_vit.export.classifier import check_has_classes
 from keras_vit.finetune.command_line import USER_ERRORS
 from keras_vit.finetune.log import ProgressLine
 from keras_vit.finetune.signals import RunInterrupted
@@ -515,6 +516,7 @@ def _load_classifier(model, image_size, preprocessing, hub_names=False):
         )
     if len(classifier.output_shape) != 2:
         raise ValueError(f"{path} answers for every token; expected one answer an image")
+    check_has_classes(classifier)
     folder = path if path.is_dir() else path.parent
     names = folder / "class_names.txt" if path.exists() else None  # Else weights fetched by name.
     count = classifier.output_shape[-1]

@@ -139,6 +139,16 @@ def test_predict_names_a_file_that_is_no_image(capsys, run_folder, tmp_path):
     assert "notes.jpg" in error_of(capsys, "predict", file, "--model", run_folder)
 
 
+def test_a_model_of_one_output_has_no_probabilities(capsys, images, tmp_path):
+    config = VisionTransformerConfig(
+        patch_size=4, hidden_size=16, depth=1, mlp_dim=32, num_heads=2, num_classes=1, image_size=8
+    )
+    file = tmp_path / "binary.keras"
+    vision_transformer(config).save(file)
+    for command in (["predict", images[0]], ["export", "--output", tmp_path / "exported"]):
+        assert "with two classes" in error_of(capsys, *command, "--model", file)
+
+
 def test_predict_needs_an_image(capsys, run_folder):
     assert "one image" in error_of(capsys, "predict", "--model", run_folder)
 

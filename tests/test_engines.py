@@ -68,7 +68,7 @@ SWITCHES = {
 }
 
 
-def small_transformer(seed=0, **switches):
+def small_transformer(seed=0, dtype=None, **switches):
     """Random weights, large enough that classes and pictures differ."""
     config = {
         "patch_size": 4,
@@ -81,11 +81,15 @@ def small_transformer(seed=0, **switches):
         "preprocessing": "imagenet",
         **switches,
     }
-    model = vision_transformer(VisionTransformerConfig(**config))
+    model = vision_transformer(VisionTransformerConfig(**config), dtype=dtype)
     rng = np.random.default_rng(seed)
     weights = [rng.normal(0, 0.25, weight.shape) for weight in model.get_weights()]
     model.set_weights(weights)
     return model
+
+
+def quantized_transformer():
+    return quantize_int8(small_transformer(depth=1))
 
 
 def photograph(height, width, seed=0):
@@ -435,6 +439,42 @@ def test_what_cannot_be_written_is_refused(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         export_engine(small_transformer(depth=1), tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
+
+
+def adapted_transformer():
+    with_adapter = small_transformer(depth=1, dtype="mixed_bfloat16")
+    with_adapter.get_layer("block_0").mlp.expansion.enable_lora(2)
+    return with_adapter
+
+
+@pytest.mark.parametrize(
+    "build, arguments, message",
+    [
+        (adapted_transformer, {"format": "onnx"}, "Save and load it, which merges them"),
+        (quantized_transformer, {"format": "openvino"}, "already quantised .int8."),
+        (quantized_transformer, {"format": "onnx", "sparsity": 0.5}, "already quantised .int8."),
+        (
+            quantized_transformer,
+            {"format": "onnx", "precision": "int8-dynamic"},
+            "already quantised .int8.",
+        ),
+    ],
+)
+def test_what_was_done_to_a_model_before_is_named(tmp_path, build, arguments, message):
+    for module in MODULES[arguments["format"]]:
+        pytest.importorskip(module, reason=f"{arguments['format']} models need {module}")
+    with pytest.raises(ValueError, match=message):
+        export_engine(build(), tmp_path / "out", class_names=NAMES, **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_quantised_model_is_written_for_onnx_as_it_is(tmp_path):
+    for module in MODULES["onnx"]:
+        pytest.importorskip(module, reason=f"onnx models need {module}")
+    model, batch = quantized_transformer(), pictures()[1]
+    run = load_engine(export_engine(model, tmp_path, "onnx", class_names=NAMES))
+    np.testing.assert_allclose(run(batch)["logits"], probabilities(model, batch), atol=1e-4)
 
 
 def test_an_empty_folder_does_not_calibrate(tmp_path):

@@ -19,6 +19,7 @@ from PIL import Image
 from keras_vit.data import decode_image, evaluation_geometry, prepare_image
 from keras_vit.export import ImageLimits, export_saved_model
 from keras_vit.export.image_graph import prepare
+from keras_vit.export.quantization import quantize_int8
 from keras_vit.inspection import attention_rollout
 from keras_vit.layers import ImagePreprocessing
 from keras_vit.models import VisionTransformerConfig, config_of, vision_transformer
@@ -398,12 +399,21 @@ def test_the_heads_of_a_distilled_model_stay_float32(tmp_path):
     assert types.count(tf.float32) == 4 and set(types) == {tf.float32, tf.bfloat16}
 
 
-@pytest.mark.slow
-def test_adapters_that_are_not_merged(tmp_path):
-    model = small_transformer()
+def adapted_transformer(**switches):
+    model = small_transformer(**switches)
     dense = model.get_layer("block_0").mlp.expansion
     dense.enable_lora(2)
     dense.lora_kernel_b.assign(np.ones(dense.lora_kernel_b.shape))
+    return model
+
+
+def quantized_transformer():
+    return quantize_int8(small_transformer(depth=1))
+
+
+@pytest.mark.slow
+def test_adapters_that_are_not_merged(tmp_path):
+    model = adapted_transformer()
     with pytest.raises(ValueError, match="adapters .LoRA. that are not merged"):
         export_saved_model(model, tmp_path, class_names=NAMES, precision="bfloat16")
     folder = export_saved_model(model, tmp_path, class_names=NAMES)
@@ -436,8 +446,21 @@ def test_class_names_are_an_asset(tmp_path):
     assert names < {name.upper() for name in NAMES}
 
 
-def test_softmax_head_gives_the_logits_before_it(tmp_path):
-    linear, softmaxed = small_model(), small_model(activation="softmax")
+def with_last_layer(layer):
+    model = small_model()
+    return keras.Model(model.input, layer(model.output))
+
+
+SOFTMAXES = {
+    "activation": lambda: small_model(activation="softmax"),
+    "Activation": lambda: with_last_layer(keras.layers.Activation("softmax")),
+    "Softmax": lambda: with_last_layer(keras.layers.Softmax()),
+}
+
+
+@pytest.mark.parametrize("softmax", slow_except(SOFTMAXES, fast=["activation", "Softmax"]))
+def test_softmax_head_gives_the_logits_before_it(tmp_path, softmax):
+    linear, softmaxed = small_model(), SOFTMAXES[softmax]()
     softmaxed.set_weights(linear.get_weights())
     folder = export_saved_model(softmaxed, tmp_path, class_names=NAMES)
     pixels = np.stack([photograph(30, 40, 1)])
@@ -446,7 +469,34 @@ def test_softmax_head_gives_the_logits_before_it(tmp_path):
     probabilities = expected(softmaxed, pixels, (12, 20))
     np.testing.assert_allclose(outputs["logits"], logits, atol=1e-4)
     np.testing.assert_allclose(outputs["probabilities"], probabilities, atol=1e-5)
-    assert softmaxed.get_layer("head").activation is keras.activations.softmax
+    # The model itself is left as it is.
+    np.testing.assert_array_equal(expected(softmaxed, pixels, (12, 20)), probabilities)
+
+
+def sequential(base):
+    return keras.Sequential([keras.Input((12, 20, 3)), base, keras.layers.Dense(7)])
+
+
+def functional(base):
+    images = keras.Input((12, 20, 3))
+    x = keras.layers.Dropout(0.5)(base(images, training=False))
+    x = keras.layers.BatchNormalization()(x)
+    model = keras.Model(images, keras.layers.Dense(7, "softmax")(x))
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    return model
+
+
+@pytest.mark.parametrize("build", slow_except([sequential, functional], fast=[functional]))
+def test_a_head_on_a_model_that_is_called_as_a_layer(tmp_path, build):
+    base = small_transformer(depth=1, include_top=False)
+    model = build(base)
+    folder = export_saved_model(model, tmp_path, class_names=NAMES, warmup_batch_sizes=())
+    image = photograph(30, 40, 1)
+    outputs = signature(folder, "pixels")(pixels=tf.constant(image[None]))
+    prepared = prepare_image(image, (12, 20), base.get_layer("preprocessing"))
+    answer = model.predict(prepared[None], verbose=0)
+    name = "logits" if build is sequential else "probabilities"
+    np.testing.assert_allclose(outputs[name], answer, rtol=1e-4, atol=1e-5)
 
 
 def test_mixed_precision_keeps_float32_outputs(tmp_path):
@@ -721,9 +771,10 @@ def unknown_size():
     return keras.Model(images, keras.layers.Dense(7)(x))
 
 
-def ends_in_softmax_layer():
-    model = small_model()
-    return keras.Model(model.input, keras.layers.Softmax()(model.output))
+def augmented_before():
+    base = small_transformer(depth=1, include_top=False)
+    flip = keras.layers.RandomFlip()
+    return keras.Sequential([keras.Input((12, 20, 3)), flip, base, keras.layers.Dense(7)])
 
 
 def ends_in_operation():
@@ -768,7 +819,10 @@ def compiled_layer():
         (no_preprocessing, {}, "no `preprocessing` layer"),
         (unknown_size, {}, "known height and width"),
         (lambda: small_model(activation="sigmoid"), {}, "its activation 'sigmoid'"),
-        (ends_in_softmax_layer, {}, "whose activation is None"),
+        (augmented_before, {}, "on something else than its images"),
+        (lambda: small_model(classes=1), {"class_names": ["yes"]}, "Train it with two classes"),
+        (quantized_transformer, {"precision": "bfloat16"}, "already quantised .int8."),
+        (adapted_transformer, {"precision": "bfloat16"}, "Save and load it, which merges them"),
         (ends_in_operation, {}, "whose activation is None"),
         (token_outputs, {}, "one output of shape"),
         (compiled_layer, {}, "jit_compile=True"),
@@ -813,3 +867,25 @@ def test_a_failed_export_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         export_saved_model(small_model(), tmp_path / "pets", class_names=NAMES)
     assert [entry.name for entry in (tmp_path / "pets").iterdir()] == ["4"]
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path, monkeypatch):
+    save = tf.saved_model.save
+    killed = tmp_path / ".7.partial-0123" / "variables"
+    killed.mkdir(parents=True)
+    (killed / "variables.index").write_text("half of it")
+
+    def during_another(module, path, signatures):
+        monkeypatch.setattr(tf.saved_model, "save", save)
+        save(module, path, signatures=signatures)
+        export(version=2)
+
+    def export(version):
+        export_saved_model(
+            small_model(), tmp_path, class_names=NAMES, version=version, warmup_batch_sizes=()
+        )
+
+    monkeypatch.setattr(tf.saved_model, "save", during_another)
+    export(version=1)
+    assert {entry.name for entry in tmp_path.iterdir() if entry.is_dir()} == {"1", "2"}
+    assert not list(tmp_path.glob(".*"))

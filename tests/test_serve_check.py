@@ -15,10 +15,17 @@ import numpy as np
 import pytest
 from parameters import slow_except
 
-from keras_vit.serving.client import GrpcClient, RestClient, ServingError, connect
+from keras_vit.serving.client import (
+    CLASSIFY,
+    GrpcClient,
+    RestClient,
+    ServingError,
+    Signature,
+    connect,
+)
 from keras_vit.serving.pictures import bad_pictures, good_pictures, photograph
 from keras_vit.serving.serve_check import serve_check
-from keras_vit.serving.server_checks import difference
+from keras_vit.serving.server_checks import difference, is_bad_row, judge
 
 NEEDED = "the stand-in needs TensorFlow and the official stubs: pip install tensorflow-serving-api"
 tf = pytest.importorskip("tensorflow", reason=NEEDED)
@@ -174,6 +181,46 @@ def test_a_model_of_another_kind_has_no_signature_that_is_known(tmp_path):
             np.testing.assert_array_equal(answer["y"], [2, 4])
     assert failed_checks(report) == {"metadata"}
     assert "double, serving_default is one that is known" in details(report, "metadata")[0]
+
+
+# What else a model may hand back for pictures that it does not look at.
+OTHER_OUTPUTS = {
+    "probabilities alone": lambda probabilities: {},
+    "one class a row": lambda probabilities: {"classes": tf.fill([len(probabilities)], "cat")},
+    "no class": lambda probabilities: {
+        "classes": tf.fill([len(probabilities), 0], ""),
+        "scores": probabilities[:, :0],
+    },
+}
+
+
+@pytest.mark.parametrize("outputs", OTHER_OUTPUTS)
+def test_a_model_with_other_outputs_is_judged_too(tmp_path, outputs):
+    def answer(image_bytes):
+        probabilities = tf.one_hot(tf.strings.length(image_bytes) % 7, 7)
+        return {"probabilities": probabilities, **OTHER_OUTPUTS[outputs](probabilities)}
+
+    strings = tf.TensorSpec((None,), tf.string, name="image_bytes")
+    signatures = {"serving_default": tf.function(answer).get_concrete_function(strings)}
+    tf.saved_model.save(tf.Module(), str(tmp_path / "pets" / "1"), signatures=signatures)
+    with stand_in(tmp_path / "pets") as (_, rest_address, _):
+        report = serve_check(rest_address, model="pets", requests=20)
+    assert failed_checks(report) == {
+        *(f"bad picture: {kind}" for kind in (*bad_pictures(), "32 MiB")),
+        "serving_default: bad pictures among good ones",
+        "load",
+    }
+    assert details(report, "bad picture: text") == [
+        "serving_default answers as if it were a picture."
+    ]
+
+
+def test_an_answer_of_another_form_fails_its_check():
+    classify = Signature("classify", CLASSIFY, {}, {})
+    nothing = {"classes": np.empty((1, 0), object), "scores": np.empty((1, 0), "float32")}
+    assert not is_bad_row(classify, nothing, 0)
+    verdict = judge("load", "REST", lambda: str(is_bad_row(classify, nothing, 1)))
+    assert verdict.outcome == "fail" and "form expected: IndexError" in verdict.detail
 
 
 @pytest.mark.slow
@@ -513,15 +560,56 @@ def test_a_port_that_speaks_something_else():
     server.close()
 
 
-def test_a_web_server_is_no_model_server(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    handler = http.server.SimpleHTTPRequestHandler
-    monkeypatch.setattr(handler, "log_message", lambda *arguments: None)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+@contextlib.contextmanager
+def web_server(answer):
+    """A server that answers by `answer(handler)`; its address, its requests and connections."""
+    requests, connections = [], set()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            requests.append(self.path)
+            connections.add(self.client_address)
+            answer(self)
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(ConnectionError, match="speaks HTTP, but"):
-            connect(f"127.0.0.1:{server.server_address[1]}")
+        yield f"127.0.0.1:{server.server_port}", requests, connections
         server.shutdown()
+
+
+def reply(handler, body):
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+@pytest.mark.parametrize("page", [b"<html>", b"[1]", b"[" * 100_000], ids=["html", "list", "deep"])
+def test_a_web_server_is_no_model_server(page):
+    with (
+        web_server(lambda handler: reply(handler, page)) as (address, _, _),
+        pytest.raises(ConnectionError, match="speaks HTTP, but"),
+    ):
+        connect(address)
+
+
+@pytest.mark.parametrize("hangs_up", [False, True])
+def test_every_request_is_sent_once_over_a_connection_that_is_kept(hangs_up):
+    def answer(handler):
+        # A server may close a connection without having said so.
+        handler.close_connection = hangs_up
+        reply(handler, b"{}")
+
+    paths = [f"/{number}" for number in range(5)]
+    with web_server(answer) as (address, requests, connections), RestClient(address) as client:
+        assert [client.call("GET", path) for path in paths] == [(200, b"{}")] * 5
+        assert requests == paths
+        assert len(connections) == (5 if hangs_up else 1)
 
 
 def test_a_grpc_server_without_models_is_no_model_server():
@@ -558,17 +646,15 @@ def test_proxies_of_the_environment_are_not_asked(served, monkeypatch):
 
 
 def test_an_answer_without_an_end_is_given_up():
-    class Endless(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.end_headers()
-            with contextlib.suppress(OSError):
-                while True:
-                    self.wfile.write(b" " * 2**16)
+    def endless(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                handler.wfile.write(b" " * 2**16)
+        handler.close_connection = True
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        client = RestClient(f"127.0.0.1:{server.server_port}", timeout=0.2)
+    with web_server(endless) as (address, _, _):
+        client = RestClient(address, timeout=0.2)
         with client, pytest.raises((TimeoutError, ConnectionError), match="did not|more than"):
             client.call("GET", "/v1/models/pets")
-        server.shutdown()

@@ -4,6 +4,7 @@ import dataclasses
 
 import keras
 
+from keras_vit.export.copying import copy_with_weights
 from keras_vit.export.quantization import quantize_int8
 from keras_vit.layers.image_preprocessing import ImagePreprocessing
 from keras_vit.models.cloning import uncompiled_clone
@@ -12,9 +13,53 @@ from keras_vit.models.preprocessing import Preprocessing
 PRECISIONS = ("float32", "bfloat16", "int8-dynamic")
 
 
+def in_one_level(model):
+    """`model`, or the same graph in one level where it calls another model on its images.
+
+    For `keras.Model(images, head(base(images)))` and `keras.Sequential([base, head])`, where `base`
+    has the `preprocessing` layer, that is `keras.Model(base.input, head(base.output))`. The layers
+    of `base` are shared, the others are copies.
+    """
+    base = next((layer for layer in model.layers if _has_preprocessing(layer)), None)
+    if base is None:
+        return model
+    if isinstance(model, keras.Sequential):
+        model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+
+    def call(layer, *arguments, **options):
+        if layer is not base:
+            return layer(*arguments, **options)
+        if arguments[0] is not base.input:
+            raise ValueError(
+                f"The `preprocessing` layer of model {model.name!r} is inside of the model "
+                f"{base.name!r} that it calls on something else than its images. Build what comes "
+                "after it on its output: `keras.Model(base.input, head(base.output))`."
+            )
+        return base.output
+
+    def copy(layer):
+        return layer if layer is base else type(layer).from_config(layer.get_config())
+
+    flat = uncompiled_clone(
+        model, input_tensors=base.input, clone_function=copy, call_function=call
+    )
+    for layer in model.layers:
+        if layer is not base and layer.weights:
+            flat.get_layer(layer.name).set_weights(layer.get_weights())
+    return flat
+
+
+def _has_preprocessing(layer):
+    return isinstance(layer, keras.Model) and any(map(_is_preprocessing, layer.layers))
+
+
+def _is_preprocessing(layer):
+    return layer.name == "preprocessing" and isinstance(layer, ImagePreprocessing)
+
+
 def preprocessing_layer(model):
     for layer in model.layers:
-        if layer.name == "preprocessing" and isinstance(layer, ImagePreprocessing):
+        if _is_preprocessing(layer):
             return layer
     raise ValueError(
         f"Model {model.name!r} has no `preprocessing` layer, which says how images are resized and "
@@ -48,10 +93,8 @@ def logits_model(model):
             f"Model {model.name!r} must be a classifier with one output of shape "
             f"(batch, num_classes). Its output shape is {shape}."
         )
-    # The mean of a distilled model's two heads.
-    is_mean = isinstance(head, keras.layers.Average)
-    activation = "linear" if is_mean else getattr(head, "activation", "not there")
-    name = getattr(activation, "__name__", activation)
+    check_has_classes(model)
+    name = _activation_name(head)
     if head.output is not model.outputs[0] or name not in ("linear", "softmax"):
         raise ValueError(
             "The model's output must come from a layer whose activation is None (logits) or "
@@ -60,10 +103,32 @@ def logits_model(model):
         )
     if name == "linear":
         return model
+    if isinstance(head, keras.layers.Softmax):
+        return keras.Model(model.input, head.input, name=model.name)
     linear_head = type(head).from_config({**head.get_config(), "activation": "linear"})
     logits_model = keras.Model(model.input, linear_head(head.input), name=model.name)
     linear_head.set_weights(head.get_weights())
     return logits_model
+
+
+def _activation_name(head):
+    # The mean of a distilled model's two heads.
+    if isinstance(head, keras.layers.Average):
+        return "linear"
+    if isinstance(head, keras.layers.Softmax) and head.axis in (-1, 1):
+        return "softmax"
+    activation = getattr(head, "activation", "not there")
+    return getattr(activation, "__name__", activation)
+
+
+def check_has_classes(model):
+    """Raises a ValueError for a model of one output, whose softmax is 1 whatever it is."""
+    if model.output_shape[-1] == 1:
+        raise ValueError(
+            f"Model {model.name!r} has one output, of which no probabilities can be made: they are "
+            "the softmax of one logit a class. Train it with two classes: `num_classes=2` and a "
+            "cross-entropy of both, instead of a binary one."
+        )
 
 
 def heads(model):
@@ -104,11 +169,6 @@ def with_precision(model, precision):
         )
     if precision == "float32":
         return model
-    if any(getattr(layer, "lora_enabled", False) for layer in model._flatten_layers()):
-        raise ValueError(
-            f"Model {model.name!r} has adapters (LoRA) that are not merged: it cannot be exported "
-            f"as {precision}. Save and load it, which merges them, or export it in float32."
-        )
     if precision == "int8-dynamic":
         return quantize_int8(model)
     kept = {layer.name for layer in _last_layers(model)}
@@ -119,9 +179,7 @@ def with_precision(model, precision):
             config if layer.name in kept else {**config, "dtype": precision}
         )
 
-    shorter = uncompiled_clone(model, clone_function=copy)
-    shorter.set_weights(model.get_weights())
-    return shorter
+    return copy_with_weights(model, clone_function=copy)
 
 
 def precision_name(model, precision):

@@ -14,18 +14,19 @@ from keras_vit._version import __version__
 from keras_vit.export import litert_model, onnx_model, openvino_model
 from keras_vit.export.classifier import (
     checked_class_names,
+    in_one_level,
     logits_model,
     model_image_size,
     preprocessing_layer,
     preprocessing_policy,
 )
+from keras_vit.export.copying import check_not_quantized, copy_with_weights
 from keras_vit.export.engine_check import check_pictures, compare
 from keras_vit.export.engine_files import describe_engine
 from keras_vit.export.pruning import prune
 from keras_vit.export.quantization import calibration_arrays
 from keras_vit.export.versions import version_folder, written_whole
 from keras_vit.models import without_unread_tokens
-from keras_vit.models.cloning import uncompiled_clone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Engine:
         runtime: Package that runs.
         example: `example(precision)`: Python that computes `probabilities` of `cat.jpg` with the
             runtime alone.
+        takes_quantized: Whether in float32 it computes what layers do that Keras has quantised.
     """
 
     title: str
@@ -52,6 +54,7 @@ class Engine:
     converters: tuple[str, ...]
     runtime: str
     example: Callable
+    takes_quantized: bool = False
 
 
 FORMATS: Mapping[str, Engine] = {
@@ -64,6 +67,7 @@ FORMATS: Mapping[str, Engine] = {
         ("tensorflow", "tf2onnx", "onnx"),
         "onnxruntime",
         onnx_model.onnx_example,
+        takes_quantized=True,
     ),
     "openvino": Engine(
         "OpenVINO",
@@ -124,7 +128,8 @@ def export_engine(
 
     Args:
         model: A model with a `preprocessing` layer and a classifier as its last layer, whose
-            activation is None (logits) or `"softmax"`.
+            activation is None (logits) or `"softmax"`; or one that calls the former on its images,
+            such as `keras.Sequential([base, keras.layers.Dense(7)])`.
         path: Folder of the exported model; the version is a sub-folder of it.
         format: `"onnx"`, `"openvino"` or `"litert"`.
         class_names: Name of each class, in the order of the model's outputs.
@@ -154,7 +159,10 @@ def export_engine(
     ```
     """
     engine = _checked_engine(format, precision, calibration_images)
-    image_size, preprocessing = model_image_size(model), preprocessing_layer(model)
+    image_size, model = model_image_size(model), in_one_level(model)
+    preprocessing = preprocessing_layer(model)
+    if not engine.takes_quantized or precision != "float32":
+        check_not_quantized(model)
     classifier = _float32(logits_model(model))
     class_names = checked_class_names(class_names, model.output_shape[-1])
     images = calibration_arrays(calibration_images) if precision == "int8" else []
@@ -176,7 +184,6 @@ def export_engine(
         "calibration_images": len(images),
     }
     with written_whole(destination) as folder:
-        folder.mkdir()
         file = folder / engine.file
         engine.write(without_unread_tokens(classifier), file, precision, images)
         pictures = [*check_pictures(image_size), *images[:4]]
@@ -251,9 +258,7 @@ def _float32(model):
     def copy(layer):
         return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
 
-    longer = uncompiled_clone(model, clone_function=copy)
-    longer.set_weights(model.get_weights())
-    return longer
+    return copy_with_weights(model, clone_function=copy)
 
 
 def _versions(*packages):

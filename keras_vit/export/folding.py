@@ -5,11 +5,11 @@ import itertools
 import keras
 import numpy as np
 
+from keras_vit.export.copying import copy_with_weights, has_adapters, quantization_modes
 from keras_vit.layers.image_preprocessing import ImagePreprocessing
 from keras_vit.layers.patch_encoder import PatchEncoder
 from keras_vit.layers.patches import Patches
 from keras_vit.layers.transformer_block import TransformerBlock
-from keras_vit.models.cloning import uncompiled_clone
 
 
 def fold_constants(model):
@@ -21,10 +21,9 @@ def fold_constants(model):
     handed back as they are.
     """
     blocks = [layer for layer in model.layers if isinstance(layer, TransformerBlock)]
-    if not blocks or any(_is_altered(layer) for layer in model._flatten_layers()):
+    if not blocks or quantization_modes(model) or has_adapters(model):
         return model
-    folded = uncompiled_clone(model)
-    folded.set_weights(model.get_weights())
+    folded = copy_with_weights(model)
     layers = {layer.name: layer for layer in folded.layers}
     for block in blocks:
         _fold_query_scale(layers[block.name].attention)
@@ -48,10 +47,6 @@ def _is_read_in_turn(layers, outputs):
         and id(layer.output) not in outputs
         for layer, reader in itertools.pairwise(layers)
     )
-
-
-def _is_altered(layer):
-    return getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None)
 
 
 def _fold_query_scale(attention):

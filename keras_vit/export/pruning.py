@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_vit.models.cloning import uncompiled_clone
+from keras_vit.export.copying import copy_with_weights
 
 
 def prune(model: keras.Model, sparsity: float) -> keras.Model:
@@ -26,7 +26,8 @@ def prune(model: keras.Model, sparsity: float) -> keras.Model:
         A new model with weights of its own.
 
     Raises:
-        ValueError: If `sparsity` is out of range, or the model has no Transformer block.
+        ValueError: If `sparsity` is out of range, or the model has no Transformer block, is
+            quantised, or has adapters (LoRA) that are not merged.
 
     Example:
 
@@ -39,8 +40,7 @@ def prune(model: keras.Model, sparsity: float) -> keras.Model:
     """
     if isinstance(sparsity, bool) or not 0 <= sparsity < 1:
         raise ValueError(f"`sparsity` must be in [0, 1). Received: sparsity={sparsity!r}")
-    pruned = uncompiled_clone(model)
-    pruned.set_weights(model.get_weights())
+    pruned = copy_with_weights(model)
     kernels = [weight for weight in pruned.weights if _is_block_kernel(weight)]
     if not kernels:
         raise ValueError(

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_vit.data.images import decode_image
-from keras_vit.models.cloning import uncompiled_clone
+from keras_vit.export.copying import copy_with_weights
 
 # More than this changes ranges little and takes longer; NNCF takes 300 by itself.
 MAX_CALIBRATION_IMAGES = 128
@@ -29,6 +29,9 @@ def quantize_int8(model: keras.Model) -> keras.Model:
     Returns:
         A new model with weights of its own.
 
+    Raises:
+        ValueError: If the model is quantised, or has adapters (LoRA) that are not merged.
+
     Example:
 
     >>> import keras_vit
@@ -37,8 +40,7 @@ def quantize_int8(model: keras.Model) -> keras.Model:
     >>> str(model.get_layer("block_0").mlp.expansion.kernel.dtype)
     'int8'
     """
-    quantized = uncompiled_clone(model)
-    quantized.set_weights(model.get_weights())
+    quantized = copy_with_weights(model)
     quantized.quantize("int8", filters=lambda layer: isinstance(layer, keras.layers.Dense))
     return quantized
 

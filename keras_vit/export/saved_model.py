@@ -11,6 +11,7 @@ import keras
 from keras_vit._version import __version__
 from keras_vit.export.classifier import (
     checked_class_names,
+    in_one_level,
     logits_model,
     model_image_size,
     precision_name,
@@ -63,12 +64,13 @@ def export_saved_model(
     Beside the model lie `README.md` and `signatures.json`, which describe it, its class names as
     an asset, and requests for the server's warm-up; in `path`, where they are not there yet,
     `models.config` and `batching_parameters.txt` for the server. All is written beside and then
-    renamed: a server that watches `path` sees a whole version or none, and an export that
-    fails leaves nothing behind.
+    renamed: a server that watches `path` sees a whole version or none. An export that fails
+    leaves nothing behind, and what a killed one left is removed by the next.
 
     Args:
         model: A model with a `preprocessing` layer and a classifier as its last layer, whose
-            activation is None (logits) or `"softmax"`.
+            activation is None (logits) or `"softmax"`; or one that calls the former on its images,
+            such as `keras.Sequential([base, keras.layers.Dense(7)])`.
         path: Folder of the exported model; the version is a sub-folder of it.
         class_names: Name of each class, in the order of the model's outputs.
         version: Positive number of the version. None takes the one after the highest present.
@@ -100,7 +102,8 @@ def export_saved_model(
     ```
     """
     _check_backend()
-    preprocessing, image_size = preprocessing_layer(model), model_image_size(model)
+    image_size, model = model_image_size(model), in_one_level(model)
+    preprocessing = preprocessing_layer(model)
     logits_model(model)
     class_names = checked_class_names(class_names, model.output_shape[-1])
     options = ServingOptions(top, limits, on_error, attention)

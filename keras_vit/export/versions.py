@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from keras_vit.zoo.file_lock import file_lock
+
 
 def version_folder(path: Path, version: int | None) -> Path:
     """The folder of a new version, `path/version`; nothing is written.
@@ -43,22 +45,43 @@ def version_folder(path: Path, version: int | None) -> Path:
 
 @contextlib.contextmanager
 def written_whole(destination: Path) -> Iterator[Path]:
-    """A name beside `destination` to write a folder to, renamed at the end to `destination`.
+    """An empty folder beside `destination` to write to, renamed at the end to `destination`.
 
     The folder that contains it is made where needed. When the block raises, what was written is
-    removed, the folders made for it too.
+    removed, the folders made for it too. What a killed process left is removed before.
     """
     folder = destination.parent
     created = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     # A server that watches the folder looks only at names that are numbers.
     partial = folder / f".{destination.name}.partial-{uuid.uuid4().hex}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield partial
-        os.rename(partial, destination)
+        _remove_left_over(folder)
+        # Held before there is anything to remove.
+        with _lock(partial):
+            partial.mkdir()
+            yield partial
+            os.rename(partial, destination)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         for parent in created:
             with contextlib.suppress(OSError):
                 parent.rmdir()
         raise
+
+
+def _remove_left_over(folder):
+    """Removes what was being written by processes that are no more."""
+    for partial in [path for path in folder.glob(".*.partial-*") if path.is_dir()]:
+        with contextlib.suppress(BlockingIOError), _lock(partial):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _lock(partial):
+    """Holds the lock beside a folder that is being written, and removes it."""
+    path = partial.with_name(f"{partial.name}.lock")
+    with file_lock(path, wait=False):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

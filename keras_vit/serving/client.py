@@ -27,6 +27,9 @@ Layout = Literal["rows", "shorthand", "columns"]
 # Bytes of an answer: at a time, and at the most.
 _PART, _LONGEST_ANSWER = 2**16, 2**28
 
+# What a connection that the server has closed raises.
+_CLOSED = (ConnectionResetError, ConnectionAbortedError)
+
 _DTYPES = {"DT_FLOAT": "float32", "DT_DOUBLE": "float64", "DT_HALF": "float16"}
 
 # The faults of a request, not of the server: what TensorFlow Serving maps to 4xx over REST.
@@ -147,7 +150,7 @@ class RestClient:
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             # A server may close a kept connection at any time; that is no failure of the request.
-            if not is_new:
+            if not is_new and isinstance(error, _CLOSED):
                 return self.call(method, path, body)
             raise ConnectionError(
                 f"{self.address} (REST) gave no HTTP answer to {method} {path}: "
@@ -164,7 +167,7 @@ class RestClient:
         """
         status, body = self.call("GET", "/v1/config")
         try:
-            models = json.loads(body)
+            models = _parsed(body)
         except ValueError:
             return ()
         if status != 200 or not isinstance(models, dict):
@@ -264,7 +267,7 @@ class RestClient:
             ValueError: If the answer does not have the documented form.
         """
         with _well_formed(self.address, "answer"):
-            parsed = json.loads(answer)
+            parsed = _parsed(answer)
             if signature.method == CLASSIFY:
                 return _classified(
                     [[label, score] for label, score in row] for row in parsed["results"]
@@ -302,22 +305,24 @@ class RestClient:
         # A server that refuses a large body may answer before it has read all of it.
         with contextlib.suppress(BrokenPipeError):
             connection.request(method, path, body, {"Content-Type": "application/json"})
-        response = connection.getresponse()
         # A time-out of the socket ends only silence, not an answer without an end.
         deadline, answer = time.monotonic() + self.timeout, bytearray()
-        while part := response.read1(_PART):
-            answer += part
-            if time.monotonic() > deadline:
-                raise TimeoutError
-            if len(answer) > _LONGEST_ANSWER:
-                raise ConnectionError(f"the answer has more than {_LONGEST_ANSWER} bytes")
+        # The connection takes no other request before the answer is closed, which `read1` does at
+        # its end in later Pythons only.
+        with connection.getresponse() as response:
+            while part := response.read1(_PART):
+                answer += part
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                if len(answer) > _LONGEST_ANSWER:
+                    raise ConnectionError(f"the answer has more than {_LONGEST_ANSWER} bytes")
         return response.status, bytes(answer)
 
     def _json(self, method, path):
         status, body = self.call(method, path)
         _raise_for_status(status, body)
         with _well_formed(self.address, "answer"):
-            return json.loads(body)
+            return _parsed(body)
 
 
 class GrpcClient:
@@ -537,7 +542,7 @@ def connect(address: str, *, timeout: float = 30.0) -> Client:
             "address; TensorFlow Serving listens at 8500 (gRPC) and 8501 (REST)."
         ) from error
     try:
-        is_json = isinstance(json.loads(body), dict)
+        is_json = isinstance(_parsed(body), dict)
     except ValueError:
         is_json = False
     if is_json:
@@ -608,10 +613,17 @@ def _raise_for_status(status, body):
     if status == 200:
         return
     try:
-        message = json.loads(body)["error"]
+        message = _parsed(body)["error"]
     except (ValueError, KeyError, TypeError):
         raise ServingError(str(status), _start(body), documented=False) from None
     raise ServingError(str(status), message)
+
+
+def _parsed(body):
+    try:
+        return json.loads(body)
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deep") from error
 
 
 @contextlib.contextmanager

@@ -73,6 +73,10 @@ class NotApplicable(Exception):
     """There is nothing to check."""
 
 
+# What a check raises that fails, those of an answer of another form than the checks read last.
+FAILURES = (Wrong, ServingError, ValueError, OSError, KeyError, IndexError, TypeError)
+
+
 @dataclass
 class Subject:
     """A model behind one protocol of a server, and what the checks found out of it.
@@ -160,9 +164,15 @@ def judge(name: str, protocol: str, check: Callable[[], str]) -> ServeVerdict:
         return ServeVerdict(name, protocol, "pass", check())
     except NotApplicable as reason:
         return ServeVerdict(name, protocol, "not applicable", str(reason))
-    except (Wrong, ServingError, ValueError, OSError) as error:
-        # Of an answer that cannot be read, all that is known is the error.
-        return ServeVerdict(name, protocol, "fail", str(error))
+    except FAILURES as error:
+        return ServeVerdict(name, protocol, "fail", why_failed(error))
+
+
+def why_failed(error: Exception) -> str:
+    """Why a check failed; of an answer that cannot be read, all that is known is the error."""
+    if isinstance(error, KeyError | IndexError | TypeError):
+        return f"The answer does not have the form expected: {type(error).__name__}: {error}"
+    return str(error)
 
 
 def difference(
@@ -196,15 +206,19 @@ def difference(
 
 def is_bad_row(signature: Signature, answer: Mapping[str, np.ndarray], row: int) -> bool:
     """Whether an answer marks a row as a bad picture: an error text, all else zero or empty."""
-    texts = answer["error"] if "error" in answer else answer["classes"][:, 0]
-    if "error" not in answer and signature.method != CLASSIFY:
+    if "error" in answer:
+        text = answer["error"][row]
+    elif signature.method == CLASSIFY:
+        # The first class carries it, where there is one.
+        text = next(iter(answer["classes"][row]), b"")
+    else:
         return False
     empty = all(
         not value[row].any()
         for name, value in answer.items()
         if value.dtype != object or (name == "classes" and "error" in answer)
     )
-    return bool(texts[row]) and empty
+    return bool(text) and empty
 
 
 def certain_classes(answer: Mapping[str, np.ndarray], tolerance: float) -> np.ndarray:
@@ -342,8 +356,10 @@ def _scores(subject, signature):
         scores = answer["scores"]
         if (np.diff(scores, axis=-1) > 0).any():
             raise Wrong("The scores are not sorted, best first.")
-        if scores.min() < 0 or scores.max() > 1 + _SUM_TOLERANCE:
-            raise Wrong(f"Scores lie between {scores.min():g} and {scores.max():g}, not 0 and 1.")
+        # A model may hand back the scores of no class.
+        lowest, highest = scores.min(initial=np.inf), scores.max(initial=-np.inf)
+        if lowest < 0 or highest > 1 + _SUM_TOLERANCE:
+            raise Wrong(f"Scores lie between {lowest:g} and {highest:g}, not 0 and 1.")
         seen.append("scores sorted")
     if "probabilities" in answer:
         probabilities = answer["probabilities"]
@@ -353,7 +369,7 @@ def _scores(subject, signature):
         seen.append("probabilities sum to 1")
         if "scores" in answer:
             best = -np.sort(-probabilities, axis=-1)[:, : answer["scores"].shape[1]]
-            if np.abs(best - answer["scores"]).max() > 1e-6:
+            if np.abs(best - answer["scores"]).max(initial=0.0) > 1e-6:
                 raise Wrong("The scores are not the largest probabilities.")
     return ", ".join(seen)
 

@@ -13,12 +13,14 @@ import numpy as np
 from keras_vit.serving.client import ServingError
 from keras_vit.serving.pictures import bad_pictures
 from keras_vit.serving.server_checks import (
+    FAILURES,
     NotApplicable,
     Subject,
     Wrong,
     difference,
     is_bad_row,
     signature_inputs,
+    why_failed,
 )
 
 
@@ -128,8 +130,8 @@ def run_load(
         while not has_ended.is_set() and (index := next(counter)) < requests:
             try:
                 one_request(index)
-            except (Wrong, OSError, ValueError) as error:
-                wrong[str(error)] += 1
+            except FAILURES as error:
+                wrong[why_failed(error)] += 1
                 # A server that hangs would be waited for with every request that is left.
                 if isinstance(error, TimeoutError):
                     has_ended.set()
