@@ -39,6 +39,7 @@ class CompositeLayer(keras.layers.Layer):
                 layer.quantize(config=how)
 
     def _layers_by_path(self):
-        """The path within this layer of each inside it, however deep, and the layer."""
+        """The path within this layer of each built one inside it, however deep, and the layer."""
         for layer in self._flatten_layers(include_self=False):
-            yield layer.path.removeprefix(f"{self.path}/"), layer
+            if layer.path is not None:
+                yield layer.path.removeprefix(f"{self.path}/"), layer
