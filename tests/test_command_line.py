@@ -245,6 +245,7 @@ def test_a_sweep_checks_its_rates_first(digits, rates, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_fresh_sweep_leaves_what_is_there(tmp_path, digits, runs):
     recipe = dataclasses.replace(RECIPE, output=str(tmp_path), steps=2, warmup_steps=1)
     sweep(recipe, [0.01], source=digits, architecture=ARCHITECTURE)
@@ -262,6 +263,7 @@ def test_a_fresh_sweep_leaves_what_is_there(tmp_path, digits, runs):
     assert names == {"lr-0.01", "final-lr-0.01", "sweep.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="exports need TensorFlow")
 def test_a_sweep_exports_the_final_model_under_its_own_name(tmp_path, digits, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -242,6 +242,7 @@ def test_a_host_that_dies_ends_the_other_and_the_job_resumes(courses, tmp_path):
     assert "finished" in finish(*start_pair(folder))[0]
 
 
+@pytest.mark.slow
 def test_two_hosts_begin_and_finish(tmp_path):
     changes = {
         "steps": 2,

@@ -353,7 +353,9 @@ def with_padding():
     return padded
 
 
-@pytest.mark.parametrize("build", [with_a_second_branch, with_padding])
+@pytest.mark.parametrize(
+    "build", slow_except([with_a_second_branch, with_padding], fast=[with_padding])
+)
 def test_scaled_pixels_that_others_read_too(tmp_path, build):
     model = build()
     folder = export_saved_model(model, tmp_path, class_names=NAMES, warmup_batch_sizes=())
