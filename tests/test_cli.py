@@ -139,12 +139,21 @@ def test_predict_names_a_file_that_is_no_image(capsys, run_folder, tmp_path):
     assert "notes.jpg" in error_of(capsys, "predict", file, "--model", run_folder)
 
 
+def saved_model(path, **fields):
+    sizes = {"patch_size": 4, "hidden_size": 16, "depth": 1, "mlp_dim": 32, "num_heads": 2}
+    vision_transformer(VisionTransformerConfig(**sizes, image_size=8, **fields)).save(path)
+    return path
+
+
+def test_predict_shows_what_a_sigmoid_says_of_each_class(capsys, images, tmp_path):
+    file = saved_model(tmp_path / "s.keras", num_classes=3, classifier_activation="sigmoid")
+    printed = printed_by(capsys, "predict", images[0], "--model", file)
+    # The head is zero.
+    assert printed.count("50.00%") == 3
+
+
 def test_a_model_of_one_output_has_no_probabilities(capsys, images, tmp_path):
-    config = VisionTransformerConfig(
-        patch_size=4, hidden_size=16, depth=1, mlp_dim=32, num_heads=2, num_classes=1, image_size=8
-    )
-    file = tmp_path / "binary.keras"
-    vision_transformer(config).save(file)
+    file = saved_model(tmp_path / "binary.keras", num_classes=1)
     for command in (["predict", images[0]], ["export", "--output", tmp_path / "exported"]):
         assert "with two classes" in error_of(capsys, *command, "--model", file)
 
