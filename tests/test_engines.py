@@ -152,6 +152,12 @@ def test_every_switch_gives_the_probabilities_of_the_model(tmp_path, engine, swi
         np.testing.assert_allclose(softmax(outputs["logits"]), expected, atol=1e-5)
 
 
+def test_exact_gelu_is_written_to_litert(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    model = small_transformer(depth=1, activation="gelu")
+    assert export_engine(model, tmp_path / "pets", "litert", class_names=NAMES).is_dir()
+
+
 POLICIES = [
     {"crop_mode": "center", "crop_fraction": 0.875, "interpolation": "bicubic"},
     {"crop_mode": "center", "crop_fraction": 0.6, "interpolation": "bilinear"},
