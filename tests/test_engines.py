@@ -153,7 +153,7 @@ def test_every_switch_gives_the_probabilities_of_the_model(tmp_path, engine, swi
 
 
 def test_exact_gelu_is_written_to_litert(tmp_path):
-    pytest.importorskip("ai_edge_litert")
+    pytest.importorskip("ai_edge_litert", reason="LiteRT models need ai_edge_litert")
     model = small_transformer(depth=1, activation="gelu")
     assert export_engine(model, tmp_path / "pets", "litert", class_names=NAMES).is_dir()
 

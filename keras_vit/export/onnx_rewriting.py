@@ -28,7 +28,7 @@ def _gelu_tanh():
 # same one wherever it occurs, a number for a constant.
 _LAYER_NORMALIZATION = _layer_normalization()
 _GELU_TANH = _gelu_tanh()
-_GELU = ("Mul", "x", ("Mul", ("Add", ("Erf", ("Mul", "x", 0.7071067812)), 1.0), 0.5))
+_GELU = ("Mul", ("Mul", "x", 0.5), ("Add", ("Erf", ("Mul", "x", 0.7071067812)), 1.0))
 # Keras' own, in a layer of somebody else.
 _KERAS_GELU = ("Mul", ("Mul", "x", 0.5), ("Erfc", ("Mul", ("Neg", "x"), 0.7071067812)))
 

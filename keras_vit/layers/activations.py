@@ -11,20 +11,14 @@ from keras_vit.layers.nearest import nearest_names
 
 def gelu(x):
     """Exact GELU (Hendrycks & Gimpel, arXiv 1606.08415)."""
-    if keras.backend.backend() == "tensorflow":
-        # LiteRT knows it in this form alone.
-        return ops.gelu(x, approximate=False)
-    return _gelu_in_training(x)
-
-
-def _gelu_in_training(x):
     wide = widened(x)
     short = wide.dtype != x.dtype
     if keras.backend.backend() == "torch" or (keras.backend.backend() == "tensorflow" and short):
         return ops.gelu(x, approximate=False)
     # By the error function, as PyTorch: by its complement, as TensorFlow and JAX, it takes XLA
-    # nearly twice as long.
-    return ops.cast(wide * (0.5 * (1.0 + ops.erf(wide * math.sqrt(0.5)))), x.dtype)
+    # nearly twice as long. Of this form TensorFlow makes a part of the product before, and LiteRT
+    # knows no other one.
+    return ops.cast((wide * 0.5) * (1.0 + ops.erf(wide * math.sqrt(0.5))), x.dtype)
 
 
 def gelu_tanh(x):
@@ -60,10 +54,7 @@ def _gelu_tanh_gradient(x, upstream):
 
 
 # The others consist of an operation or two.
-_TRAINING = {
-    "gelu": (_gelu_in_training, _gelu_gradient),
-    "gelu_tanh": (gelu_tanh, _gelu_tanh_gradient),
-}
+_GRADIENTS = {"gelu": _gelu_gradient, "gelu_tanh": _gelu_tanh_gradient}
 # From here on the share is 0 or 1 in any float, and far from here squares overflow.
 _SATURATED = 100.0
 # The tanh of z is twice the sigmoid of 2 z, less one.
@@ -102,6 +93,6 @@ def training_activation(name):
     >>> training_activation("silu") is silu
     True
     """
-    if name not in _TRAINING:
+    if name not in _GRADIENTS:
         return get_activation(name)
-    return light_gradient(*_TRAINING[name])
+    return light_gradient(ACTIVATIONS[name], _GRADIENTS[name])

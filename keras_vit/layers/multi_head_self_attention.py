@@ -186,13 +186,7 @@ class MultiHeadSelfAttention(CompositeLayer):
         attended_tokens=None,
         return_attention=False,
     ):
-        self.check_call(
-            tokens,
-            sizes=sizes,
-            output_tokens=output_tokens,
-            attended_tokens=attended_tokens,
-            return_attention=return_attention,
-        )
+        self.check_call(tokens, sizes, output_tokens, attended_tokens, return_attention)
         weights = None
         plain = self._is_plain(sizes, training) and not return_attention
         if plain and keras.backend.backend() != "tensorflow":
@@ -230,7 +224,6 @@ class MultiHeadSelfAttention(CompositeLayer):
     def check_call(
         self,
         tokens,
-        *,
         sizes=None,
         output_tokens=None,
         attended_tokens=None,
@@ -389,13 +382,7 @@ class MultiHeadSelfAttention(CompositeLayer):
         attended_tokens=None,
         return_attention=False,
     ):
-        self.check_call(
-            tokens,
-            sizes=sizes,
-            output_tokens=output_tokens,
-            attended_tokens=attended_tokens,
-            return_attention=return_attention,
-        )
+        self.check_call(tokens, sizes, output_tokens, attended_tokens, return_attention)
         batch, count, hidden_size = self.compute_output_shape(tokens.shape)
         shape = (batch, output_tokens or count, hidden_size)
         shapes = [shape]
