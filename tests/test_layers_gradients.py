@@ -76,7 +76,7 @@ def test_the_gradient_of_gelu_is_exact():
     np.testing.assert_allclose(ours, share + x * density, atol=3e-7)
 
 
-@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="it rounds on the way")
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="TensorFlow rounds on the way")
 def test_gelu_in_a_short_dtype_is_rounded_once():
     x = np.linspace(-8, 8, 4001).astype("bfloat16")
     wide = x.astype("float64")
