@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.rules import WeightPlan
+from keras_vit.layers.one_pass import in_one_pass
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
@@ -52,12 +53,17 @@ class SGD(keras.optimizers.Optimizer):
         learning_rate = ops.cast(learning_rate, variable.dtype)
         momentum = ops.cast(self.momentum, variable.dtype)
         velocity = self.velocities[self._get_variable_index(variable)]
-        new_velocity = momentum * ops.convert_to_tensor(velocity) + gradient
-        self.assign(velocity, new_velocity)
-        self.assign_sub(variable, learning_rate * new_velocity)
+        moved = in_one_pass(_momentum_step)(variable, velocity, gradient, learning_rate, momentum)
+        self.assign(variable, moved[0])
+        self.assign(velocity, moved[1])
 
     def get_config(self):
         return {**super().get_config(), "momentum": self.momentum}
+
+
+def _momentum_step(weight, velocity, gradient, learning_rate, momentum):
+    velocity = momentum * velocity + gradient
+    return weight - learning_rate * velocity, velocity
 
 
 class _WeightWise:

@@ -5,8 +5,9 @@ import math
 import keras
 from keras import ops
 
-from keras_vit.layers.light_gradients import light_gradient, widened
+from keras_vit.layers.light_gradients import light_gradient
 from keras_vit.layers.nearest import nearest_names
+from keras_vit.layers.one_pass import widened
 
 
 def gelu(x):

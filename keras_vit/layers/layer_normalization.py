@@ -5,7 +5,13 @@ import functools
 import keras
 from keras import ops
 
-from keras_vit.layers.light_gradients import light_gradient, widened
+from keras_vit.layers.light_gradients import light_gradient
+from keras_vit.layers.one_pass import (
+    in_one_pass,
+    row_sum,
+    stays_in_this_process,
+    widened,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
@@ -35,13 +41,16 @@ class LayerNormalization(keras.layers.LayerNormalization):
         super().__init__(epsilon=epsilon, name=name, dtype=dtype, trainable=trainable)
 
     def call(self, inputs, training=None):
-        if not training and keras.backend.backend() != "jax":
+        if keras.backend.backend() == "torch":
             return super().call(inputs)
         # Tensors, as TensorFlow takes variables for no arguments of a custom gradient.
         gamma, beta = (ops.reshape(factors, (-1,)) for factors in (self.gamma, self.beta))
-        normed, gradient = _norm(self.epsilon, self.compute_dtype), _gradient(self.epsilon)
-        normed = light_gradient(normed, gradient) if training else normed
-        return normed(inputs, gamma, beta)
+        norm = _norm(self.epsilon)
+        if training:
+            norm = light_gradient(norm, _gradient(self.epsilon))
+        elif stays_in_this_process():
+            norm = in_one_pass(norm)
+        return ops.cast(norm(inputs, gamma, beta), self.compute_dtype)
 
     def get_config(self):
         config = super().get_config()
@@ -49,25 +58,26 @@ class LayerNormalization(keras.layers.LayerNormalization):
 
 
 @functools.lru_cache(maxsize=16)
-def _norm(epsilon, dtype):
-    """All norms with this epsilon to this dtype."""
+def _norm(epsilon):
+    """All norms with this epsilon."""
 
     def norm(x, gamma, beta):
-        if keras.backend.backend() == "jax":
-            # In this form XLA makes one kernel of it for a GPU, of Keras' three.
-            normed, _ = _standardized(widened(x), epsilon)
-            outputs = normed * widened(gamma) + widened(beta)
-        else:
-            outputs = ops.layer_normalization(x, gamma, beta, axis=-1, epsilon=epsilon)
-        return ops.cast(outputs, dtype)
+        # In this form XLA makes one kernel of it for a GPU, of Keras' three, and TensorFlow
+        # takes a pass over the numbers less.
+        normed, _ = _standardized(widened(x), epsilon)
+        return ops.cast(normed * widened(gamma) + widened(beta), x.dtype)
 
     return norm
 
 
+def _row_mean(x):
+    return row_sum(x) / x.shape[-1]
+
+
 def _standardized(x, epsilon):
     """`x` with mean 0 and variance 1, and the inverse of its standard deviation."""
-    centered = x - ops.mean(x, axis=-1, keepdims=True)
-    inverse = ops.rsqrt(ops.mean(centered * centered, axis=-1, keepdims=True) + epsilon)
+    centered = x - _row_mean(x)
+    inverse = ops.rsqrt(_row_mean(centered * centered) + epsilon)
     return centered * inverse, inverse
 
 
@@ -82,8 +92,8 @@ def _gradient(epsilon):
         normed, inverse = _standardized(x, epsilon)
         of_gamma, of_beta = ops.sum(upstream * normed, axis=0), ops.sum(upstream, axis=0)
         upstream = upstream * widened(gamma)
-        slope = ops.mean(upstream * normed, axis=-1, keepdims=True)
-        of_x = inverse * (upstream - ops.mean(upstream, axis=-1, keepdims=True) - normed * slope)
+        slope = _row_mean(upstream * normed)
+        of_x = inverse * (upstream - _row_mean(upstream) - normed * slope)
         return (
             ops.reshape(ops.cast(of_x, dtype), shape),
             ops.cast(of_gamma, gamma.dtype),

@@ -2,12 +2,32 @@
 
 from keras import ops
 
-from keras_vit.layers.light_gradients import widened
+from keras_vit.layers.one_pass import (
+    in_one_pass,
+    in_this_process,
+    row_sum,
+    stays_in_this_process,
+    widened,
+)
 
 
 def attention_softmax(scores):
     """Softmax over the last axis, in float32 where the dtype is a shorter one."""
-    return ops.cast(ops.softmax(widened(scores), axis=-1), scores.dtype)
+    wide = widened(scores)
+    if wide.dtype != scores.dtype and stays_in_this_process():
+        return in_one_pass(_softmax)(scores)
+    return ops.cast(ops.softmax(wide, axis=-1), scores.dtype)
+
+
+def _softmax(scores):
+    wide = widened(scores)
+    shares = ops.exp(wide - ops.max(wide, axis=-1, keepdims=True))
+    return ops.cast(shares / row_sum(shares), scores.dtype)
+
+
+def _gradient_of_scores(of_weights, weights, upstream, attended):
+    mean = row_sum(widened(upstream) * widened(attended))
+    return ops.cast((widened(of_weights) - mean) * widened(weights), of_weights.dtype)
 
 
 def light_attention(query, key, value):
@@ -35,14 +55,14 @@ def light_attention(query, key, value):
 
     @ops.custom_gradient
     def attend(query, key, value):
-        weights = attention_softmax(ops.matmul(query, ops.swapaxes(key, -1, -2)))
+        scores = ops.matmul(query, ops.swapaxes(key, -1, -2))
+        with in_this_process():
+            weights = attention_softmax(scores)
         attended = ops.matmul(weights, value)
 
         def gradient(upstream):
             of_weights = ops.matmul(upstream, ops.swapaxes(value, -1, -2))
-            mean = ops.sum(widened(upstream) * widened(attended), axis=-1, keepdims=True)
-            of_scores = (widened(of_weights) - mean) * widened(weights)
-            of_scores = ops.cast(of_scores, query.dtype)
+            of_scores = in_one_pass(_gradient_of_scores)(of_weights, weights, upstream, attended)
             return (
                 ops.matmul(of_scores, key),
                 ops.matmul(ops.swapaxes(of_scores, -1, -2), query),
