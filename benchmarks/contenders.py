@@ -57,7 +57,7 @@ def _keras(library, framework, how, function, variables=None, **options):
     )
 
 
-def _torch(library, how, function, **options):
+def _torch(library, how, function, variables=None, **options):
     return Contender(
         library,
         "torch",
@@ -65,21 +65,27 @@ def _torch(library, how, function, **options):
         f"benchmarks.torch_models:{function}",
         ("torch", library),
         {"library": library, **options},
+        variables or {},
         compiles=options.get("compile", False),
     )
 
 
 # TensorFlow's own default on CPUs without AVX-512 VNNI; keras_vit turns oneDNN on.
 _WITHOUT_ONEDNN = {"TF_ENABLE_ONEDNN_OPTS": "0"}
+# Handing work over may take longer than a small model's work on one image.
+_ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
 FORWARD = (
-    _keras(OURS, "tensorflow", "", "forward", jit_compile=False),
-    _keras(OURS, "tensorflow", "no oneDNN", "forward", _WITHOUT_ONEDNN, jit_compile=False),
+    _keras(OURS, "tensorflow", "", "forward", jit_compile=None),  # As inference_function chooses.
+    _keras(OURS, "tensorflow", "no oneDNN", "forward", _WITHOUT_ONEDNN, jit_compile=None),
+    _keras(OURS, "tensorflow", "no XLA", "forward", jit_compile=False),
     _keras(OURS, "tensorflow", "XLA", "forward", jit_compile=True),
+    _keras(OURS, "tensorflow", "one thread", "forward", _ONE_THREAD, jit_compile=None),
     _keras(OURS, "jax", "", "forward"),
     _keras("keras-hub", "tensorflow", "", "forward", jit_compile=False),
     _keras("keras-hub", "tensorflow", "XLA", "forward", jit_compile=True),
     _keras("keras-hub", "jax", "", "forward"),
     _torch("timm", "eager", "forward"),
+    _torch("timm", "eager one thread", "forward", _ONE_THREAD),
     _torch("timm", "compile", "forward", compile=True),
     _torch("transformers", "eager", "forward"),
     _torch("transformers", "compile", "forward", compile=True),

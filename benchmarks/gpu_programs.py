@@ -103,9 +103,9 @@ def _images(job):
 
 def _forward(job):
     import keras_vit
-    from benchmarks.keras_models import BUILDERS
+    from benchmarks.keras_models import BUILDERS, POLICIES
 
-    model = BUILDERS[job["library"]](job)
+    model = BUILDERS[job["library"]](job, POLICIES[job["dtype"]])
     if job["library"] == "keras_vit":
         model = keras_vit.models.without_unread_tokens(model)
     weights = [

@@ -36,7 +36,7 @@ def write_weights(job):
     folder = Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(0)
-    model = build_keras_vit({**job, "weights": None, "dtype": "float32"})
+    model = build_keras_vit({**job, "weights": None}, "float32")
     _draw_what_starts_at_zero(model)
     for format in ("timm", "hf"):
         keras_vit.save_checkpoint(

@@ -13,18 +13,18 @@ from keras_vit.finetune.precision import find_accelerator
 from keras_vit.finetune.report import peak_memory
 from keras_vit.finetune.steps_ahead import StepsAhead, runs_ahead
 
-# Dtype of the table → dtype policy of Keras.
+# Dtype of the table → dtype policy of Keras in training. For inference models are converted.
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 LEARNING_RATE = 0.01
 
 
-def build_keras_vit(job):
+def build_keras_vit(job, policy):
     """The model of keras_vit with the weights of all contenders."""
     model = keras_vit.create(
         job["model"],
         image_size=job["image_size"],
         include_preprocessing=False,
-        dtype=POLICIES[job["dtype"]],
+        dtype=policy,
         **job.get("fields", {}),
     )
     if job.get("weights"):
@@ -32,7 +32,7 @@ def build_keras_vit(job):
     return model
 
 
-def build_keras_hub(job):
+def build_keras_hub(job, policy):
     """keras-hub's classifier of the same architecture with the same weights."""
     import keras_hub
 
@@ -45,7 +45,7 @@ def build_keras_hub(job):
         hidden_dim=config.hidden_size,
         mlp_dim=config.mlp_dim,
         layer_norm_epsilon=config.layer_norm_epsilon,
-        dtype=POLICIES[job["dtype"]],
+        dtype=policy,
     )
     model = keras_hub.models.ViTImageClassifier(backbone, num_classes=config.num_classes)
     if job.get("weights"):
@@ -118,13 +118,13 @@ BUILDERS = {"keras_vit": build_keras_vit, "keras-hub": build_keras_hub}
 
 def forward(job):
     """A forward pass, as a compiled function of the backend."""
-    model, images = BUILDERS[job["library"]](job), images_of(job)
+    model, images = BUILDERS[job["library"]](job, job["dtype"]), images_of(job)
     if job["library"] == "keras_vit":
         # As evaluation, prediction and export do.
         model = keras_vit.models.without_unread_tokens(model)
     function, wait, to_numpy = {"tensorflow": _tensorflow_function, "jax": _jax_function}[
         keras.backend.backend()
-    ](model, images, job.get("jit_compile", False))
+    ](model, images, job.get("jit_compile"))
     return Step(
         launch=function,
         outputs=lambda: to_numpy(function()),
@@ -137,9 +137,12 @@ def forward(job):
 def _tensorflow_function(model, images, jit_compile):
     import tensorflow as tf
 
-    function = tf.function(
-        lambda batch: model(batch, training=False), autograph=False, jit_compile=jit_compile
-    )
+    if jit_compile is None:
+        function = keras_vit.models.inference_function(model)
+    else:
+        function = tf.function(
+            lambda batch: model(batch, training=False), autograph=False, jit_compile=jit_compile
+        )
     batch = tf.constant(images)
     # Reading the result is how one waits for a GPU.
     return lambda: function(batch), lambda result: result.numpy(), _as_float32
@@ -170,7 +173,7 @@ def _as_float32(result):
 
 def compiled_for_training(job):
     """A model as users of either library train it."""
-    model = BUILDERS[job["library"]](job)
+    model = BUILDERS[job["library"]](job, POLICIES[job["dtype"]])
     if job["library"] == "keras_vit":
         recipe = Recipe(
             model=job["model"],

@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_vit.data import EvaluationBatches, ImageSet, ResizeAndCrop, prefetch
 from keras_vit.finetune.distribution import current_distribution
+from keras_vit.layers.one_pass import in_this_process
 from keras_vit.models import without_unread_tokens
 
 # Two-sided 95 % quantile of the normal distribution.
@@ -187,7 +188,8 @@ def predict_filled_up(model: keras.Model, inputs: Any, batch_size: int) -> list[
     filled = keras.tree.map_structure(
         lambda array: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]), inputs
     )
-    outputs = keras.tree.flatten(distribution.predict_on_batch(model, filled))
+    with in_this_process():
+        outputs = keras.tree.flatten(distribution.predict_on_batch(model, filled))
     return [np.asarray(output, "float32")[:rows] for output in outputs]
 
 

@@ -4,6 +4,7 @@ from keras_vit.models.config import VisionTransformerConfig
 from keras_vit.models.counts import count_flops, count_macs, count_parameters
 from keras_vit.models.device_layout import layout_map
 from keras_vit.models.even_tokens import with_even_tokens
+from keras_vit.models.inference import inference_function
 from keras_vit.models.preprocessing import PRESETS, Preprocessing
 from keras_vit.models.unread_tokens import without_unread_tokens
 from keras_vit.models.variants import VARIANTS
@@ -18,6 +19,7 @@ __all__ = [
     "count_flops",
     "count_macs",
     "count_parameters",
+    "inference_function",
     "layout_map",
     "vision_transformer",
     "with_even_tokens",

@@ -1,0 +1,197 @@
+"""What TensorFlow computes in one pass, beside the same operations one by one."""
+
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_vit
+from keras_vit.layers.layer_normalization import LayerNormalization
+from keras_vit.layers.light_attention import attention_softmax, light_attention
+from keras_vit.layers.one_pass import in_one_pass, in_this_process, row_sum, widened
+from tests.test_layers_gradients import gradients
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
+only_on_tensorflow = pytest.mark.skipif(
+    not ON_TENSORFLOW, reason="JAX compiles by itself, PyTorch's functions are whole"
+)
+
+
+def all_bfloat16():
+    return np.arange(2**16, dtype="uint16").view(BFLOAT16)
+
+
+def bits(tensor):
+    return np.asarray(tensor).view("uint16")
+
+
+def as_array(tensor):
+    return ops.convert_to_numpy(ops.cast(tensor, "float32"))
+
+
+@only_on_tensorflow
+def test_every_bfloat16_comes_back():
+    numbers = all_bfloat16()
+    returned = in_one_pass(lambda x: x)(ops.convert_to_tensor(numbers))
+    none = np.isnan(numbers)
+    np.testing.assert_array_equal(bits(returned)[~none], bits(numbers)[~none])
+    assert np.isnan(np.asarray(returned)[none].astype("float32")).all()
+
+
+@only_on_tensorflow
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75])
+def test_results_are_rounded_as_numpy_rounds(share):
+    # Between each positive number and the next: a share of the last bit more.
+    below = all_bfloat16()[: 2**15]
+    wide = below.view("uint16").astype("uint32") << 16
+    exact = (wide + np.uint32(share * 2**16)).view("float32")
+    exact = np.concatenate([exact, -exact])
+    like = np.zeros(exact.shape, BFLOAT16)
+    rounded = in_one_pass(lambda like, x: x)(
+        ops.convert_to_tensor(like), ops.convert_to_tensor(exact)
+    )
+    expected = exact.astype(BFLOAT16)
+    none = np.isnan(exact)
+    np.testing.assert_array_equal(bits(rounded)[~none], bits(expected)[~none])
+    assert np.isnan(np.asarray(rounded)[none].astype("float32")).all()
+
+
+@only_on_tensorflow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_results_have_the_dtypes_of_the_first_arguments(dtype):
+    x = ops.ones((2**15,), dtype)
+    factor = ops.convert_to_tensor(np.float32(3))
+    product, total = in_one_pass(lambda x, y: (widened(x) * 3, widened(y) + 1))(x, factor)
+    assert (product.dtype, total.dtype) == (x.dtype, factor.dtype)
+    np.testing.assert_array_equal(as_array(product), 3)
+
+
+@pytest.mark.parametrize("size", [10, 2**16])
+@pytest.mark.parametrize("shape", [(-1, 2), (2, -1, 8)])
+def test_a_row_s_sum_is_that_of_keras(shape, size):
+    x = np.random.default_rng(0).normal(100, 1, size=size - size % 16).reshape(shape)
+    x = x.astype("float32")
+    sums = in_one_pass(lambda x: x + row_sum(x))(ops.convert_to_tensor(x))
+    expected = x + x.astype("float64").sum(-1, keepdims=True)
+    np.testing.assert_allclose(as_array(sums), expected, rtol=1e-6)
+
+
+def big_norm(dtype):
+    """A norm, and tokens of which TensorFlow makes one pass."""
+    random = np.random.default_rng(0)
+    layer = LayerNormalization(epsilon=1e-6, dtype=dtype)
+    layer.build((None, None, 192))
+    gamma, beta = random.normal(1, 0.3, size=192), random.normal(0, 0.3, size=192)
+    layer.set_weights([gamma, beta])
+    x = random.normal(5, 3, size=(2, 101, 192)).astype("float32")
+    x = np.asarray(as_array(ops.cast(ops.convert_to_tensor(x), layer.compute_dtype)), "float64")
+    centered = x - x.mean(-1, keepdims=True)
+    exact = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-6) * gamma + beta
+    return layer, x.astype("float32"), exact
+
+
+# Half of the last bit of the largest numbers, of eight bits or of 24, and some more in float32.
+ERRORS = {"float32": 4e-6, "mixed_bfloat16": 2**-7}
+
+
+@pytest.mark.parametrize("dtype", sorted(ERRORS))
+@pytest.mark.parametrize("where", ["exported", "this process", "training"])
+def test_a_norm_of_many_tokens_is_exact(where, dtype):
+    layer, x, exact = big_norm(dtype)
+    if where == "this process":
+        with in_this_process():
+            found = layer(x)
+    else:
+        found = layer(x, training=where == "training")
+    assert keras.backend.standardize_dtype(found.dtype) == layer.compute_dtype
+    np.testing.assert_allclose(as_array(found), exact, atol=ERRORS[dtype], rtol=ERRORS[dtype] / 2)
+
+
+def test_the_gradient_of_a_norm_of_many_tokens_is_that_of_few():
+    layer, x, _ = big_norm("float32")
+    factors = np.random.default_rng(1).normal(size=x.shape).astype("float32")
+
+    def gradients_of(rows):
+        def function(x, gamma, beta):
+            outputs, _ = layer.stateless_call([gamma, beta], [], x, training=True)
+            return ops.sum(outputs * factors[:, rows])
+
+        weights = [ops.convert_to_numpy(weight) for weight in layer.weights]
+        return gradients(function, x[:, rows], *weights)
+
+    whole = gradients_of(slice(None))
+    parts = [gradients_of(slice(at, at + 1)) for at in range(x.shape[1])]
+    np.testing.assert_allclose(
+        whole[0], np.concatenate([part[0] for part in parts], axis=1), atol=2e-6
+    )
+    for at in (1, 2):
+        np.testing.assert_allclose(whole[at], sum(part[at] for part in parts), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_softmax_in_this_process_is_softmax(scale):
+    scores = np.random.default_rng(0).normal(0, scale, size=(2, 4, 70, 71))
+    scores[0, 0, 0, :5] = -np.inf  # As a mask leaves them.
+    scores = np.asarray(as_array(ops.cast(ops.convert_to_tensor(scores), "bfloat16")), "float64")
+    exact = np.exp(scores - scores.max(-1, keepdims=True))
+    exact /= exact.sum(-1, keepdims=True)
+    with in_this_process():
+        found = attention_softmax(ops.cast(ops.convert_to_tensor(scores), "bfloat16"))
+    np.testing.assert_allclose(as_array(found), exact, rtol=2**-8 * 1.01, atol=1e-30)
+
+
+def test_the_gradient_of_attention_over_many_scores_is_that_of_the_plain_one():
+    random = np.random.default_rng(0)
+    arrays = [random.normal(size=(2, 3, 90, 16)).astype("float32") for _ in range(3)]
+    factors = random.normal(size=(2, 3, 90, 16)).astype("float32")
+
+    def plain(query, key, value):
+        scores = ops.matmul(query, ops.swapaxes(key, -1, -2))
+        return ops.sum(ops.matmul(ops.softmax(scores, axis=-1), value) * factors)
+
+    ours = gradients(lambda *qkv: ops.sum(light_attention(*qkv) * factors), *arrays)
+    for found, expected in zip(ours, gradients(plain, *arrays), strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+CONFIG = keras_vit.models.VisionTransformerConfig(
+    patch_size=4, hidden_size=192, depth=2, mlp_dim=256, num_heads=3, image_size=32, num_classes=5
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "mixed_bfloat16"])
+def test_an_inference_function_answers_as_the_model(dtype):
+    keras.utils.set_random_seed(0)
+    model = keras_vit.models.vision_transformer(CONFIG, dtype=dtype)
+    model.get_layer("head").kernel.assign(np.random.default_rng(0).normal(size=(192, 5)))
+    infer = keras_vit.models.inference_function(model)
+    images = np.random.default_rng(0).uniform(0, 255, size=(4, 32, 32, 3)).astype("float32")
+    tolerance = 1e-4 if dtype == "float32" else 0.5  # Of 20.
+    for batch in (images, images[:1]):
+        expected = as_array(model(batch, training=False))
+        np.testing.assert_allclose(as_array(infer(batch)), expected, atol=tolerance)
+    model.get_layer("head").bias.assign(np.arange(5.0) * 100)
+    np.testing.assert_allclose(
+        as_array(infer(images)), as_array(model(images, training=False)), rtol=0.01, atol=tolerance
+    )
+
+
+def test_what_is_not_for_this_process_alone_has_no_xla():
+    if not ON_TENSORFLOW:
+        pytest.skip("SavedModels are TensorFlow's")
+    import tensorflow as tf
+
+    model = keras_vit.models.vision_transformer(CONFIG, dtype="bfloat16")
+    images = tf.TensorSpec((8, 32, 32, 3))
+
+    def compiled_parts(function):
+        graph = tf.function(function, autograph=False).get_concrete_function(images).graph
+        functions = graph.as_graph_def().library.function
+        return sum(f.attr["_XlaMustCompile"].b for f in functions)
+
+    with in_this_process():
+        assert compiled_parts(lambda batch: model(batch, training=False))
+    assert not compiled_parts(lambda batch: model(batch, training=False))
+    assert not compiled_parts(model)
