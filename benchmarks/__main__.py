@@ -9,6 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from benchmarks.contenders import FORWARD, TRAIN, chosen
 from benchmarks.measuring import Limits
 from benchmarks.processes import ENVIRONMENT
 from benchmarks.results import RESULTS
@@ -16,6 +17,7 @@ from benchmarks.results import RESULTS
 SUITES = ("import", "build", "forward", "train", "input", "augment", "export", "memory", "scale")
 # Suites that are modules with a `main()`.
 MODULES = {"input": "input", "augment": "augmentation", "export": "serving"}
+TABLES = {"forward": (FORWARD,), "train": (TRAIN,), "memory": (FORWARD, TRAIN)}
 # Batch sizes of a training step, by model.
 TRAIN_BATCHES = {"vit_b16": 4, "vit_ti16": 16}
 
@@ -108,9 +110,17 @@ def parse(arguments=None):
     parser.add_argument("--alone", action="store_true", help="one after the other, not in turn")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where results go")
     found = parser.parse_args(arguments)
+    if found.repetitions < 1:
+        parser.error(f"--repetitions must be at least 1: {found.repetitions}")
     unknown = [suite for suite in found.suites if suite not in SUITES]
     if unknown:
         parser.error(f"no such suite: {', '.join(unknown)}. There are: {', '.join(SUITES)}")
+    for suite in found.suites or SUITES:
+        try:
+            for table in TABLES.get(suite, ()):
+                chosen(table, found.contenders)
+        except ValueError as error:
+            parser.error(f"{suite}: {error}")
     limits = Limits(found.repetitions, found.timeout, found.compile_timeout, found.alone)
     options = Options(
         models=tuple(found.models),

@@ -76,19 +76,21 @@ _WITHOUT_ONEDNN = {"TF_ENABLE_ONEDNN_OPTS": "0"}
 _ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
 FORWARD = (
     _keras(OURS, "tensorflow", "", "forward", jit_compile=None),  # As inference_function chooses.
-    _keras(OURS, "tensorflow", "no oneDNN", "forward", _WITHOUT_ONEDNN, jit_compile=None),
     _keras(OURS, "tensorflow", "no XLA", "forward", jit_compile=False),
+    _keras(OURS, "tensorflow", "no XLA, no oneDNN", "forward", _WITHOUT_ONEDNN, jit_compile=False),
     _keras(OURS, "tensorflow", "XLA", "forward", jit_compile=True),
     _keras(OURS, "tensorflow", "one thread", "forward", _ONE_THREAD, jit_compile=None),
     _keras(OURS, "jax", "", "forward"),
     _keras("keras-hub", "tensorflow", "", "forward", jit_compile=False),
     _keras("keras-hub", "tensorflow", "XLA", "forward", jit_compile=True),
+    _keras("keras-hub", "tensorflow", "XLA, one thread", "forward", _ONE_THREAD, jit_compile=True),
     _keras("keras-hub", "jax", "", "forward"),
     _torch("timm", "eager", "forward"),
-    _torch("timm", "eager one thread", "forward", _ONE_THREAD),
     _torch("timm", "compile", "forward", compile=True),
+    _torch("timm", "compile, one thread", "forward", _ONE_THREAD, compile=True),
     _torch("transformers", "eager", "forward"),
     _torch("transformers", "compile", "forward", compile=True),
+    _torch("transformers", "compile, one thread", "forward", _ONE_THREAD, compile=True),
 )
 TRAIN = (
     _keras(OURS, "tensorflow", "", "train"),  # XLA or not: what keras_vit.finetune chooses.
@@ -119,7 +121,7 @@ MATRIX_PRODUCTS = tuple(
 
 
 def chosen(contenders, patterns):
-    """The contenders whose name contains one of these texts; all without any.
+    """The contenders that are called so, or whose name contains one of these texts; all without.
 
     Raises:
         ValueError: If a text is in no name.
@@ -127,9 +129,13 @@ def chosen(contenders, patterns):
     if not patterns:
         return contenders
     names = [contender.name for contender in contenders]
+    found = set()
     for pattern in patterns:
-        if not any(pattern in name for name in names):
+        # A whole name is that contender's alone, though others begin with it.
+        meant = {name for name in names if name == pattern} or {n for n in names if pattern in n}
+        if not meant:
             raise ValueError(
                 f"No contender's name contains {pattern!r}. There are: {', '.join(names)}"
             )
-    return tuple(c for c in contenders if any(pattern in c.name for pattern in patterns))
+        found |= meant
+    return tuple(contender for contender in contenders if contender.name in found)

@@ -120,7 +120,7 @@ def forward(job):
     """A forward pass, as a compiled function of the backend."""
     model, images = BUILDERS[job["library"]](job, job["dtype"]), images_of(job)
     if job["library"] == "keras_vit":
-        # As evaluation, prediction and export do.
+        # As `inference_function` and exports do.
         model = keras_vit.models.without_unread_tokens(model)
     function, wait, to_numpy = {"tensorflow": _tensorflow_function, "jax": _jax_function}[
         keras.backend.backend()

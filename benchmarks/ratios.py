@@ -73,9 +73,15 @@ def is_ours(cell):
 
 
 def best_of_each(cells):
-    """(our fastest cell, the fastest of the peers); either may be None."""
+    """(our fastest cell, the peer that is fastest beside it in the same turns); or None."""
     cells = list(cells)
-    return best(filter(is_ours, cells)), best(cell for cell in cells if not is_ours(cell))
+    ours = best(filter(is_ours, cells))
+    peers = [cell for cell in cells if cell.seconds and not is_ours(cell)]
+    if ours is None:
+        return None, best(peers)
+    return ours, min(
+        peers, key=lambda cell: speed_ratio(ours.seconds, cell.seconds).median, default=None
+    )
 
 
 def matrix_rate(cells, flops):

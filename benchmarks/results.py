@@ -1,9 +1,11 @@
 """Writes what a suite found: JSON, Markdown and a plot, each whole or not at all."""
 
+import datetime
 import io
 import json
 import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -41,9 +43,11 @@ def write(suite, content, tables, *, bars=None, folder=RESULTS):
         The Markdown as written, with the command and the machine in its head.
     """
     machine = machines.describe()
-    head = f"# `{command_line()}`\n\n{machines.sentence(machine)}\n"
+    when, commit = f"{datetime.date.today()}", _commit()
+    head = f"# `{command_line()}`\n\n{when}, {commit}. {machines.sentence(machine)}\n"
     text = f"{head}\n{tables}\n"
-    found = {"command": command_line(), "machine": machine, **content}
+    found = {"command": command_line(), "date": when, "commit": commit}
+    found |= {"machine": machine, **content}
     replace(Path(folder, f"{suite}.json"), (json.dumps(found, indent=1) + "\n").encode())
     replace(Path(folder, f"{suite}.md"), text.encode())
     panels = [panel for panel in bars or () if panel[1]]
@@ -52,6 +56,28 @@ def write(suite, content, tables, *, bars=None, folder=RESULTS):
         if image is not None:
             replace(Path(folder, f"{suite}.png"), image)
     return text
+
+
+def _commit():
+    """Of the checkout, and whether files differ from it."""
+    here = Path(__file__).parent.parent
+    changed = [
+        "git",
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ".",
+        ":!benchmarks/results",
+    ]
+    try:
+        commit, changes = (
+            subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout
+            for command in (["git", "rev-parse", "--short", "HEAD"], changed)
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "no checkout"
+    return f"commit {commit.strip()}{' with changes' if changes.strip() else ''}"
 
 
 def ratio_bars(cells):

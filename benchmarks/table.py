@@ -73,7 +73,7 @@ def conclusion(cells):
         f"{ours.name} is {speed_ratio(ours.seconds, peer.seconds)} x {peer.name}, the best peer"
     ]
     for library in dict.fromkeys(cell.name.split()[0] for cell in cells if not is_ours(cell)):
-        _, fastest = best_of_each(cell for cell in cells if cell.name.split()[0] == library)
+        _, fastest = best_of_each([ours, *(c for c in cells if c.name.split()[0] == library)])
         if fastest is not None and fastest is not peer:
             said.append(f"{speed_ratio(ours.seconds, fastest.seconds)} x {fastest.name}")
     return "; ".join(said) + "."

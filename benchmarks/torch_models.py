@@ -55,6 +55,9 @@ def build_transformers(job):
     wrong = {key: value for key, value in loading.items() if value}
     if wrong:
         raise ValueError(f"The weights do not fit transformers' model: {wrong}")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()  # Read now, not in the first step.
     return Logits(model)
 
 
@@ -101,9 +104,8 @@ def train(job):
     model = BUILDERS[job["library"]](job).train().to(device)
     if job.get("compile"):
         model = torch.compile(model)
-    # One kernel for all weights on a GPU.
-    fused = device.type == "cuda"
-    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9, fused=fused)
+    # One pass over the weights.
+    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9, fused=True)
     loss_function = torch.nn.CrossEntropyLoss()
     # As a pipeline that is ahead has put them.
     batch = _channels_first(images_of(job)).to(device)

@@ -12,6 +12,7 @@ libraries print goes to standard error, so that the answers stay alone on standa
 
 import dataclasses
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -60,6 +61,10 @@ def forget_peak():
     return True
 
 
+def _is_installed(module):
+    return importlib.util.find_spec(module.partition(".")[0]) is not None
+
+
 class Contender:
     """Answers the parent's requests, one method each."""
 
@@ -103,6 +108,8 @@ class Contender:
         try:
             return {"ok": True, **getattr(self, request["do"])(request)}
         except ModuleNotFoundError as error:
+            if _is_installed(error.name):  # Something in it is not.
+                return {"ok": False, "error": str(error)}
             return {"ok": False, "missing": error.name}
         except Exception as error:
             traceback.print_exc()

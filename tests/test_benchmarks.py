@@ -73,15 +73,23 @@ def test_spread():
 
 def test_the_best_of_each_side():
     cells = [
-        cell("keras_vit jax", 3.0),
-        cell("keras_vit tensorflow", 2.0),
-        cell("keras-hub jax", 2.5),
+        cell("keras_vit jax", 3.0, 3.0, 3.0),
+        cell("keras_vit tensorflow", 2.0, 2.0, 2.0),
+        cell("keras-hub jax", 2.5, 2.5, 2.5),
         cell("timm torch eager", 1.0, 1.5, 9.0),
         Cell("timm torch compile", absent="over 120 s"),
     ]
     ours, peer = best_of_each(cells)
     assert (ours.name, peer.name) == ("keras_vit tensorflow", "timm torch eager")
     assert best_of_each([]) == (None, None)
+
+
+def test_the_best_peer_is_the_one_that_is_fastest_in_the_same_turns():
+    ours = cell("keras_vit jax", 1.0, 2.0, 3.0)
+    # Its median is smaller, as the machine was slow in the other's second turn.
+    lucky = cell("timm torch eager", 2.0, 2.1, 3.6)
+    steady = cell("keras-hub jax", 1.1, 2.2, 3.3)
+    assert best_of_each([ours, lucky, steady]) == (ours, steady)
 
 
 def test_matrix_rate_is_that_of_the_fastest_framework():
@@ -179,11 +187,19 @@ def test_unknown_suite(capsys):
 
 
 def test_contenders_are_chosen_by_parts_of_their_names():
-    found = contenders.chosen(contenders.FORWARD, ["timm", "keras_vit jax"])
+    found = contenders.chosen(contenders.TRAIN, ["timm", "keras_vit jax"])
     names = [contender.name for contender in found]
     assert names == ["keras_vit jax", "timm torch eager", "timm torch compile"]
+    (found,) = contenders.chosen(contenders.TRAIN, ["keras_vit tensorflow"])
+    assert found.name == "keras_vit tensorflow"
     with pytest.raises(ValueError, match="No contender's name contains 'flax'"):
         contenders.chosen(contenders.FORWARD, ["flax"])
+
+
+def test_an_unknown_contender_is_refused_before_anything_runs(capsys):
+    with pytest.raises(SystemExit):
+        parse(["forward", "train", "--contenders", "no XLA"])
+    assert "train: No contender's name contains 'no XLA'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("table", [contenders.FORWARD, contenders.TRAIN])

@@ -39,19 +39,18 @@ def silu(x):
 
 def _gelu_gradient(x, upstream):
     # By the error function of -x, as TensorFlow and XLA would keep that of x.
-    wide = widened(x)
-    share = 0.5 - 0.5 * ops.erf(wide * -math.sqrt(0.5))
-    density = ops.exp(wide * wide * -0.5) * (1 / math.sqrt(2 * math.pi))
-    return upstream * ops.cast(share + wide * density, upstream.dtype)
+    share = 0.5 - 0.5 * ops.erf(x * -math.sqrt(0.5))
+    density = ops.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
+    return upstream * (share + x * density)
 
 
 def _gelu_tanh_gradient(x, upstream):
     # By the sigmoid, as TensorFlow and XLA would keep the tanh.
-    wide = ops.clip(widened(x), -_SATURATED, _SATURATED)
-    square = wide * wide
-    share = ops.sigmoid(wide * (_TANH_SCALE + _TANH_SCALE * _TANH_CUBE * square))
+    x = ops.clip(x, -_SATURATED, _SATURATED)
+    square = x * x
+    share = ops.sigmoid(x * (_TANH_SCALE + _TANH_SCALE * _TANH_CUBE * square))
     slope = _TANH_SCALE + 3 * _TANH_SCALE * _TANH_CUBE * square
-    return upstream * ops.cast(share + wide * share * (1 - share) * slope, upstream.dtype)
+    return upstream * (share + x * share * (1 - share) * slope)
 
 
 # The others consist of an operation or two.

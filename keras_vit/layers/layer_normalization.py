@@ -10,7 +10,6 @@ from keras_vit.layers.one_pass import (
     in_one_pass,
     row_sum,
     stays_in_this_process,
-    widened,
 )
 
 
@@ -41,16 +40,18 @@ class LayerNormalization(keras.layers.LayerNormalization):
         super().__init__(epsilon=epsilon, name=name, dtype=dtype, trainable=trainable)
 
     def call(self, inputs, training=None):
-        if keras.backend.backend() == "torch":
-            return super().call(inputs)
+        backend = keras.backend.backend()
+        if backend == "torch" or (
+            backend == "tensorflow" and not training and not stays_in_this_process()
+        ):
+            return super().call(inputs)  # As an export knows it.
         # Tensors, as TensorFlow takes variables for no arguments of a custom gradient.
         gamma, beta = (ops.reshape(factors, (-1,)) for factors in (self.gamma, self.beta))
-        norm = _norm(self.epsilon)
-        if training:
-            norm = light_gradient(norm, _gradient(self.epsilon))
-        elif stays_in_this_process():
-            norm = in_one_pass(norm)
-        return ops.cast(norm(inputs, gamma, beta), self.compute_dtype)
+        norm, gradient = _norm(self.epsilon), _gradient(self.epsilon)
+        norm = light_gradient(norm, gradient) if training else in_one_pass(norm)
+        # Not rounded before.
+        wider = keras.backend.result_type(inputs.dtype, self.compute_dtype)
+        return ops.cast(norm(ops.cast(inputs, wider), gamma, beta), self.compute_dtype)
 
     def get_config(self):
         config = super().get_config()
@@ -62,16 +63,11 @@ def _norm(epsilon):
     """All norms with this epsilon."""
 
     def norm(x, gamma, beta):
-        # In this form XLA makes one kernel of it for a GPU, of Keras' three, and TensorFlow
-        # takes a pass over the numbers less.
-        normed, _ = _standardized(widened(x), epsilon)
-        return ops.cast(normed * widened(gamma) + widened(beta), x.dtype)
+        # In this form XLA makes one kernel of it for a GPU, of Keras' three.
+        normed, _ = _standardized(x, epsilon)
+        return normed * ops.cast(gamma, x.dtype) + ops.cast(beta, x.dtype)
 
     return norm
-
-
-def _row_mean(x):
-    return row_sum(x) / x.shape[-1]
 
 
 def _standardized(x, epsilon):
@@ -81,23 +77,23 @@ def _standardized(x, epsilon):
     return centered * inverse, inverse
 
 
+def _row_mean(x):
+    return row_sum(x) / x.shape[-1]
+
+
 @functools.lru_cache(maxsize=16)
 def _gradient(epsilon):
     """The gradient of all norms with this epsilon."""
 
     def gradient(x, gamma, beta, upstream):
         # Flat, so that XLA finds sums over rows and over columns.
-        shape, dtype = ops.shape(x), x.dtype
-        x, upstream = (widened(ops.reshape(y, (-1, y.shape[-1]))) for y in (x, upstream))
+        shape = ops.shape(x)
+        x, upstream = (ops.reshape(y, (-1, y.shape[-1])) for y in (x, upstream))
         normed, inverse = _standardized(x, epsilon)
         of_gamma, of_beta = ops.sum(upstream * normed, axis=0), ops.sum(upstream, axis=0)
-        upstream = upstream * widened(gamma)
+        upstream = upstream * ops.cast(gamma, x.dtype)
         slope = _row_mean(upstream * normed)
         of_x = inverse * (upstream - _row_mean(upstream) - normed * slope)
-        return (
-            ops.reshape(ops.cast(of_x, dtype), shape),
-            ops.cast(of_gamma, gamma.dtype),
-            ops.cast(of_beta, beta.dtype),
-        )
+        return ops.reshape(of_x, shape), of_gamma, of_beta
 
     return gradient

@@ -4,30 +4,34 @@ from keras import ops
 
 from keras_vit.layers.one_pass import (
     in_one_pass,
-    in_this_process,
     row_sum,
     stays_in_this_process,
     widened,
 )
 
 
-def attention_softmax(scores):
-    """Softmax over the last axis, in float32 where the dtype is a shorter one."""
+def attention_softmax(scores, *, in_this_process=None):
+    """Softmax over the last axis, in float32 where the dtype is a shorter one.
+
+    Args:
+        scores: Tensor of shape `(..., queries, keys)`.
+        in_this_process: Whether XLA may compile it; None for what is in effect.
+    """
+    if in_this_process is None:
+        in_this_process = stays_in_this_process()
     wide = widened(scores)
-    if wide.dtype != scores.dtype and stays_in_this_process():
+    if in_this_process and wide.dtype != scores.dtype:
         return in_one_pass(_softmax)(scores)
     return ops.cast(ops.softmax(wide, axis=-1), scores.dtype)
 
 
 def _softmax(scores):
-    wide = widened(scores)
-    shares = ops.exp(wide - ops.max(wide, axis=-1, keepdims=True))
-    return ops.cast(shares / row_sum(shares), scores.dtype)
+    shares = ops.exp(scores - ops.max(scores, axis=-1, keepdims=True))
+    return shares / row_sum(shares)
 
 
 def _gradient_of_scores(of_weights, weights, upstream, attended):
-    mean = row_sum(widened(upstream) * widened(attended))
-    return ops.cast((widened(of_weights) - mean) * widened(weights), of_weights.dtype)
+    return (of_weights - row_sum(upstream * attended)) * weights
 
 
 def light_attention(query, key, value):
@@ -56,8 +60,7 @@ def light_attention(query, key, value):
     @ops.custom_gradient
     def attend(query, key, value):
         scores = ops.matmul(query, ops.swapaxes(key, -1, -2))
-        with in_this_process():
-            weights = attention_softmax(scores)
+        weights = attention_softmax(scores, in_this_process=True)
         attended = ops.matmul(weights, value)
 
         def gradient(upstream):

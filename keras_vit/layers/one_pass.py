@@ -1,7 +1,7 @@
 """Functions that TensorFlow computes in one pass over their numbers.
 
 TensorFlow runs each operation of a function over all numbers, and XLA all operations over one
-number after the other. JAX compiles everything anyway, and PyTorch's functions are whole by themselves.
+number after the other. JAX compiles everything anyway, and PyTorch has whole functions.
 """
 
 import contextlib
@@ -15,19 +15,22 @@ from keras import ops
 # Numbers from which on XLA's kernel gains more than its launch costs.
 _LARGE = 2**15
 
-_FOR_A_CPU = contextvars.ContextVar("for_a_cpu", default=False)
+_BY_PRODUCTS = contextvars.ContextVar("by_products", default=False)
 _IN_THIS_PROCESS = contextvars.ContextVar("in_this_process", default=False)
 
 
 @functools.lru_cache(maxsize=64)
 def in_one_pass(function):
-    """`function` compiled by XLA on TensorFlow, for tensors of many numbers.
+    """`function` computed in float32 at least, and on TensorFlow, of many numbers, by XLA.
 
-    One compiled function for all layers, whatever runs around it.
+    One compiled function for all layers, whatever runs around it. A size that is unknown when it is
+    traced counts as one.
 
     Args:
-        function: Of tensors to a tensor of the first one's dtype, or to one for each of the first
-            tensors, of its dtype. It computes in float32 at least.
+        function: Of tensors to a tensor, or to one for each of the first tensors.
+
+    Returns:
+        A function of the same tensors in any floats; its results have the dtypes of the first ones.
 
     Example:
 
@@ -35,19 +38,35 @@ def in_one_pass(function):
     >>> float(square(ops.convert_to_tensor(3.0)))
     9.0
     """
+    plain = _widely(function, widened, ops.cast)
     if keras.backend.backend() != "tensorflow":
-        return function
+        return plain
     import tensorflow as tf
 
-    compiled = tf.function(_for_the_device(function), jit_compile=True, autograph=False)
+    for_a_cpu = _widely(_adding_by_products(function), _widened_by_bits, _shortened_by_bits)
+
+    @functools.partial(tf.function, jit_compile=True, autograph=False)
+    def compiled(*arguments):
+        return (for_a_cpu if has_cpus_alone() else plain)(*arguments)
 
     def one_pass(*arguments):
         numbers = math.prod(size for size in arguments[0].shape if size)
-        if numbers < _LARGE:
-            return function(*arguments)
-        return compiled(*map(tf.convert_to_tensor, arguments))
+        return (compiled if numbers >= _LARGE else plain)(*map(tf.convert_to_tensor, arguments))
 
     return one_pass
+
+
+def _widely(function, widen, shorten):
+    """`function` of wide floats as one of any; its results have the dtypes of the first ones."""
+
+    def of_any(*arguments):
+        results = function(*map(widen, arguments))
+        dtypes = [keras.backend.standardize_dtype(x.dtype) for x in arguments]
+        if not isinstance(results, tuple):
+            return shorten(results, dtypes[0])
+        return tuple(map(shorten, results, dtypes))
+
+    return of_any
 
 
 def row_sum(x):
@@ -63,9 +82,9 @@ def row_sum(x):
     >>> row_sum(ops.convert_to_tensor([[1.0, 2.0, 6.0]])).shape == (1, 1)
     True
     """
-    if not _FOR_A_CPU.get():
+    if not _BY_PRODUCTS.get():
         return ops.sum(x, axis=-1, keepdims=True)
-    width = x.shape[-1]
+    width = ops.shape(x)[-1]
     sums = ops.matmul(ops.reshape(x, (-1, width)), ops.ones((width, 1), x.dtype))
     return ops.reshape(sums, (*ops.shape(x)[:-1], 1))
 
@@ -79,8 +98,8 @@ def widened(x):
 def in_this_process():
     """A context in which models are traced for this process alone.
 
-    What XLA compiles is then part of their inference too. TensorFlow Serving refuses such graphs,
-    so they must not be exported.
+    What XLA compiles is then part of their inference on TensorFlow too. TensorFlow Serving refuses
+    such graphs, so they must not be exported.
     """
     token = _IN_THIS_PROCESS.set(True)
     try:
@@ -90,30 +109,26 @@ def in_this_process():
 
 
 def stays_in_this_process():
-    """Whether `in_this_process` is in effect."""
-    return _IN_THIS_PROCESS.get()
+    """Whether a model is traced by TensorFlow within `in_this_process`."""
+    return _IN_THIS_PROCESS.get() and keras.backend.backend() == "tensorflow"
 
 
-def _for_the_device(function):
+def has_cpus_alone():
+    """Whether TensorFlow sees no accelerator."""
     import tensorflow as tf
 
-    def for_a_cpu(*arguments):
-        dtypes = [argument.dtype for argument in arguments]
-        token = _FOR_A_CPU.set(True)
+    return all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
+
+
+def _adding_by_products(function):
+    def adding_by_products(*arguments):
+        token = _BY_PRODUCTS.set(True)
         try:
-            results = function(*map(_widened_by_bits, arguments))
-        finally:
-            _FOR_A_CPU.reset(token)
-        if not isinstance(results, tuple):
-            return _shortened_by_bits(results, dtypes[0])
-        return tuple(map(_shortened_by_bits, results, dtypes))
-
-    def for_the_device(*arguments):
-        if tf.config.list_logical_devices("GPU"):
             return function(*arguments)
-        return for_a_cpu(*arguments)
+        finally:
+            _BY_PRODUCTS.reset(token)
 
-    return for_the_device
+    return adding_by_products
 
 
 # For a CPU XLA's own conversions of bfloat16 take longer than all of a norm.
@@ -124,22 +139,33 @@ def _widened_by_bits(x):
 
     if x.dtype != tf.bfloat16:
         return widened(x)
-    bits = tf.cast(tf.bitcast(x, tf.uint16), tf.uint32)
-    return tf.bitcast(tf.bitwise.left_shift(bits, _constant(16)), tf.float32)
+
+    @tf.custom_gradient
+    def widen(x):
+        bits = tf.cast(tf.bitcast(x, tf.uint16), tf.uint32)
+        wide = tf.bitcast(tf.bitwise.left_shift(bits, _constant(16)), tf.float32)
+        return wide, lambda upstream: _shortened_by_bits(upstream, "bfloat16")
+
+    return widen(x)
 
 
 def _shortened_by_bits(x, dtype):
     import tensorflow as tf
 
-    if dtype != tf.bfloat16:
+    if dtype != "bfloat16":
         return ops.cast(x, dtype)
-    # To the nearest; halfway, to the one whose last bit is zero.
-    bits = tf.bitcast(x, tf.uint32)
-    last = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, _constant(16)), _constant(1))
-    rounded = tf.bitwise.right_shift(bits + (last + _constant(0x7FFF)), _constant(16))
-    # Rounding may make any other number of one that is none.
-    bits = tf.where(tf.math.is_nan(x), _constant(0x7FC0), rounded)
-    return tf.bitcast(tf.cast(bits, tf.uint16), tf.bfloat16)
+
+    @tf.custom_gradient
+    def shorten(x):
+        # To the nearest; halfway, to the one whose last bit is zero.
+        bits = tf.bitcast(x, tf.uint32)
+        last = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, _constant(16)), _constant(1))
+        rounded = tf.bitwise.right_shift(bits + (last + _constant(0x7FFF)), _constant(16))
+        # Rounding may make a number of what is none.
+        bits = tf.where(tf.math.is_nan(x), _constant(0x7FC0), rounded)
+        return tf.bitcast(tf.cast(bits, tf.uint16), tf.bfloat16), _widened_by_bits
+
+    return shorten(x)
 
 
 def _constant(number):

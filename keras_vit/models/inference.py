@@ -1,22 +1,23 @@
-"""A model as a compiled function."""
+"""A model as a function for inference."""
 
 import keras
 
-from keras_vit.layers.one_pass import in_this_process
+from keras_vit.layers.one_pass import has_cpus_alone, in_this_process
 from keras_vit.models.unread_tokens import without_unread_tokens
 
 
 def inference_function(model):
-    """`model` as a function from inputs to outputs, compiled in the fastest way of its backend.
+    """`model` as a function from inputs to outputs, in the fastest way of its backend.
 
-    For inference in this process: it leaves out the tokens that nobody reads, and on TensorFlow XLA
-    compiles all of a float32 model, and on a CPU the norms and the softmax of one in shorter
-    floats, whose products are slower under XLA. TensorFlow Serving does not run such functions;
-    `keras_vit.export` writes what it runs. Each new shape of the inputs is compiled once.
+    For inference in this process: it leaves out the tokens that nobody reads. JAX compiles it. On
+    TensorFlow XLA compiles all of it, and on a CPU only the norms and the softmax of a model in
+    shorter floats, whose products are slower under XLA. TensorFlow Serving does not run such
+    functions; `keras_vit.export` writes what it runs. Each new shape of the inputs is compiled, and
+    kept: fill up the last batch of many.
 
-    The weights stay those of the model: after further training the function answers by the new ones.
-    On a CPU with bfloat16 a model of `dtype="bfloat16"` is the fastest; `"mixed_bfloat16"` makes
-    bfloat16 of its weights in every call.
+    The weights stay those of the model: after further training the function answers by the new
+    ones. On a CPU with bfloat16 a model of `dtype="bfloat16"` is the fastest; `"mixed_bfloat16"`
+    makes bfloat16 of its weights in every call.
 
     Args:
         model: A model of `vision_transformer`, or any functional one.
@@ -30,10 +31,10 @@ def inference_function(model):
     >>> import numpy as np
     >>> from keras_vit.models import VisionTransformerConfig, vision_transformer
     >>> config = VisionTransformerConfig(
-    ...     patch_size=4, hidden_size=32, depth=2, mlp_dim=64, num_heads=4, image_size=16, num_classes=10
+    ...     patch_size=4, hidden_size=32, depth=2, mlp_dim=64, num_heads=4, image_size=16
     ... )
     >>> infer = inference_function(vision_transformer(config))
-    >>> infer(np.zeros((2, 16, 16, 3), "float32")).shape == (2, 10)
+    >>> infer(np.zeros((2, 16, 16, 3), "float32")).shape == (2, 1000)
     True
     """
     graph = without_unread_tokens(model)
@@ -43,14 +44,18 @@ def inference_function(model):
 def _tensorflow_function(graph):
     import tensorflow as tf
 
-    on_cpu = not tf.config.list_logical_devices("GPU")
+    layers = graph._flatten_layers()
+    are_short = any(layer.compute_dtype in ("bfloat16", "float16") for layer in layers)
+    are_for_xla = all(layer.supports_jit for layer in graph._flatten_layers())
 
     def infer(inputs):
         with in_this_process():
             return graph(inputs, training=False)
 
     compiled = tf.function(
-        infer, jit_compile=not (on_cpu and _has_short_floats(graph)), autograph=False
+        infer,
+        jit_compile=are_for_xla and not (are_short and has_cpus_alone()),
+        autograph=False,
     )
     # Arrays would be compiled for one by one.
     return lambda inputs: compiled(keras.tree.map_structure(tf.convert_to_tensor, inputs))
@@ -61,8 +66,7 @@ def _jax_function(graph):
 
     @jax.jit
     def infer(trainable, non_trainable, inputs):
-        with in_this_process():
-            return graph.stateless_call(trainable, non_trainable, inputs, training=False)[0]
+        return graph.stateless_call(trainable, non_trainable, inputs, training=False)[0]
 
     def answer(inputs):
         return infer(
@@ -82,10 +86,6 @@ def _torch_function(graph):
             return graph(inputs, training=False)
 
     return answer
-
-
-def _has_short_floats(graph):
-    return any(layer.compute_dtype in ("bfloat16", "float16") for layer in graph.layers)
 
 
 _COMPILERS = {"tensorflow": _tensorflow_function, "jax": _jax_function, "torch": _torch_function}
