@@ -61,15 +61,8 @@ def write(suite, content, tables, *, bars=None, folder=RESULTS):
 def _commit():
     """Of the checkout, and whether files differ from it."""
     here = Path(__file__).parent.parent
-    changed = [
-        "git",
-        "status",
-        "--porcelain",
-        "--untracked-files=no",
-        "--",
-        ".",
-        ":!benchmarks/results",
-    ]
+    code = ["keras_vit", "benchmarks", ":!benchmarks/results"]
+    changed = ["git", "status", "--porcelain", "--untracked-files=no", "--", *code]
     try:
         commit, changes = (
             subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout

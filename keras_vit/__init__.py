@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 # TensorFlow reads it when it is imported. It is its default where the CPU has AVX-512 VNNI; with
-# AVX2 training is 1.3 times as fast with it (benchmarks/results/train.md).
+# AVX2 training is 1.3 times as fast with it (benchmarks/results/train_avx2.md).
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 from keras_vit import layers, models, zoo

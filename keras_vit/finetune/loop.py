@@ -207,9 +207,9 @@ def _settle_loss_scaling(optimizer, step):
 
 
 def _jit_compile():
-    # Keras' choice, but on a CPU with TensorFlow: there a step of Ti/16 is slower under XLA, in
-    # bfloat16 by far (benchmarks/results/train.md, jit_compile.md), and a run that was interrupted
-    # did not end with the same bits (seen once, before operations ran one at a time).
+    # Keras' choice, but on a CPU with TensorFlow: there a step is no faster under XLA, in bfloat16
+    # slower by far (benchmarks/results/train.md), and a run that was interrupted did not end with
+    # the same bits (seen once, before operations ran one at a time).
     on_cpu = keras.backend.backend() == "tensorflow" and find_accelerator().kind == "cpu"
     return False if on_cpu else "auto"
 
