@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.contenders import FORWARD, TRAIN, chosen
 from benchmarks.measuring import Limits
 from benchmarks.processes import ENVIRONMENT
-from benchmarks.results import RESULTS
+from benchmarks.results import RESULTS, commit_of_the_start
 
 SUITES = ("import", "build", "forward", "train", "input", "augment", "export", "memory", "scale")
 # Suites that are modules with a `main()`.
@@ -141,6 +141,7 @@ def main(arguments=None):
     os.environ.setdefault("KERAS_BACKEND", "tensorflow" if find_spec("tensorflow") else "jax")
     # What ends this process ends its workers too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    commit_of_the_start()  # Now: commits may follow while it runs.
     good = True
     for suite in suites:
         print(f"== {suite}", flush=True)

@@ -1,6 +1,7 @@
 """Writes what a suite found: JSON, Markdown and a plot, each whole or not at all."""
 
 import datetime
+import functools
 import io
 import json
 import os
@@ -43,7 +44,7 @@ def write(suite, content, tables, *, bars=None, folder=RESULTS):
         The Markdown as written, with the command and the machine in its head.
     """
     machine = machines.describe()
-    when, commit = f"{datetime.date.today()}", _commit()
+    when, commit = f"{datetime.date.today()}", commit_of_the_start()
     head = f"# `{command_line()}`\n\n{when}, {commit}. {machines.sentence(machine)}\n"
     text = f"{head}\n{tables}\n"
     found = {"command": command_line(), "date": when, "commit": commit}
@@ -58,11 +59,12 @@ def write(suite, content, tables, *, bars=None, folder=RESULTS):
     return text
 
 
-def _commit():
-    """Of the checkout, and whether files differ from it."""
+@functools.cache
+def commit_of_the_start():
+    """The checkout's commit, and whether files differ from it; of the first call."""
     here = Path(__file__).parent.parent
     code = ["keras_vit", "benchmarks", ":!benchmarks/results"]
-    changed = ["git", "status", "--porcelain", "--untracked-files=no", "--", *code]
+    changed = ["git", "status", "--porcelain", "--", *code]
     try:
         commit, changes = (
             subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout

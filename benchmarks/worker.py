@@ -108,7 +108,8 @@ class Contender:
         try:
             return {"ok": True, **getattr(self, request["do"])(request)}
         except ModuleNotFoundError as error:
-            if _is_installed(error.name):  # Something in it is not.
+            if not error.name or _is_installed(error.name):  # Something in it is not.
+                traceback.print_exc()
                 return {"ok": False, "error": str(error)}
             return {"ok": False, "missing": error.name}
         except Exception as error:

@@ -29,6 +29,7 @@ from keras_vit.finetune.hosts import agree, join_hosts
 from keras_vit.finetune.log import read_log
 from keras_vit.finetune.optimizer import make_optimizer
 from keras_vit.finetune.rules import WeightPlan
+from keras_vit.layers import one_pass
 
 # Nothing random in the model.
 RECIPE = dataclasses.replace(
@@ -90,7 +91,9 @@ def work(devices, runs):
             tf.config.list_physical_devices("CPU")[0],
             [tf.config.LogicalDeviceConfiguration()] * int(devices),
         )
+    large = one_pass._LARGE
     for output, changes in json.loads(runs).items():
+        one_pass._LARGE = 0 if changes.pop("one_pass", False) else large
         try:
             run(
                 dataclasses.replace(RECIPE, output=output, **changes),
@@ -148,6 +151,7 @@ def courses(tmp_path_factory):
         runs = {
             "one": {},
             "two": {"distribute": many},
+            "one_pass": {"distribute": many, "one_pass": True},
             "unclipped": {"clip_norm": 0.0, "steps": 20},
             "nadam_one": NADAM,
             "nadam_two": {**NADAM, "distribute": many},
@@ -174,6 +178,7 @@ def test_two_devices_compute_what_one_does(courses, backend):
     folder, _ = courses[backend]
     assert_same_course(folder / "one", folder / "two")
     assert len(losses(folder / "two")) == 50
+    assert_same_course(folder / "one", folder / "one_pass")
     assert_same_course(folder / "nadam_one", folder / "nadam_two")
     # Clipping is at work, so it is the gradient of the whole batch that was clipped.
     clipped, unclipped = (losses(folder / name)[:20] for name in ("one", "unclipped"))

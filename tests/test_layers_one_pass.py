@@ -146,7 +146,7 @@ def test_the_gradient_of_a_norm_of_many_tokens_is_that_of_few(dtype):
     )
     for at in (1, 2):
         sums = sum(part[at].astype("float64") for part in parts)
-        np.testing.assert_allclose(whole[at], sums, rtol=100 * tolerance, atol=100 * tolerance)
+        np.testing.assert_allclose(whole[at], sums, rtol=2e-4, atol=2e-4)
 
 
 @only_on_tensorflow
@@ -201,18 +201,25 @@ def test_softmax_in_this_process_is_softmax(scale):
     np.testing.assert_allclose(as_array(found), exact, rtol=2**-8 * 1.01, atol=1e-30)
 
 
-def test_the_gradient_of_attention_over_many_scores_is_that_of_the_plain_one():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradient_of_attention_over_many_scores_is_that_of_the_plain_one(dtype):
     random = np.random.default_rng(0)
-    arrays = [random.normal(size=(2, 3, 90, 16)).astype("float32") for _ in range(3)]
+    arrays = [random.normal(size=(2, 3, 90, 16)) for _ in range(3)]
+    arrays = [as_array(ops.cast(ops.convert_to_tensor(x), dtype)) for x in arrays]
     factors = random.normal(size=(2, 3, 90, 16)).astype("float32")
 
     def plain(query, key, value):
         scores = ops.matmul(query, ops.swapaxes(key, -1, -2))
         return ops.sum(ops.matmul(ops.softmax(scores, axis=-1), value) * factors)
 
-    ours = gradients(lambda *qkv: ops.sum(light_attention(*qkv) * factors), *arrays)
-    for found, expected in zip(ours, gradients(plain, *arrays), strict=True):
-        np.testing.assert_allclose(found, expected, atol=2e-5)
+    def light(*qkv):
+        attended = light_attention(*(ops.cast(x, dtype) for x in qkv))
+        return ops.sum(ops.cast(attended, "float32") * factors)
+
+    # Largest about 4.
+    tolerance = 2e-5 if dtype == "float32" else 0.06
+    for found, expected in zip(gradients(light, *arrays), gradients(plain, *arrays), strict=True):
+        np.testing.assert_allclose(found, expected, atol=tolerance)
 
 
 CONFIG = keras_vit.models.VisionTransformerConfig(
@@ -231,6 +238,12 @@ def test_an_inference_function_answers_as_the_model(dtype):
     for batch in (images, images[:1]):
         expected = as_array(model(batch, training=False))
         np.testing.assert_allclose(as_array(infer(batch)), expected, atol=tolerance)
+    # Others than before train, as when layers are unfrozen one by one.
+    for frozen in ("block_0", "block_1"):
+        for name in ("block_0", "block_1"):
+            model.get_layer(name).trainable = name != frozen
+        expected = as_array(model(images, training=False))
+        np.testing.assert_allclose(as_array(infer(images)), expected, atol=tolerance)
     model.get_layer("head").bias.assign(np.arange(5.0) * 100)
     np.testing.assert_allclose(
         as_array(infer(images)), as_array(model(images, training=False)), rtol=0.01, atol=tolerance

@@ -43,6 +43,15 @@ def test_killed_within_an_epoch_it_ends_with_the_same_weights(tmp_path, digits, 
     assert rows[0] == rows[1]
 
 
+@pytest.mark.parametrize(
+    "precision", [pytest.param("float32", marks=pytest.mark.slow), "mixed_bfloat16"]
+)
+def test_what_is_computed_in_one_pass_is_resumed(tmp_path, monkeypatch, precision):
+    # As of larger models.
+    monkeypatch.setattr("keras_vit.layers.one_pass._LARGE", 0)
+    test_every_kind_of_state_is_resumed(tmp_path, monkeypatch, {"precision": precision})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",

@@ -261,8 +261,7 @@ class _DataParallel(Distribution):
             return jax.make_array_from_process_local_data(layout, own)
 
         outputs = self._prediction(model)(
-            [variable.value for variable in model.trainable_variables],
-            [variable.value for variable in model.non_trainable_variables],
+            [variable.value for variable in model.variables],
             keras.tree.map_structure(divided, inputs),
         )
         return keras.tree.map_structure(np.asarray, outputs)
@@ -273,9 +272,13 @@ class _DataParallel(Distribution):
 
         if not hasattr(model, "_whole_prediction"):
             mesh = self._distribution.device_mesh.backend_mesh
+            # In an order that does not depend on which of them train.
+            variables = model.variables
 
-            def predict(trainable, non_trainable, inputs):
-                return model.stateless_call(trainable, non_trainable, inputs, training=False)[0]
+            def predict(values, inputs):
+                state = list(zip(variables, values, strict=True))
+                with keras.StatelessScope(state_mapping=state):
+                    return model(inputs, training=False)
 
             whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
             model._whole_prediction = jax.jit(predict, out_shardings=whole)

@@ -50,8 +50,10 @@ class SGD(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         gradient = ops.cast(gradient, variable.dtype)
-        learning_rate = ops.cast(learning_rate, variable.dtype)
-        momentum = ops.cast(self.momentum, variable.dtype)
+        # Not rounded to the weight's dtype.
+        wide = keras.backend.result_type(variable.dtype, "float32")
+        learning_rate = ops.cast(learning_rate, wide)
+        momentum = ops.cast(self.momentum, wide)
         velocity = self.velocities[self._get_variable_index(variable)]
         moved = in_one_pass(_momentum_step)(variable, velocity, gradient, learning_rate, momentum)
         self.assign(variable, moved[0])

@@ -9,15 +9,15 @@ from keras_vit.models.unread_tokens import without_unread_tokens
 def inference_function(model):
     """`model` as a function from inputs to outputs, in the fastest way of its backend.
 
-    For inference in this process: it leaves out the tokens that nobody reads. JAX compiles it. On
-    TensorFlow XLA compiles all of it, and on a CPU only the norms and the softmax of a model in
-    shorter floats, whose products are slower under XLA. TensorFlow Serving does not run such
-    functions; `keras_vit.export` writes what it runs. Each new shape of the inputs is compiled, and
-    kept: fill up the last batch of many.
+    For inference in this process: it leaves out the tokens that nobody reads. JAX compiles it,
+    PyTorch runs it without gradients. On TensorFlow XLA compiles all of it, and on a CPU only the
+    norms and the softmax of a model in shorter floats, whose products are slower under XLA.
+    TensorFlow Serving does not run such functions; `keras_vit.export` writes what it runs. Each new
+    shape of the inputs is compiled, and kept: fill up the last batch of many.
 
     The weights stay those of the model: after further training the function answers by the new
-    ones. On a CPU with bfloat16 a model of `dtype="bfloat16"` is the fastest; `"mixed_bfloat16"`
-    makes bfloat16 of its weights in every call.
+    ones. With TensorFlow on a CPU that has bfloat16 a model of `dtype="bfloat16"` is the fastest;
+    `"mixed_bfloat16"` makes bfloat16 of its weights in every call.
 
     Args:
         model: A model of `vision_transformer`, or any functional one.
@@ -64,18 +64,15 @@ def _tensorflow_function(graph):
 def _jax_function(graph):
     import jax
 
+    # In an order that does not depend on which of them train.
+    variables = graph.variables
+
     @jax.jit
-    def infer(trainable, non_trainable, inputs):
-        return graph.stateless_call(trainable, non_trainable, inputs, training=False)[0]
+    def infer(values, inputs):
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return graph(inputs, training=False)
 
-    def answer(inputs):
-        return infer(
-            [variable.value for variable in graph.trainable_variables],
-            [variable.value for variable in graph.non_trainable_variables],
-            inputs,
-        )
-
-    return answer
+    return lambda inputs: infer([variable.value for variable in variables], inputs)
 
 
 def _torch_function(graph):
