@@ -216,10 +216,11 @@ def test_the_gradient_of_attention_over_many_scores_is_that_of_the_plain_one(dty
         attended = light_attention(*(ops.cast(x, dtype) for x in qkv))
         return ops.sum(ops.cast(attended, "float32") * factors)
 
-    # Largest about 4.
-    tolerance = 2e-5 if dtype == "float32" else 0.06
+    # The largest is 11; in bfloat16 the plain operations are off by 0.17, 0.013 on average.
+    most, average = (2e-5, 1e-5) if dtype == "float32" else (0.2, 0.02)
     for found, expected in zip(gradients(light, *arrays), gradients(plain, *arrays), strict=True):
-        np.testing.assert_allclose(found, expected, atol=tolerance)
+        np.testing.assert_allclose(found, expected, atol=most)
+        assert np.sqrt(np.mean((found - expected) ** 2)) < average
 
 
 CONFIG = keras_vit.models.VisionTransformerConfig(
