@@ -77,7 +77,8 @@ def test_queries_keys_and_values_are_those_of_one_product(use_bias, lora):
     layer.set_weights([random.normal(size=w.shape).astype("float32") for w in layer.weights])
     apart = layer(tokens)
     together, _, _ = layer(tokens, return_attention=True)
-    np.testing.assert_allclose(apart, together, rtol=1e-5, atol=1e-5)
+    # The largest is 100.
+    np.testing.assert_allclose(apart, together, rtol=1e-5, atol=1e-4)
 
 
 def test_a_quantized_kernel_is_used_as_it_is():
