@@ -1,6 +1,7 @@
 """How a training step is spread over devices and hosts."""
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -87,6 +88,10 @@ class Distribution:
         return model.predict_on_batch(inputs)
 
 
+_KEYS_A_STRATEGY = 1000
+_strategies = itertools.count()
+
+
 class _Mirrored(Distribution):
     """Copies of the model on the devices of one host, by tf.distribute."""
 
@@ -98,7 +103,11 @@ class _Mirrored(Distribution):
         import tensorflow as tf
 
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        self._strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
+        # TensorFlow keeps the shape of each reduction by its key for as long as the process lasts,
+        # and gives every strategy the same keys: the next run would have to have the same weights.
+        keys = {"_collective_key_base": _KEYS_A_STRATEGY * next(_strategies)}
+        strategy = type("MirroredStrategy", (tf.distribute.MirroredStrategy,), keys)
+        self._strategy = strategy([device.name for device in devices])
         self.devices = len(devices)
 
     def _backend_scope(self):
