@@ -16,6 +16,14 @@ def attention_softmax(scores, *, in_this_process=None):
     Args:
         scores: Tensor of shape `(..., queries, keys)`.
         in_this_process: Whether XLA may compile it; None for what is in effect.
+
+    Returns:
+        A tensor of the shape and dtype of `scores`.
+
+    Example:
+
+    >>> attention_softmax(ops.zeros((1, 2, 4))).shape == (1, 2, 4)
+    True
     """
     if in_this_process is None:
         in_this_process = stays_in_this_process()

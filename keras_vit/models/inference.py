@@ -46,7 +46,7 @@ def _tensorflow_function(graph):
 
     layers = graph._flatten_layers()
     are_short = any(layer.compute_dtype in ("bfloat16", "float16") for layer in layers)
-    are_for_xla = all(layer.supports_jit for layer in graph._flatten_layers())
+    are_for_xla = all(layer.supports_jit for layer in layers)
 
     def infer(inputs):
         with in_this_process():
