@@ -13,11 +13,29 @@ from benchmarks.contenders import FORWARD, TRAIN, chosen
 from benchmarks.measuring import Limits
 from benchmarks.processes import ENVIRONMENT
 from benchmarks.results import RESULTS, commit_of_the_start
+from benchmarks.startup import starts
 
 SUITES = ("import", "build", "forward", "train", "input", "augment", "export", "memory", "scale")
 # Suites that are modules with a `main()`.
 MODULES = {"input": "input", "augment": "augmentation", "export": "serving"}
-TABLES = {"forward": (FORWARD,), "train": (TRAIN,), "memory": (FORWARD, TRAIN)}
+TABLES = {
+    "forward": (FORWARD,),
+    "train": (TRAIN,),
+    "memory": (FORWARD, TRAIN),
+    "import": (starts("import"),),
+    "build": (starts("build"),),
+}
+# Suites → the options that they read.
+_LIMITS = ("repetitions", "timeout", "folder")
+_SIZES = ("models", "batch_sizes", "dtypes", "image_size", "compile_timeout", "alone")
+READ = {
+    "import": (*_LIMITS, "contenders"),
+    "build": (*_LIMITS, "contenders"),
+    "forward": (*_LIMITS, *_SIZES, "contenders"),
+    "train": (*_LIMITS, *_SIZES, "contenders"),
+    "memory": ("timeout", "folder", *_SIZES, "contenders"),
+    "scale": (*_LIMITS, "compile_timeout", "alone"),
+}
 # Batch sizes of a training step, by model.
 TRAIN_BATCHES = {"vit_b16": 4, "vit_ti16": 16}
 
@@ -115,12 +133,19 @@ def parse(arguments=None):
     unknown = [suite for suite in found.suites if suite not in SUITES]
     if unknown:
         parser.error(f"no such suite: {', '.join(unknown)}. There are: {', '.join(SUITES)}")
-    for suite in found.suites or SUITES:
+    suites = found.suites or list(SUITES)
+    read = {name for suite in suites for name in READ.get(suite, ())}
+    for name, value in vars(found).items():
+        if value != parser.get_default(name) and name not in ("suites", *read):
+            option = "--" + name.replace("_", "-")
+            parser.error(f"{option} is read by none of the suites {', '.join(suites)}")
+    for suite in suites:
         try:
             for table in TABLES.get(suite, ()):
                 chosen(table, found.contenders)
         except ValueError as error:
             parser.error(f"{suite}: {error}")
+    _check_models(found.models, parser)
     limits = Limits(found.repetitions, found.timeout, found.compile_timeout, found.alone)
     options = Options(
         models=tuple(found.models),
@@ -131,14 +156,22 @@ def parse(arguments=None):
         limits=limits,
         folder=found.folder,
     )
-    return found.suites or list(SUITES), options
+    return suites, options
+
+
+def _check_models(models, parser):
+    from keras_vit.models import VARIANTS
+
+    for model in models:
+        if model not in VARIANTS:
+            parser.error(f"no such model: {model}. There are: {', '.join(VARIANTS)}")
 
 
 def main(arguments=None):
-    suites, options = parse(arguments)
     # Of this process, before it imports Keras; it computes nothing itself.
     os.environ.update(ENVIRONMENT)
     os.environ.setdefault("KERAS_BACKEND", "tensorflow" if find_spec("tensorflow") else "jax")
+    suites, options = parse(arguments)
     # What ends this process ends its workers too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     commit_of_the_start()  # Now: commits may follow while it runs.

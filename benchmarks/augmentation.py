@@ -3,27 +3,26 @@
 Two operations an image, at 224 px, in batches of 64, on the device of the backend: `Augment` with
 what `TrainingBatches` draws for it, each operation applied half of the time (timm's RandAugment,
 that of a recipe) and always; `keras.layers.RandAugment` (Keras core), which always applies them, so
-that the row that counts beside it is the second; and `keras_cv.layers.RandAugment` in tf.data with
-as many parallel calls as there are cores. Images are uint8 and of their size already, so that
-nothing is cropped. Each repetition runs all of them in turn, so that a drift of the machine's speed
-meets them alike; medians over the repetitions are printed with the ratio to Keras core. The time of
-all cores that an image takes is printed too: what else runs on the machine changes it less than it
-changes the images a second.
+that the row that counts beside it is the second; and `keras_cv.layers.RandAugment`, where it is
+installed, in tf.data with as many parallel calls as there are cores. Images are uint8 and of their
+size already, so that nothing is cropped. Each repetition runs all of them in turn, so that a drift
+of the machine's speed meets them alike; medians over the repetitions are printed with the ratio to
+Keras core. The time of all cores that an image takes is printed too: what else runs on the machine
+changes it less than it changes the images a second.
 """
 
 import os
-import platform
 import statistics
 import time
-from importlib.metadata import version
 from unittest import mock
 
 import keras
 import numpy as np
 
+from benchmarks import machine
+from benchmarks.processes import missing_package
 from keras_vit.data import Augment, Augmentation, augmentation
 from keras_vit.data.augmentation import draw_operations
-from keras_vit.finetune.report import describe_machine
 
 IMAGE_SIZE, BATCH_SIZE, REPETITIONS = 224, 64, 5
 OURS, ALL = "keras_vit, each applied half the time", "keras_vit, every operation applied"
@@ -99,8 +98,10 @@ def main():
         OURS: ours(images, 0.5),
         ALL: ours(images, 1.0),
         CORE: keras_core(images),
-        CV: keras_cv(images),
     }
+    missing = missing_package(("keras_cv", "tensorflow"))
+    if missing is None:
+        runners[CV] = keras_cv(images)
     for run in runners.values():
         run(1)  # Compiles.
     rates, processor_time = ({name: [] for name in runners} for _ in range(2))
@@ -112,9 +113,7 @@ def main():
             rates[name].append(count / (time.perf_counter() - began))
             processor_time[name].append((time.process_time() - processor_began) / count)
     print(f"RandAugment, 2 operations, {IMAGE_SIZE} px, batch {BATCH_SIZE}, uint8 in, float32 out")
-    print(f"{keras.backend.backend()} backend, Keras {keras.__version__}, ", end="")
-    print(f"keras-cv {version('keras-cv')}, TensorFlow {version('tensorflow')},")
-    print(f"{platform.machine()} with {describe_machine()}")
+    print(f"{keras.backend.backend()} backend. {machine.sentence(machine.describe())}")
     print(
         f"{'':40}{'images/s':>10}{'min':>8}{'max':>8}{'ratio':>8}{'CPU ms/image':>14}{'ratio':>8}"
     )
@@ -125,6 +124,8 @@ def main():
             f"{name:40}{median:10.1f}{min(found):8.1f}{max(found):8.1f}{median / base:8.1f}"
             f"{1000 * seconds:14.2f}{base_time / seconds:8.1f}"
         )
+    if missing is not None:
+        print(f"{CV:40}not installed: {missing}")
 
 
 if __name__ == "__main__":

@@ -74,25 +74,34 @@ def _torch(library, how, function, variables=None, **options):
 _WITHOUT_ONEDNN = {"TF_ENABLE_ONEDNN_OPTS": "0"}
 # Handing work over may take longer than a small model's work on one image.
 _ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
+# For processes whose weights do not change: they are packed for the products once.
+_FROZEN = {"TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": "1", "TORCHINDUCTOR_FREEZING": "1"}
 FORWARD = (
     _keras(OURS, "tensorflow", "", "forward", jit_compile=None),  # As inference_function chooses.
     _keras(OURS, "tensorflow", "no XLA", "forward", jit_compile=False),
     _keras(OURS, "tensorflow", "no XLA, no oneDNN", "forward", _WITHOUT_ONEDNN, jit_compile=False),
     _keras(OURS, "tensorflow", "XLA", "forward", jit_compile=True),
     _keras(OURS, "tensorflow", "one thread", "forward", _ONE_THREAD, jit_compile=None),
+    _keras(OURS, "tensorflow", "frozen", "forward", _FROZEN, jit_compile=None),
+    _keras(
+        OURS, "tensorflow", "frozen, one thread", "forward", _FROZEN | _ONE_THREAD, jit_compile=None
+    ),
     _keras(OURS, "jax", "", "forward"),
     _keras("keras-hub", "tensorflow", "", "forward", jit_compile=False),
     _keras("keras-hub", "tensorflow", "XLA", "forward", jit_compile=True),
     _keras("keras-hub", "tensorflow", "one thread", "forward", _ONE_THREAD, jit_compile=False),
     _keras("keras-hub", "tensorflow", "XLA, one thread", "forward", _ONE_THREAD, jit_compile=True),
+    _keras("keras-hub", "tensorflow", "frozen", "forward", _FROZEN, jit_compile=False),
     _keras("keras-hub", "jax", "", "forward"),
     _torch("timm", "eager", "forward"),
     _torch("timm", "eager, one thread", "forward", _ONE_THREAD),
     _torch("timm", "compile", "forward", compile=True),
     _torch("timm", "compile, one thread", "forward", _ONE_THREAD, compile=True),
+    _torch("timm", "compile, frozen", "forward", _FROZEN, compile=True),
     _torch("transformers", "eager", "forward"),
     _torch("transformers", "compile", "forward", compile=True),
     _torch("transformers", "compile, one thread", "forward", _ONE_THREAD, compile=True),
+    _torch("transformers", "compile, frozen", "forward", _FROZEN, compile=True),
 )
 TRAIN = (
     _keras(OURS, "tensorflow", "", "train"),  # XLA or not: what keras_vit.finetune chooses.

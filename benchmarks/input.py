@@ -25,6 +25,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from benchmarks.processes import missing_package
 from benchmarks.serving import jpeg_files
 from keras_vit import ViTTi16
 from keras_vit.data import Augmentation, ImageSet, TrainingBatches, prefetch
@@ -35,6 +36,7 @@ from keras_vit.finetune.splits import Splits
 from keras_vit.finetune.training import set_up_training
 
 CLASSES = ("first", "second")
+PARTS = ("jpeg", "224", "384", "peers")
 FILES = 64
 # More than what is made ahead while the first step compiles.
 UNCOUNTED_STEPS = 2
@@ -133,7 +135,12 @@ def tensorflow_pace(image_set, batch_size, count, workers):
 
 
 def timm_pace(folder, batch_size, count, workers):
-    """The same by timm's transform in processes of PyTorch; the first batch starts the clock."""
+    """The same by timm's transform in processes of PyTorch; the first batch starts the clock.
+
+    NaN if it failed, and None if it is not installed.
+    """
+    if missing_package(("torch", "timm")):
+        return None
     arguments = [folder, (count + 1) * batch_size, batch_size, workers]
     result = subprocess.run(
         [sys.executable, "-c", TIMM_LOADER, *map(str, arguments)],
@@ -152,7 +159,7 @@ def main():
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batches", type=int, default=16, help="of the input alone")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count() or 1])
-    parser.add_argument("--parts", nargs="+", default=["jpeg", "224", "384", "peers"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
     size, count = arguments.batch_size, arguments.batches
     print(f"{keras.backend.backend()} backend, {platform.machine()} with {describe_machine()}")
@@ -179,21 +186,22 @@ def main():
                 f"{name:30}{median:10.2%}{worst:8.2%}{rate:10.1f}{alone:13.1f}{alone / rate:8.1f}"
             )
         if "peers" not in arguments.parts:
-            return
+            return 0
         batches = TrainingBatches(
             files, batch_size=size, seed=0, augmentation=Augmentation(224, crop="inception")
         )
         print("\nInput alone, JPEG of 500 x 375 to random crops of 224 px, images/s")
         print(f"{'threads':>8}{'keras_vit':>12}{'tf.data':>12}{'timm, processes':>18}")
+        failed = False
         for workers in arguments.threads:
             ours = pace(batches, count, workers)
             peers = tensorflow_pace(files, size, count, workers)
-            print(
-                f"{workers:8}{ours:12.1f}{peers:12.1f}"
-                f"{timm_pace(folder, size, count, workers):18.1f}",
-                flush=True,
-            )
+            timm = timm_pace(folder, size, count, workers)
+            failed |= timm is not None and math.isnan(timm)
+            shown = "not installed" if timm is None else f"{timm:.1f}"
+            print(f"{workers:8}{ours:12.1f}{peers:12.1f}{shown:>18}", flush=True)
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

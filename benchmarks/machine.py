@@ -13,6 +13,7 @@ PACKAGES = (
     "jax",
     "torch",
     "keras-hub",
+    "keras-cv",
     "timm",
     "transformers",
     "numpy",

@@ -189,9 +189,13 @@ def _time(cells, workers, limits, say):
             )
     for cell in [cell for cell in cells if cell.absent is None]:
         try:
-            cell.peak_memory = workers[id(cell)].ask(limits.timeout, do="memory")["peak"]
+            answer = workers[id(cell)].ask(limits.timeout, do="memory")
         except Absent as error:
             cell.give_up(error)
+            continue
+        cell.peak_memory = answer["peak"]
+        if not answer["since_built"]:
+            cell.built_memory = None  # The peak may be that of building.
 
 
 def run_once(make, job, environment, path, timeout):

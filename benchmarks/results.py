@@ -52,10 +52,12 @@ def write(suite, content, tables, *, bars=None, folder=RESULTS):
     replace(Path(folder, f"{suite}.json"), (json.dumps(found, indent=1) + "\n").encode())
     replace(Path(folder, f"{suite}.md"), text.encode())
     panels = [panel for panel in bars or () if panel[1]]
-    if panels:
-        image = draw(panels)
-        if image is not None:
-            replace(Path(folder, f"{suite}.png"), image)
+    image = draw(panels) if panels else None
+    plot = Path(folder, f"{suite}.png")
+    if image is not None:
+        replace(plot, image)
+    else:
+        plot.unlink(missing_ok=True)  # That of another run.
     return text
 
 

@@ -3,21 +3,20 @@
 For each architecture, in one process and in turn, so that a drift of the machine's speed meets all
 alike: our SavedModel from JPEG bytes (decoding and resizing included) and from pixels, in a
 session, as the model server runs it; the model's own forward pass on pixels of its size that are
-decoded already, as a `tf.function`, compiled by XLA (which a stock server does not have) and by
-`predict_on_batch`, of which the fastest counts; and the SavedModel that keras-hub exports of the
+decoded already, by `inference_function`, which has what a stock server has not, and by
+`predict_on_batch`, of which the faster counts; and the SavedModel that keras-hub exports of the
 same architecture, in a session too, fed floats of its size. Weights are random. Medians over the
-repetitions are printed with the ratio to the own forward pass and to keras-hub.
+repetitions are printed with the ratio to the own forward pass and, where it is installed, to
+keras-hub. Ours must answer what the model does before anything is timed.
 """
 
 import argparse
 import contextlib
 import io
-import platform
 import statistics
 import tempfile
 import time
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import keras
@@ -25,13 +24,15 @@ import numpy as np
 from PIL import Image
 
 import keras_vit
-from keras_vit.finetune.report import describe_machine
+from benchmarks import machine
+from benchmarks.measuring import TOLERANCES, relative_difference
+from benchmarks.processes import missing_package
 from keras_vit.serving.checked_model import read_model
 from keras_vit.serving.files import describe_signatures
 from keras_vit.serving.running_checks import load_model
 
 IMAGE_SIZE = 224
-FORWARD = ("own forward, tf.function", "own forward, XLA", "own forward, predict_on_batch")
+FORWARD = ("own forward, inference_function", "own forward, predict_on_batch")
 HUB = "keras-hub SavedModel, floats"
 
 
@@ -76,21 +77,15 @@ def keras_hub_model(config, precision):
 
 def runners(name, batch_size, files, folder, stack):
     """What is timed, by its row: functions of no arguments that end with the numbers at hand."""
-    import tensorflow as tf
-
-    model = getattr(keras_vit, name)()
+    model = keras_vit.create(name)
     pixels = np.random.default_rng(0).integers(
         0, 256, (batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), dtype="uint8"
     )
-    images, floats = tf.constant(pixels), pixels / np.float32(255)
-    plain = tf.function(lambda batch: model(batch, training=False), autograph=False)
-    compiled = tf.function(
-        lambda batch: model(batch, training=False), autograph=False, jit_compile=True
-    )
+    floats = pixels / np.float32(255)
+    infer = keras_vit.models.inference_function(model)
     rows = {
-        FORWARD[0]: lambda: plain(images).numpy(),
-        FORWARD[1]: lambda: compiled(images).numpy(),
-        FORWARD[2]: lambda: model.predict_on_batch(pixels),
+        FORWARD[0]: lambda: keras.ops.convert_to_numpy(infer(pixels)),
+        FORWARD[1]: lambda: model.predict_on_batch(pixels),
     }
     config = keras_vit.models.config_of(model)
     names = [str(index) for index in range(1000)]
@@ -98,22 +93,28 @@ def runners(name, batch_size, files, folder, stack):
         ours = keras_vit.export_saved_model(
             model, f"{folder}/{name}", class_names=names, precision=precision
         )
-        hub = keras_hub_model(config, precision)
-        assert hub.count_params() == model.count_params()
-        hub.export(f"{folder}/hub_{name}_{precision}", verbose=False)
         ask = mounted(ours, stack)
-        ask_hub = mounted(f"{folder}/hub_{name}_{precision}", stack)
-        (hub_input,) = describe_signatures(f"{folder}/hub_{name}_{precision}")["serving_default"][
-            "inputs"
-        ]
         ending = "" if precision == "float32" else f", {precision}"
         rows |= {
             f"keras_vit SavedModel, bytes{ending}": partial(
                 ask, "serving_default", {"image_bytes": np.array(files, dtype=object)}
             ),
             f"keras_vit SavedModel, pixels{ending}": partial(ask, "pixels", {"pixels": pixels}),
-            f"{HUB}{ending}": partial(ask_hub, "serving_default", {hub_input: floats}),
         }
+        answer = ask("pixels", {"pixels": pixels})["logits"]
+        largest = relative_difference(answer, model.predict_on_batch(pixels))
+        if largest > TOLERANCES["forward", precision]:
+            raise RuntimeError(f"{ours} differs by {largest:.1e} of the largest logit")
+        if missing_package(("keras_hub",)):
+            continue
+        hub = keras_hub_model(config, precision)
+        assert hub.count_params() == model.count_params()
+        hub.export(f"{folder}/hub_{name}_{precision}", verbose=False)
+        ask_hub = mounted(f"{folder}/hub_{name}_{precision}", stack)
+        (hub_input,) = describe_signatures(f"{folder}/hub_{name}_{precision}")["serving_default"][
+            "inputs"
+        ]
+        rows[f"{HUB}{ending}"] = partial(ask_hub, "serving_default", {hub_input: floats})
     return rows
 
 
@@ -133,7 +134,9 @@ def measure(rows, batch_size, repetitions, batches):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["ViTTi16", "ViTB16"])
+    parser.add_argument(
+        "--models", nargs="+", choices=keras_vit.list_models(), default=["vit_ti16", "vit_b16"]
+    )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--batches", type=int, default=5, help="in a row, a repetition")
@@ -149,17 +152,17 @@ def main():
             )
     source = "files of --images" if arguments.images else "made-up JPEG of 500 x 375 px"
     print(f"Batch {arguments.batch_size}, {IMAGE_SIZE} px, {source}, weights random")
-    print(f"Keras {keras.__version__}, keras-hub {version('keras-hub')}, ", end="")
-    print(f"TensorFlow {version('tensorflow')}, {platform.machine()} with {describe_machine()}")
+    print(machine.sentence(machine.describe()))
     print(f"{'':46}{'images/s':>10}{'min':>8}{'max':>8}{'x own forward':>15}{'x keras-hub':>13}")
     for name, rates in tables.items():
         medians = {row: statistics.median(found) for row, found in rates.items()}
         own = max(medians[row] for row in FORWARD)
         for row, found in rates.items():
-            hub = medians[HUB + (", bfloat16" if row.endswith("bfloat16") else "")]
+            hub = medians.get(HUB + (", bfloat16" if row.endswith("bfloat16") else ""))
+            beside = f"{medians[row] / hub:.2f}" if hub else "not installed"
             print(
                 f"{name + ': ' + row:46}{medians[row]:10.1f}{min(found):8.1f}{max(found):8.1f}"
-                f"{medians[row] / own:15.2f}{medians[row] / hub:13.2f}"
+                f"{medians[row] / own:15.2f}{beside:>13}"
             )
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 from benchmarks import results
+from benchmarks.contenders import chosen
 from benchmarks.processes import ENVIRONMENT, REPOSITORY, missing_package
 from benchmarks.ratios import rounded, speed_ratio, spread
 from benchmarks.table import markdown
@@ -139,43 +140,36 @@ def table(rows):
 
     timm, which runs on neither backend, is beside keras_vit's first row.
     """
-    ours = {row.framework: row for row in reversed(rows) if row.package == "keras_vit"}
-    first = next((row for row in rows if row.package == "keras_vit"), None)
-    lines = []
-    for row in rows:
-        mine = ours.get(row.framework, first)
-        if row.absent is not None:
-            lines.append([row.name, row.absent, ""])
-        else:
-            ratio = speed_ratio(mine.seconds, row.seconds) if mine and mine.seconds else ""
-            lines.append([row.name, spread(row.seconds), ratio])
+    found = ratios(rows)
+    lines = [[row.name, row.absent or spread(row.seconds), found.get(row.name, "")] for row in rows]
     return markdown(["", "seconds", "keras_vit is x as fast"], lines)
 
 
-def _chosen(rows, patterns, say):
-    """The rows whose name contains one of these texts, which may be those of another suite."""
-    for pattern in patterns:
-        if not any(pattern in row.name for row in rows):
-            names = ", ".join(row.name for row in rows)
-            say(f"No name contains {pattern!r}. There are: {names}")
-    return [row for row in rows if not patterns or any(part in row.name for part in patterns)]
+def ratios(rows):
+    """`Spread` of each row beside keras_vit's of the same framework, or its first, by name."""
+    ours = {row.framework: row for row in reversed(rows) if row.package == "keras_vit"}
+    first = next(iter(reversed(ours.values())), None)
+    pairs = [(ours.get(row.framework, first), row) for row in rows if row.seconds]
+    return {
+        row.name: speed_ratio(mine.seconds, row.seconds)
+        for mine, row in pairs
+        if mine is not None and mine.seconds
+    }
 
 
 def run(suite, options, say=print):
     """Measures and writes; the table last. Returns whether nothing failed."""
-    rows = _chosen(starts(suite), options.contenders, say)
-    if not rows:
-        return True
+    rows = chosen(starts(suite), options.contenders)
     measure(rows, options.limits, say)
-    first = next((row for row in rows if row.package == "keras_vit"), None)
+    found = ratios(rows)
     bars = [
-        (row.name, speed_ratio(first.seconds, row.seconds))
+        (row.name, found[row.name])
         for row in rows
-        if row.seconds and first and first.seconds and row.package != "keras_vit"
+        if row.name in found and row.package != "keras_vit"
     ]
     content = {"rows": [dataclasses.asdict(row) for row in rows]}
     head = f"{options.limits.repetitions} fresh processes each, in turn. Median (least..most).\n\n"
-    shown = [(f"{suite}, beside {first.name}", bars)] if first else None
+    shown = [(f"{suite}, beside keras_vit", bars)]
     text = results.write(suite, content, head + table(rows), bars=shown, folder=options.folder)
     say(f"\n{text}")
     for row in rows:

@@ -19,6 +19,8 @@ import keras_vit
 from benchmarks.memory import in_a_fresh_process, memory_gigabytes
 from keras_vit.finetune.report import describe_machine
 
+PARTS = ("speed", "memory")
+
 
 def compiled_model(variant, image_size, window_size):
     model = keras_vit.create(variant, 10, image_size=image_size, window_size=window_size)
@@ -68,7 +70,7 @@ def main():
     parser.add_argument("--windows", type=int, nargs="+", default=[14, 16])
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--parts", nargs="+", default=["speed", "memory"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--case", type=json.loads, help="measure the memory of this case alone")
     options = parser.parse_args()
     if options.case:

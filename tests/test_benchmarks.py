@@ -21,6 +21,7 @@ from benchmarks.measuring import (
     relative_difference,
     run_once,
 )
+from benchmarks.processes import Worker
 from benchmarks.ratios import best_of_each, matrix_rate, speed_ratio, spread
 from benchmarks.table import conclusion, idle_warning, markdown, row_table
 
@@ -165,6 +166,9 @@ def test_results_are_written_with_command_and_machine(tmp_path):
     assert "python -m benchmarks" in text and "cores" in text and "the table" in text
     names = {"suite.json", "suite.md"} | ({"suite.png"} if find_spec("matplotlib") else set())
     assert {path.name for path in tmp_path.iterdir()} == names
+    # The plot of an earlier run would be beside this one's table.
+    results.write("suite", {"rows": []}, "nothing was timed", bars=[("row", [])], folder=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"suite.json", "suite.md"}
 
 
 # The command line.
@@ -202,12 +206,49 @@ def test_an_unknown_contender_is_refused_before_anything_runs(capsys):
     assert "train: No contender's name contains 'no XLA'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["build", "--contenders", "keras-hubb"], "build: No contender's name contains"),
+        (["scale", "--contenders", "timm"], "--contenders is read by none of the suites scale"),
+        (["import", "build", "--models", "vit_b16"], "--models is read by none"),
+        (["memory", "--repetitions", "3"], "--repetitions is read by none"),
+        (["forward", "--models", "vit_ti16", "vit_b61"], "no such model: vit_b61"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(capsys, arguments, words):
+    with pytest.raises(SystemExit):
+        parse(arguments)
+    assert words in capsys.readouterr().err
+
+
+def test_an_option_that_one_of_the_suites_reads():
+    suites, options = parse(["import", "train", "--models", "vit_b16"])
+    assert (suites, options.models) == (["import", "train"], ("vit_b16",))
+
+
 @pytest.mark.parametrize("table", [contenders.FORWARD, contenders.TRAIN])
 def test_names_of_contenders_are_unique(table):
     assert len({contender.name for contender in table}) == len(table)
 
 
 # The processes.
+
+
+@pytest.mark.parametrize("is_forgotten", [True, False])
+def test_the_memory_of_steps_is_told_where_that_of_building_is_forgotten(
+    tmp_path, monkeypatch, is_forgotten
+):
+    ask = Worker.ask
+
+    def asked(worker, timeout, **request):
+        answer = ask(worker, timeout, **request)
+        return {**answer, "since_built": is_forgotten} if request["do"] == "memory" else answer
+
+    monkeypatch.setattr(Worker, "ask", asked)
+    (found,) = measured(tmp_path, stand_in("a"))
+    assert found.peak_memory > 0
+    assert (found.step_memory is not None) == is_forgotten
 
 
 def test_equal_contenders_are_timed_in_pairs(tmp_path):
@@ -296,17 +337,30 @@ def test_rows_of_a_start_are_chosen_by_parts_of_their_names(tmp_path, monkeypatc
     ours = startup.Start("keras_vit ViT, jax", "sys", "keras_vit", "", "x = 1", "1")
     monkeypatch.setattr(startup, "starts", lambda suite: [ours, timm])
     arguments = ["build", "--repetitions", "1", "--folder", str(tmp_path), "--contenders"]
+    _, options = parse([*arguments, "timm"])
     said = []
-    _, options = parse([*arguments, "keras_vit jax", "timm"])
     assert startup.run("build", options, said.append)
-    assert said[0] == ("No name contains 'keras_vit jax'. There are: keras_vit ViT, jax, timm vit")
     table = (tmp_path / "build.md").read_text()
     assert "| timm vit" in table and "| keras_vit ViT" not in table
-    # None is of this suite: the others go on.
-    said.clear()
-    _, options = parse([*arguments, "keras_vit jax"])
-    assert startup.run("import", options, said.append)
-    assert len(said) == 1 and not (tmp_path / "import.md").exists()
+
+
+def test_starts_are_beside_those_of_their_framework():
+    def start(name, framework, *seconds):
+        return startup.Start(
+            name, framework, name.split()[0], "", "", seconds=list(seconds), count=1
+        )
+
+    rows = [
+        start("keras_vit a", "tensorflow", 1.0),
+        start("keras_hub a", "tensorflow", 3.0),
+        start("keras_vit b", "jax", 2.0),
+        start("keras_hub b", "jax", 8.0),
+        start("timm", "torch", 5.0),
+    ]
+    ratios = {name: found.median for name, found in startup.ratios(rows).items()}
+    assert (ratios["keras_hub a"], ratios["keras_hub b"], ratios["timm"]) == (3.0, 4.0, 5.0)
+    rows[0].seconds, rows[0].absent = [], "over 1 s"
+    assert startup.ratios(rows).keys() == {"keras_vit b", "keras_hub b"}
 
 
 TINY = {
