@@ -92,16 +92,32 @@ FORWARD = (
     _keras("keras-hub", "tensorflow", "one thread", "forward", _ONE_THREAD, jit_compile=False),
     _keras("keras-hub", "tensorflow", "XLA, one thread", "forward", _ONE_THREAD, jit_compile=True),
     _keras("keras-hub", "tensorflow", "frozen", "forward", _FROZEN, jit_compile=False),
+    _keras(
+        "keras-hub",
+        "tensorflow",
+        "frozen, one thread",
+        "forward",
+        _FROZEN | _ONE_THREAD,
+        jit_compile=False,
+    ),
     _keras("keras-hub", "jax", "", "forward"),
     _torch("timm", "eager", "forward"),
     _torch("timm", "eager, one thread", "forward", _ONE_THREAD),
     _torch("timm", "compile", "forward", compile=True),
     _torch("timm", "compile, one thread", "forward", _ONE_THREAD, compile=True),
     _torch("timm", "compile, frozen", "forward", _FROZEN, compile=True),
+    _torch("timm", "compile, frozen, one thread", "forward", _FROZEN | _ONE_THREAD, compile=True),
     _torch("transformers", "eager", "forward"),
     _torch("transformers", "compile", "forward", compile=True),
     _torch("transformers", "compile, one thread", "forward", _ONE_THREAD, compile=True),
     _torch("transformers", "compile, frozen", "forward", _FROZEN, compile=True),
+    _torch(
+        "transformers",
+        "compile, frozen, one thread",
+        "forward",
+        _FROZEN | _ONE_THREAD,
+        compile=True,
+    ),
 )
 TRAIN = (
     _keras(OURS, "tensorflow", "", "train"),  # XLA or not: what keras_vit.finetune chooses.

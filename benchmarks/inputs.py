@@ -37,7 +37,7 @@ def write_weights(job):
     folder.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(0)
     model = build_keras_vit({**job, "weights": None}, "float32")
-    _draw_what_starts_at_zero(model)
+    draw_what_starts_at_zero(model)
     for format in ("timm", "hf"):
         keras_vit.save_checkpoint(
             model, folder / format, format, preprocessing="inception", overwrite=True
@@ -52,7 +52,7 @@ def write_weights(job):
     )
 
 
-def _draw_what_starts_at_zero(model):
+def draw_what_starts_at_zero(model):
     """Biases, the class token and the head would hide mistakes if they stayed (nearly) zero."""
     random = np.random.default_rng(0)
     for weight in model.weights:

@@ -67,12 +67,12 @@ def starts(suite):
     counted = "model.count_params()"
     if suite == "import":
         return [
-            Start(f"{package} after keras, {backend}", backend, package, *timed)
+            Start(f"{name}, {backend}", backend, package, *timed)
             for backend in ("tensorflow", "jax")
-            for package, timed in (
-                ("keras_vit", ("import keras", "import keras_vit")),
-                ("keras_hub", ("import keras", "import keras_hub")),
-                ("keras", ("", "import keras")),
+            for name, package, timed in (
+                ("keras_vit after keras", "keras_vit", ("import keras", "import keras_vit")),
+                ("keras_hub after keras", "keras_hub", ("import keras", "import keras_hub")),
+                ("keras alone", "keras", ("", "import keras")),
             )
         ]
     rows = []
@@ -146,10 +146,17 @@ def table(rows):
 
 
 def ratios(rows):
-    """`Spread` of each row beside keras_vit's of the same framework, or its first, by name."""
+    """`Spread` of each row beside keras_vit's of the same framework, or its first, by name.
+
+    What keras_vit comes on top of, Keras itself, is no peer of it.
+    """
     ours = {row.framework: row for row in reversed(rows) if row.package == "keras_vit"}
     first = next(iter(reversed(ours.values())), None)
-    pairs = [(ours.get(row.framework, first), row) for row in rows if row.seconds]
+    pairs = [
+        (ours.get(row.framework, first), row)
+        for row in rows
+        if row.seconds and row.package != "keras"
+    ]
     return {
         row.name: speed_ratio(mine.seconds, row.seconds)
         for mine, row in pairs

@@ -1,16 +1,18 @@
 """The benchmarks: their arithmetic, their tables, and the protocol of their processes."""
 
+import contextlib
 import dataclasses
 import os
 from importlib.util import find_spec
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from conftest import REPOSITORY
 
 import keras_vit
-from benchmarks import contenders, gpu_programs, measuring, results, startup
+from benchmarks import contenders, gpu_programs, measuring, results, serving, startup
 from benchmarks.__main__ import SUITES, parse, rows_of
 from benchmarks.matrix_products import products_of
 from benchmarks.measuring import (
@@ -371,6 +373,17 @@ TINY = {
     "dtype": "float32",
     "steps_compared": 3,
 }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="exports need TensorFlow")
+def test_what_is_exported_answers_as_the_model_before_it_is_timed(tmp_path):
+    with contextlib.ExitStack() as stack:
+        files = serving.jpeg_files(None, 2)
+        rows = serving.runners("vit_ti16", 2, files, tmp_path, stack)
+        assert {*serving.FORWARD, "keras_vit SavedModel, bytes, bfloat16"} < rows.keys()
+        rates = serving.measure(rows, 2, repetitions=1, batches=1)
+        assert all(rate > 0 for (rate,) in rates.values())
 
 
 @pytest.mark.slow
