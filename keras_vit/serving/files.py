@@ -404,7 +404,9 @@ max_enqueued_batches {{ value: 4 }}
 # one of these sizes, the last being max_batch_size, with rows that are computed and thrown away:
 # of use on a GPU whose libraries choose a method anew for each size. Then warm these sizes up.
 {allowed_batch_sizes}
-# Images of all sizes are rows of one string tensor; there is nothing to pad.
+# Image files of all sizes are rows of one string tensor; there is nothing to pad. All requests to
+# the signature `pixels` must have images of one size, though: where others share a batch, every
+# request of it fails. Send images of mixed sizes as files, to serving_default.
 pad_variable_length_inputs: false
 """
 
