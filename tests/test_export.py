@@ -784,6 +784,28 @@ def ends_in_operation():
     return keras.Model(model.input, keras.ops.softmax(model.output))
 
 
+def mean_of_softmaxes():
+    model = small_model(activation="softmax")
+    second = keras.layers.Dense(len(NAMES), "softmax", name="second")(model.layers[-1].input)
+    return keras.Model(model.input, keras.layers.Average()([model.output, second]))
+
+
+def mean_of_models():
+    """Their head is called, and merged with logits before the mean."""
+    model = small_model()
+    pooled = model.layers[-1].input
+    features = keras.Input(pooled.shape[1:])
+    head = keras.Model(features, keras.layers.Dense(7, "sigmoid", name="rated")(features))
+    both = keras.layers.Maximum()([model.output, head(pooled)])
+    return keras.Model(model.input, keras.layers.Average()([model.output, both]))
+
+
+def cast_softmax():
+    model = small_model(activation="softmax")
+    cast = keras.layers.Activation("linear", dtype="float32")
+    return keras.Model(model.input, cast(model.output))
+
+
 def token_outputs():
     model = small_model()
     return keras.Model(model.input, model.get_layer("patches").output)
@@ -826,6 +848,9 @@ def compiled_layer():
         (quantized_transformer, {"precision": "bfloat16"}, "already quantised .int8."),
         (adapted_transformer, {"precision": "bfloat16"}, "Save and load it, which merges them"),
         (ends_in_operation, {}, "whose activation is None"),
+        (mean_of_softmaxes, {}, "must be given logits.*whose activation is 'softmax'"),
+        (mean_of_models, {}, "the probabilities of 'rated', whose activation is 'sigmoid'"),
+        (cast_softmax, {}, "the probabilities of 'head', whose activation is 'softmax'"),
         (token_outputs, {}, "one output of shape"),
         (compiled_layer, {}, "jit_compile=True"),
     ],
