@@ -117,7 +117,8 @@ def test_a_good_server_passes_every_check(served):
     text = str(report)
     assert text.splitlines()[0] == f"pets at REST {rest_address}, gRPC {grpc_address}"
     assert " 0 failed" in text
-    assert text.splitlines()[-3].split() == ["p50", "p90", "p99", "max", "requests/s", "pictures/s"]
+    titles = ["answered", "p50", "p90", "p99", "max", "requests/s", "pictures/s"]
+    assert text.splitlines()[-3].split() == titles
     # Percentiles come last, a line a protocol.
     assert [line.split()[0] for line in text.splitlines()[-2:]] == ["REST", "gRPC"]
 
@@ -300,6 +301,15 @@ def test_a_server_that_hangs_is_waited_for_no_longer_than_told(models):
             assert "within 2 s" in details(report, "bad picture: empty")[0]
             # The others would be waited for as long.
             assert details(report, "bad picture: text") == ["the server did not answer in time"]
+
+
+@pytest.mark.slow
+def test_a_load_that_ends_early_says_how_far_it_came(models):
+    with stand_in(models(), "hangs") as (_, address, _):
+        report = serve_check(address, model="pets", requests=40, clients=1, timeout=2)
+    (detail,) = details(report, "load")
+    assert detail.startswith("20 of 40 requests, 1 of them hostile, 19 answered: 1 times ")
+    assert str(report).splitlines()[-1].split()[:2] == ["REST", "19"]
 
 
 def test_load_counts_every_wrong_answer(models):

@@ -226,6 +226,8 @@ def _load(loads, subject, pictures, **options):
     result = run_load(subject, pictures, **options)
     loads.append(result)
     sent = f"{result.requests} requests, {result.hostile} of them hostile"
+    if result.answered < result.requests:
+        sent = f"{result.sent} of {sent}, {result.answered} answered"
     if result.wrong:
         seen = "; ".join(f"{count} times {what}" for what, count in result.wrong.items())
         raise Wrong(f"{sent}: {seen}.")
@@ -234,7 +236,7 @@ def _load(loads, subject, pictures, **options):
 
 def _load_table(loads):
     load = loads[0]
-    titles = ("p50", "p90", "p99", "max", "requests/s", "pictures/s")
+    titles = ("answered", "p50", "p90", "p99", "max", "requests/s", "pictures/s")
     yield (
         f"{load.requests} requests from {load.clients} clients, {load.batch_size} pictures each; "
         "latencies in ms"
@@ -243,4 +245,5 @@ def _load_table(loads):
     for load in loads:
         values = [1000 * load.percentile(percent) for percent in (50, 90, 99, 100)]
         values += [load.requests_per_second, load.pictures_per_second]
-        yield f"{load.protocol:6}" + "".join(f"{value:12.1f}" for value in values)
+        figures = "".join(f"{value:12.1f}" for value in values)
+        yield f"{load.protocol:6}{load.answered:12}{figures}"
