@@ -91,7 +91,8 @@ def export_saved_model(
     Raises:
         RuntimeError: If the Keras backend is not TensorFlow.
         ValueError: If the model or an argument cannot be exported.
-        FileExistsError: If the version exists, or `path` is no folder.
+        FileExistsError: If the version exists, or `path` is no folder, or one of another engine's
+            versions.
 
     Example:
 
@@ -108,7 +109,7 @@ def export_saved_model(
     class_names = checked_class_names(class_names, model.output_shape[-1])
     options = ServingOptions(top, limits, on_error, attention)
     batch_sizes = _checked_batch_sizes(warmup_batch_sizes)
-    destination = version_folder(Path(path), version)
+    destination = version_folder(Path(path), version, is_saved_model=True)
     name = destination.parent.resolve().name
     facts = {
         "keras_vit": __version__,
