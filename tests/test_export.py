@@ -862,6 +862,13 @@ def test_what_cannot_be_exported_is_refused_before_writing(tmp_path, build, argu
     assert not (tmp_path / "out").exists()
 
 
+def test_a_warm_up_that_the_servers_batching_refuses_is_not_exported(tmp_path):
+    (tmp_path / "batching_parameters.txt").write_text("max_batch_size { value: 4 }")
+    with pytest.raises(ValueError, match="Raise it there, or warm up smaller batches"):
+        export_saved_model(small_model(), tmp_path, class_names=NAMES, warmup_batch_sizes=(1, 8))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["batching_parameters.txt"]
+
+
 def test_a_path_that_is_a_file_is_refused(tmp_path):
     version = export_saved_model(small_model(), tmp_path / "x", class_names=NAMES)
     with pytest.raises(FileExistsError, match="is an exported version itself"):

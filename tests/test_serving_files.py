@@ -439,6 +439,24 @@ def test_an_operators_own_settings_stay(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max_batch_size { value: 16 }",
+        "# max_batch_size { value: 99 }\nmax_batch_size: <\n  value:16\n>",
+    ],
+)
+def test_warm_up_larger_than_the_operators_batches_is_refused(tmp_path, text):
+    (tmp_path / "batching_parameters.txt").write_text(text)
+    message = "of 17 rows .*batching_parameters.txt: its max_batch_size is 16, and a"
+    with pytest.raises(ValueError, match=message):
+        write_server_files(tmp_path, name="pets", batch_sizes=(1, 17))
+    assert not (tmp_path / "models.config").exists()
+    for sizes in ((1, 16), ()):
+        write_server_files(tmp_path, name="pets", batch_sizes=sizes)
+    assert (tmp_path / "batching_parameters.txt").read_text() == text
+
+
 def test_settings_for_a_name_that_cannot_be_served_are_refused(tmp_path):
     with pytest.raises(ValueError, match="Received: name='a:b'"):
         write_server_files(tmp_path / "new", name="a:b", batch_sizes=(1,))

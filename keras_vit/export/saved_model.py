@@ -22,7 +22,12 @@ from keras_vit.export.classifier import (
 from keras_vit.export.limits import DEFAULT_LIMITS, ImageLimits
 from keras_vit.export.signatures import ServingOptions, trace_signatures
 from keras_vit.export.versions import version_folder, written_whole
-from keras_vit.serving.files import write_descriptions, write_server_files, write_warmup
+from keras_vit.serving.files import (
+    check_warmup_fits,
+    write_descriptions,
+    write_server_files,
+    write_warmup,
+)
 from keras_vit.serving.model_checks import check_saved_model
 
 
@@ -110,6 +115,7 @@ def export_saved_model(
     options = ServingOptions(top, limits, on_error, attention)
     batch_sizes = _checked_batch_sizes(warmup_batch_sizes)
     destination = version_folder(Path(path), version, is_saved_model=True)
+    check_warmup_fits(destination.parent, batch_sizes)
     name = destination.parent.resolve().name
     facts = {
         "keras_vit": __version__,
