@@ -356,7 +356,8 @@ def serve_check(
     Args:
         addresses: HOST:PORT of REST (TensorFlow Serving: 8501), of gRPC (8500), or both.
         model: Name of the served model.
-        images: Folder of JPEG and PNG files to send; None: pictures of its own making.
+        images: Folder of JPEG and PNG files to send, of which the first 8 are read, and as many as
+            the load sends; None: pictures of its own making.
         requests: Requests of the load, for each protocol; 0: no load.
         clients: How many requests are under way at a time.
         batch_size: Pictures in a request of the load.

@@ -336,6 +336,17 @@ def test_own_pictures_are_sent_and_a_broken_one_is_named(served, tmp_path):
     assert "'broken.png' is refused" in details(report, "serving_default: answers")[0]
 
 
+def test_no_more_pictures_are_read_than_sent(served, tmp_path):
+    for number in range(10):
+        (tmp_path / f"{number}.png").write_bytes(good_pictures()["PNG"])
+    (tmp_path / "last.png").symlink_to("nothing.png")
+    options = {"model": "pets", "images": tmp_path, "batch_size": 2}
+    for requests in (1, 5):
+        assert serve_check(served[1], requests=requests, **options).passed
+    with pytest.raises(FileNotFoundError, match="last.png"):
+        serve_check(served[1], requests=6, **options)
+
+
 def test_difference_of_answers():
     answer = {
         "classes": np.array([[b"cat", b"dog", b"ox"]], dtype=object),

@@ -21,7 +21,7 @@ from keras_vit.serving.server_checks import (
 )
 from keras_vit.serving.server_load import LoadResult, run_load
 
-# The checks send them many times; the load sends all.
+# The checks send them many times; the load sends more.
 _CHECKED_PICTURES = 8
 
 
@@ -100,7 +100,8 @@ def serve_check(
         model: Name of the served model; None: the only one, of a server that can list its models,
             which TensorFlow Serving cannot.
         images: A folder of JPEG and PNG files to send, sub-folders included; None: pictures made
-            here, of every kind. The checks take the first 8, the load all of them.
+            here, of every kind. The checks take the first 8, the load as many as it sends; no
+            others are read.
         requests: Requests of the load, for each protocol; 0: no load.
         clients: How many of them are under way at a time.
         batch_size: Pictures in a request of the load.
@@ -129,7 +130,11 @@ def serve_check(
     """
     addresses = [addresses] if isinstance(addresses, str) else list(addresses)
     _check_arguments(requests, clients, batch_size, hostile, tolerance, timeout)
-    pictures = good_pictures() if images is None else _read_pictures(Path(images))
+    if images is None:
+        pictures = good_pictures()
+    else:
+        count = max(_CHECKED_PICTURES, requests * batch_size)
+        pictures = _read_pictures(Path(images), count)
     first = dict(list(pictures.items())[:_CHECKED_PICTURES])
     verdicts: list[ServeVerdict] = []
     loads: list[LoadResult] = []
@@ -171,14 +176,14 @@ def _check_arguments(requests, clients, batch_size, hostile, tolerance, timeout)
             raise ValueError(f"`{name}` must be positive. Received: {value!r}")
 
 
-def _read_pictures(folder):
+def _read_pictures(folder, count):
     if not folder.is_dir():
         raise NotADirectoryError(f"`images` must be a folder of pictures. Received: {folder}")
     suffixes = (".jpg", ".jpeg", ".png")
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes)
     if not files:
         raise ValueError(f"The folder {folder} has no {', '.join(suffixes)} files.")
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files[:count]}
 
 
 @contextlib.contextmanager
