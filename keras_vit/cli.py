@@ -202,6 +202,8 @@ def explain(
     """
     if not images:
         raise ValueError("Expected one image file or more, found none on the command line")
+    if heads:
+        _refuse_unread(explain, {"head_fusion": head_fusion}, "--heads, which draws each by itself")
     classifier, class_names = _load_classifier(model, image_size, preprocessing, hub_names=True)
     if heads or block is not None:
         looking = inspection.patch_attention(
@@ -278,11 +280,12 @@ def export_model(
         warmup_batch_sizes: saved_model: sizes of the batches that the server runs before it takes
             requests.
         check: A SavedModel of any origin, such as saved_models/pets/1, to be checked instead of
-            writing one. Exit status 1 if a check fails.
+            writing one; no other option is taken then. Exit status 1 if a check fails.
     """
+    given = dict(locals())
     if check is not None:
-        if model or output:
-            raise ValueError("--check FOLDER checks what is there; leave out --model and --output")
+        others = {**given, "check": None}
+        _refuse_unread(export_model, others, "--check FOLDER, which checks what is there")
         return _print_checks(check)
     if model is None or output is None:
         raise ValueError("say what to export and where to: --model MODEL --output FOLDER")
@@ -296,7 +299,8 @@ def export_model(
     if format == "saved_model" and calibration is not None:
         raise ValueError("--calibration is for --precision int8, which a SavedModel does not have")
     if format != "saved_model":
-        _refuse_unread(export.export_saved_model, serving_options, f"--format {format}")
+        reason = f"--format {format}, since only a SavedModel has such options"
+        _refuse_unread(export.export_saved_model, serving_options, reason)
     classifier, class_names = _load_classifier(model, image_size, preprocessing, hub_names=True)
     class_names = class_names or _indices(classifier)
     options: dict[str, Any] = {
@@ -319,7 +323,7 @@ def _refuse_unread(function, options, reason):
     unread = [name for name, value in options.items() if value != parameters[name].default]
     if unread:
         names = " and ".join(f"`{name}`" for name in unread)
-        raise ValueError(f"nothing reads {names} with {reason}: only a SavedModel has such options")
+        raise ValueError(f"nothing reads {names} with {reason}: leave out what is not read")
 
 
 def _print_checks(folder):
