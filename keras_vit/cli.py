@@ -352,6 +352,7 @@ def serve_check(
     hostile: float = 0.05,
     tolerance: float = 1e-4,
     timeout: float = 30.0,
+    max_pixels: int = export.DEFAULT_LIMITS.max_pixels,
 ) -> int:
     """Checks a running model server by REST and gRPC: good, bad and many requests.
 
@@ -368,6 +369,7 @@ def serve_check(
         hostile: Share of the load's requests that have a bad picture among theirs.
         tolerance: How far two answers for the same picture may differ.
         timeout: Seconds to wait for an answer.
+        max_pixels: Largest image that the model takes, height times width, as it was exported.
     """
     report = serving.serve_check(
         addresses,
@@ -379,6 +381,7 @@ def serve_check(
         hostile=hostile,
         tolerance=tolerance,
         timeout=timeout,
+        max_pixels=max_pixels,
     )
     print(report)
     return int(not report.passed)

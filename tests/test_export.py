@@ -24,6 +24,7 @@ from keras_vit.inspection import attention_rollout
 from keras_vit.layers import ImagePreprocessing
 from keras_vit.models import VisionTransformerConfig, config_of, vision_transformer
 from keras_vit.serving.files import WARMUP_FILE
+from keras_vit.serving.model_checks import check_saved_model
 from keras_vit.serving.prediction_log import read_warmup_requests
 
 tf = pytest.importorskip("tensorflow", reason="a SavedModel needs TensorFlow")
@@ -599,6 +600,13 @@ def test_a_bad_image_does_not_hurt_its_neighbours(limited):
     assert all(outputs["error"].numpy()) and not outputs["probabilities"].numpy().any()
 
 
+def test_a_sound_export_with_limits_passes_its_checks(limited):
+    _, folder = limited
+    verdicts = {verdict.check: verdict for verdict in check_saved_model(folder)}
+    assert all(verdict.passed and verdict.applies for verdict in verdicts.values()), verdicts
+    assert "pixels (in two calls)" in verdicts["mixed sizes"].detail
+
+
 def test_a_picture_at_its_limits_is_taken(tmp_path):
     file = encode(photograph(64, 64, 0), "PNG")
     limits = ImageLimits(max_bytes=len(file), max_pixels=64 * 64)
@@ -628,7 +636,7 @@ def test_pixels_have_limits_too(limited):
     [{"max_pixels": 12 * 20}, {"max_pixels": 150, "max_bytes": 700}],
     ids=["the size of the model", "less than that"],
 )
-def test_warm_up_keeps_to_the_limits(tmp_path, limits):
+def test_warm_up_and_checks_keep_to_the_limits(tmp_path, limits):
     folder = export_saved_model(
         small_model(),
         tmp_path,
@@ -636,6 +644,7 @@ def test_warm_up_keeps_to_the_limits(tmp_path, limits):
         limits=ImageLimits(**limits),
         on_error="fail",
     )
+    assert [v for v in check_saved_model(folder) if not v.passed] == []
     asked = []
     for request in read_warmup_requests(folder / WARMUP_FILE):
         inputs = {name: tf.constant(array) for name, array in request.inputs.items()}

@@ -336,6 +336,16 @@ def test_own_pictures_are_sent_and_a_broken_one_is_named(served, tmp_path):
     assert "'broken.png' is refused" in details(report, "serving_default: answers")[0]
 
 
+def test_pictures_of_its_own_keep_to_the_limits_of_the_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(small_served_models, "_MAX_PIXELS", 400)
+    write_model(tmp_path / "pets" / "1")
+    with stand_in(tmp_path / "pets") as (_, address, _):
+        report = serve_check(address, model="pets", requests=0)
+        assert {"serving_default: answers", "pixels: answers"} < failed_checks(report)
+        report = serve_check(address, model="pets", requests=20, max_pixels=400)
+    assert failed_checks(report) == set()
+
+
 def test_no_more_pictures_are_read_than_sent(served, tmp_path):
     for number in range(10):
         (tmp_path / f"{number}.png").write_bytes(good_pictures()["PNG"])
@@ -543,7 +553,8 @@ def test_what_is_missing_or_wrong_is_said(served, tmp_path):
         serve_check(rest_address, model="pets", images=tmp_path / "none")
     with pytest.raises(ValueError, match="has no .jpg"):
         serve_check(rest_address, model="pets", images=tmp_path)
-    for name, value in (("requests", -1), ("clients", 0), ("batch_size", 0), ("hostile", 2)):
+    values = {"requests": -1, "clients": 0, "batch_size": 0, "hostile": 2, "max_pixels": 0}
+    for name, value in values.items():
         with pytest.raises(ValueError, match=name):
             serve_check(rest_address, model="pets", **{name: value})
 

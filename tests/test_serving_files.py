@@ -310,6 +310,15 @@ def test_the_official_records_are_read(tmp_path):
     assert (fourth.kind, fourth.inputs) == ("", {})
 
 
+@pytest.mark.parametrize("max_pixels", [2500, 150])
+def test_made_up_images_within_limits_differ_in_size_still(max_pixels):
+    sizes = {
+        Image.open(io.BytesIO(file)).size
+        for file in made_up_images(3, (48, 64), max_pixels=max_pixels)
+    }
+    assert len(sizes) == 3 and max(width * height for width, height in sizes) <= max_pixels
+
+
 def test_no_byte_of_an_image_is_lost(folder, tmp_path):
     """NumPy's own strings lose zeros at the end."""
     request = image_request(describe_signatures(folder)["serving_default"], [b"a\0\0", b""])

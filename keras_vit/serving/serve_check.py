@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keras_vit.serving.client import Client, ServingError, connect
-from keras_vit.serving.pictures import good_pictures
+from keras_vit.serving.pictures import NO_LIMIT, good_pictures
 from keras_vit.serving.server_checks import (
     Outcome,
     ServeVerdict,
@@ -85,6 +85,7 @@ def serve_check(
     hostile: float = 0.05,
     tolerance: float = 1e-4,
     timeout: float = 30.0,
+    max_pixels: int = NO_LIMIT,
 ) -> ServeCheckReport:
     """Checks a running server of an exported model, and measures how fast it answers.
 
@@ -109,6 +110,8 @@ def serve_check(
         tolerance: How far two answers for the same picture may differ: probabilities and scores
             as they are, logits and embeddings relative to their largest value.
         timeout: Seconds to wait for an answer.
+        max_pixels: Height times width of a picture made here, at most: the limit of a model that
+            takes no larger ones, which no server tells.
 
     Returns:
         The report; `print` shows it, `passed` says whether no check failed.
@@ -129,9 +132,9 @@ def serve_check(
     ```
     """
     addresses = [addresses] if isinstance(addresses, str) else list(addresses)
-    _check_arguments(requests, clients, batch_size, hostile, tolerance, timeout)
+    _check_arguments(requests, clients, batch_size, hostile, tolerance, timeout, max_pixels)
     if images is None:
-        pictures = good_pictures()
+        pictures = good_pictures(max_pixels)
     else:
         count = max(_CHECKED_PICTURES, requests * batch_size)
         pictures = _read_pictures(Path(images), count)
@@ -140,7 +143,7 @@ def serve_check(
     loads: list[LoadResult] = []
     with _connected(addresses, timeout) as servers:
         model = _model_name(servers, model)
-        subjects = [Subject(server, model, first, tolerance) for server in servers]
+        subjects = [Subject(server, model, first, tolerance, max_pixels) for server in servers]
         for subject in subjects:
             verdicts += run_checks(subject)
         if len(subjects) == 2:
@@ -161,11 +164,12 @@ def serve_check(
     return ServeCheckReport(model, places, tuple(verdicts), tuple(loads))
 
 
-def _check_arguments(requests, clients, batch_size, hostile, tolerance, timeout):
+def _check_arguments(requests, clients, batch_size, hostile, tolerance, timeout, max_pixels):
     for name, value, least in (
         ("requests", requests, 0),
         ("clients", clients, 1),
         ("batch_size", batch_size, 1),
+        ("max_pixels", max_pixels, 1),
     ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"`{name}` must be an integer from {least} on. Received: {value!r}")
