@@ -202,6 +202,8 @@ def explain(
     """
     if not images:
         raise ValueError("Expected one image file or more, found none on the command line")
+    if heads:
+        _refuse_unread(explain, {"head_fusion": head_fusion}, "--heads, which draws each by itself")
     classifier, class_names = _load_classifier(model, image_size, preprocessing, hub_names=True)
     if heads or block is not None:
         looking = inspection.patch_attention(
@@ -278,11 +280,12 @@ def export_model(
         warmup_batch_sizes: saved_model: sizes of the batches that the server runs before it takes
             requests.
         check: A SavedModel of any origin, such as saved_models/pets/1, to be checked instead of
-            writing one. Exit status 1 if a check fails.
+            writing one; no other option is taken then. Exit status 1 if a check fails.
     """
+    given = dict(locals())
     if check is not None:
-        if model or output:
-            raise ValueError("--check FOLDER checks what is there; leave out --model and --output")
+        others = {**given, "check": None}
+        _refuse_unread(export_model, others, "--check FOLDER, which checks what is there")
         return _print_checks(check)
     if model is None or output is None:
         raise ValueError("say what to export and where to: --model MODEL --output FOLDER")
@@ -296,7 +299,8 @@ def export_model(
     if format == "saved_model" and calibration is not None:
         raise ValueError("--calibration is for --precision int8, which a SavedModel does not have")
     if format != "saved_model":
-        _refuse_unread(export.export_saved_model, serving_options, f"--format {format}")
+        reason = f"--format {format}, since only a SavedModel has such options"
+        _refuse_unread(export.export_saved_model, serving_options, reason)
     classifier, class_names = _load_classifier(model, image_size, preprocessing, hub_names=True)
     class_names = class_names or _indices(classifier)
     options: dict[str, Any] = {
@@ -319,7 +323,7 @@ def _refuse_unread(function, options, reason):
     unread = [name for name, value in options.items() if value != parameters[name].default]
     if unread:
         names = " and ".join(f"`{name}`" for name in unread)
-        raise ValueError(f"nothing reads {names} with {reason}: only a SavedModel has such options")
+        raise ValueError(f"nothing reads {names} with {reason}: leave out what is not read")
 
 
 def _print_checks(folder):
@@ -348,6 +352,7 @@ def serve_check(
     hostile: float = 0.05,
     tolerance: float = 1e-4,
     timeout: float = 30.0,
+    max_pixels: int = export.DEFAULT_LIMITS.max_pixels,
 ) -> int:
     """Checks a running model server by REST and gRPC: good, bad and many requests.
 
@@ -356,13 +361,15 @@ def serve_check(
     Args:
         addresses: HOST:PORT of REST (TensorFlow Serving: 8501), of gRPC (8500), or both.
         model: Name of the served model.
-        images: Folder of JPEG and PNG files to send; None: pictures of its own making.
+        images: Folder of JPEG and PNG files to send, of which the first 8 are read, and as many as
+            the load sends; None: pictures of its own making.
         requests: Requests of the load, for each protocol; 0: no load.
         clients: How many requests are under way at a time.
         batch_size: Pictures in a request of the load.
         hostile: Share of the load's requests that have a bad picture among theirs.
         tolerance: How far two answers for the same picture may differ.
         timeout: Seconds to wait for an answer.
+        max_pixels: Largest image that the model takes, height times width, as it was exported.
     """
     report = serving.serve_check(
         addresses,
@@ -374,6 +381,7 @@ def serve_check(
         hostile=hostile,
         tolerance=tolerance,
         timeout=timeout,
+        max_pixels=max_pixels,
     )
     print(report)
     return int(not report.passed)

@@ -77,6 +77,10 @@ def write_model(folder, flaw="none", seed=0):
         return outputs if flaw == "strict" else {**outputs, "error": errors}
 
     def pixels(pixels):
+        size = tf.reduce_prod(tf.shape(pixels)[1:3])
+        check = tf.debugging.Assert(size <= _MAX_PIXELS, ["too many pixels", size])
+        with tf.control_dependencies([check]):
+            pixels = tf.identity(pixels)
         return head(tf.map_fn(features, pixels, fn_output_signature=tf.float32))
 
     def classify(inputs):

@@ -385,8 +385,12 @@ def test_export_says_what_is_missing(capsys, run_folder, tmp_path):
     error = error_of(capsys, "export", "--model", run_folder)
     assert "--model MODEL --output FOLDER" in error
     assert "is no SavedModel" in error_of(capsys, "export", "--check", tmp_path)
-    error = error_of(capsys, "export", "--check", tmp_path, "--model", run_folder)
-    assert "leave out --model and --output" in error
+    options = ("--model", run_folder, "--format", "onnx", "--top", "3")
+    error = error_of(capsys, "export", "--check", tmp_path, *options)
+    assert "nothing reads `model` and `format` and `top` with --check FOLDER" in error
+    options = ("--model", run_folder, "--output", tmp_path / "new", "--format", "onnx")
+    error = error_of(capsys, "export", *options, "--attention")
+    assert "nothing reads `attention` with --format onnx" in error
 
 
 def test_serve_check_of_no_server(capsys):

@@ -141,7 +141,14 @@ def test_bad_images_are_named_and_the_others_drawn(model_file, image, tmp_path, 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((), "one image file"), (("cat.png", "--block", "2"), "2 blocks, 0 to 1")],
+    [
+        ((), "one image file"),
+        (("cat.png", "--block", "2"), "2 blocks, 0 to 1"),
+        (
+            ("cat.png", "--heads", "--head-fusion", "max"),
+            "nothing reads `head_fusion` with --heads",
+        ),
+    ],
 )
 def test_what_cannot_be_drawn_is_said(model_file, tmp_path, capsys, arguments, message):
     assert explain(model_file, tmp_path / "maps", *arguments) == 2

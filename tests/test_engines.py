@@ -13,6 +13,7 @@ from parameters import slow_except
 from PIL import Image
 
 from keras_vit.data import prepare_image
+from keras_vit.export import export_saved_model
 from keras_vit.export.engines import FORMATS, export_engine, load_engine
 from keras_vit.export.pruning import prune
 from keras_vit.export.quantization import quantize_int8
@@ -540,3 +541,27 @@ def test_versions_count_up_and_are_never_overwritten(tmp_path, any_engine):
     with pytest.raises(FileExistsError, match="7 exists"):
         export_engine(model, tmp_path, any_engine, class_names=NAMES, version=7)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["7", "8"]
+
+
+@pytest.mark.parametrize("file", ["1/saved_model.pb", "models.config"])
+def test_a_version_for_another_engine_is_kept_out_of_a_servers_folder(tmp_path, any_engine, file):
+    (tmp_path / "pets" / "1").mkdir(parents=True)
+    (tmp_path / "pets" / file).write_text("")
+    with pytest.raises(FileExistsError, match=f"pets is for a model server: it holds {file}"):
+        export_engine(linear_model(), tmp_path / "pets", any_engine, class_names=NAMES)
+    assert not (tmp_path / "pets" / "2").exists()
+
+
+@pytest.mark.parametrize("engine", FORMATS)
+def test_a_saved_model_is_kept_out_of_another_engines_folder(tmp_path, engine):
+    (tmp_path / "pets" / "1").mkdir(parents=True)
+    (tmp_path / "pets" / "1" / FORMATS[engine].file).write_text("")
+    with pytest.raises(FileExistsError, match=f"it holds 1/{FORMATS[engine].file}. A model server"):
+        export_saved_model(linear_model(), tmp_path / "pets", class_names=NAMES)
+    assert not (tmp_path / "pets" / "2").exists()
+
+
+def test_a_saved_model_is_not_loaded_into_another_engine(tmp_path):
+    folder = export_saved_model(linear_model(), tmp_path, class_names=NAMES, warmup_batch_sizes=())
+    with pytest.raises(ValueError, match=f"{folder} has the format None. Load a SavedModel with"):
+        load_engine(folder)

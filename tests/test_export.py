@@ -24,6 +24,7 @@ from keras_vit.inspection import attention_rollout
 from keras_vit.layers import ImagePreprocessing
 from keras_vit.models import VisionTransformerConfig, config_of, vision_transformer
 from keras_vit.serving.files import WARMUP_FILE
+from keras_vit.serving.model_checks import check_saved_model
 from keras_vit.serving.prediction_log import read_warmup_requests
 
 tf = pytest.importorskip("tensorflow", reason="a SavedModel needs TensorFlow")
@@ -599,6 +600,13 @@ def test_a_bad_image_does_not_hurt_its_neighbours(limited):
     assert all(outputs["error"].numpy()) and not outputs["probabilities"].numpy().any()
 
 
+def test_a_sound_export_with_limits_passes_its_checks(limited):
+    _, folder = limited
+    verdicts = {verdict.check: verdict for verdict in check_saved_model(folder)}
+    assert all(verdict.passed and verdict.applies for verdict in verdicts.values()), verdicts
+    assert "pixels (in two calls)" in verdicts["mixed sizes"].detail
+
+
 def test_a_picture_at_its_limits_is_taken(tmp_path):
     file = encode(photograph(64, 64, 0), "PNG")
     limits = ImageLimits(max_bytes=len(file), max_pixels=64 * 64)
@@ -628,7 +636,7 @@ def test_pixels_have_limits_too(limited):
     [{"max_pixels": 12 * 20}, {"max_pixels": 150, "max_bytes": 700}],
     ids=["the size of the model", "less than that"],
 )
-def test_warm_up_keeps_to_the_limits(tmp_path, limits):
+def test_warm_up_and_checks_keep_to_the_limits(tmp_path, limits):
     folder = export_saved_model(
         small_model(),
         tmp_path,
@@ -636,6 +644,7 @@ def test_warm_up_keeps_to_the_limits(tmp_path, limits):
         limits=ImageLimits(**limits),
         on_error="fail",
     )
+    assert [v for v in check_saved_model(folder) if not v.passed] == []
     asked = []
     for request in read_warmup_requests(folder / WARMUP_FILE):
         inputs = {name: tf.constant(array) for name, array in request.inputs.items()}
@@ -784,6 +793,28 @@ def ends_in_operation():
     return keras.Model(model.input, keras.ops.softmax(model.output))
 
 
+def mean_of_softmaxes():
+    model = small_model(activation="softmax")
+    second = keras.layers.Dense(len(NAMES), "softmax", name="second")(model.layers[-1].input)
+    return keras.Model(model.input, keras.layers.Average()([model.output, second]))
+
+
+def mean_of_models():
+    """Their head is called, and merged with logits before the mean."""
+    model = small_model()
+    pooled = model.layers[-1].input
+    features = keras.Input(pooled.shape[1:])
+    head = keras.Model(features, keras.layers.Dense(7, "sigmoid", name="rated")(features))
+    both = keras.layers.Maximum()([model.output, head(pooled)])
+    return keras.Model(model.input, keras.layers.Average()([model.output, both]))
+
+
+def cast_softmax():
+    model = small_model(activation="softmax")
+    cast = keras.layers.Activation("linear", dtype="float32")
+    return keras.Model(model.input, cast(model.output))
+
+
 def token_outputs():
     model = small_model()
     return keras.Model(model.input, model.get_layer("patches").output)
@@ -826,6 +857,9 @@ def compiled_layer():
         (quantized_transformer, {"precision": "bfloat16"}, "already quantised .int8."),
         (adapted_transformer, {"precision": "bfloat16"}, "Save and load it, which merges them"),
         (ends_in_operation, {}, "whose activation is None"),
+        (mean_of_softmaxes, {}, "must be given logits.*whose activation is 'softmax'"),
+        (mean_of_models, {}, "the probabilities of 'rated', whose activation is 'sigmoid'"),
+        (cast_softmax, {}, "the probabilities of 'head', whose activation is 'softmax'"),
         (token_outputs, {}, "one output of shape"),
         (compiled_layer, {}, "jit_compile=True"),
     ],
@@ -835,6 +869,13 @@ def test_what_cannot_be_exported_is_refused_before_writing(tmp_path, build, argu
     with pytest.raises(ValueError, match=message):
         export_saved_model(model, tmp_path / "out", **{"class_names": NAMES, **arguments})
     assert not (tmp_path / "out").exists()
+
+
+def test_a_warm_up_that_the_servers_batching_refuses_is_not_exported(tmp_path):
+    (tmp_path / "batching_parameters.txt").write_text("max_batch_size { value: 4 }")
+    with pytest.raises(ValueError, match="Raise it there, or warm up smaller batches"):
+        export_saved_model(small_model(), tmp_path, class_names=NAMES, warmup_batch_sizes=(1, 8))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["batching_parameters.txt"]
 
 
 def test_a_path_that_is_a_file_is_refused(tmp_path):

@@ -117,7 +117,8 @@ def test_a_good_server_passes_every_check(served):
     text = str(report)
     assert text.splitlines()[0] == f"pets at REST {rest_address}, gRPC {grpc_address}"
     assert " 0 failed" in text
-    assert text.splitlines()[-3].split() == ["p50", "p90", "p99", "max", "requests/s", "pictures/s"]
+    titles = ["answered", "p50", "p90", "p99", "max", "requests/s", "pictures/s"]
+    assert text.splitlines()[-3].split() == titles
     # Percentiles come last, a line a protocol.
     assert [line.split()[0] for line in text.splitlines()[-2:]] == ["REST", "gRPC"]
 
@@ -302,6 +303,15 @@ def test_a_server_that_hangs_is_waited_for_no_longer_than_told(models):
             assert details(report, "bad picture: text") == ["the server did not answer in time"]
 
 
+@pytest.mark.slow
+def test_a_load_that_ends_early_says_how_far_it_came(models):
+    with stand_in(models(), "hangs") as (_, address, _):
+        report = serve_check(address, model="pets", requests=40, clients=1, timeout=2)
+    (detail,) = details(report, "load")
+    assert detail.startswith("20 of 40 requests, 1 of them hostile, 19 answered: 1 times ")
+    assert str(report).splitlines()[-1].split()[:2] == ["REST", "19"]
+
+
 def test_load_counts_every_wrong_answer(models):
     with stand_in(models("hurt")) as (grpc_address, _, _):
         report = serve_check(
@@ -324,6 +334,27 @@ def test_own_pictures_are_sent_and_a_broken_one_is_named(served, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no PNG")
     report = serve_check(served[0], model="pets", images=tmp_path, requests=0)
     assert "'broken.png' is refused" in details(report, "serving_default: answers")[0]
+
+
+def test_pictures_of_its_own_keep_to_the_limits_of_the_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(small_served_models, "_MAX_PIXELS", 400)
+    write_model(tmp_path / "pets" / "1")
+    with stand_in(tmp_path / "pets") as (_, address, _):
+        report = serve_check(address, model="pets", requests=0)
+        assert {"serving_default: answers", "pixels: answers"} < failed_checks(report)
+        report = serve_check(address, model="pets", requests=20, max_pixels=400)
+    assert failed_checks(report) == set()
+
+
+def test_no_more_pictures_are_read_than_sent(served, tmp_path):
+    for number in range(10):
+        (tmp_path / f"{number}.png").write_bytes(good_pictures()["PNG"])
+    (tmp_path / "last.png").symlink_to("nothing.png")
+    options = {"model": "pets", "images": tmp_path, "batch_size": 2}
+    for requests in (1, 5):
+        assert serve_check(served[1], requests=requests, **options).passed
+    with pytest.raises(FileNotFoundError, match="last.png"):
+        serve_check(served[1], requests=6, **options)
 
 
 def test_difference_of_answers():
@@ -522,7 +553,8 @@ def test_what_is_missing_or_wrong_is_said(served, tmp_path):
         serve_check(rest_address, model="pets", images=tmp_path / "none")
     with pytest.raises(ValueError, match="has no .jpg"):
         serve_check(rest_address, model="pets", images=tmp_path)
-    for name, value in (("requests", -1), ("clients", 0), ("batch_size", 0), ("hostile", 2)):
+    values = {"requests": -1, "clients": 0, "batch_size": 0, "hostile": 2, "max_pixels": 0}
+    for name, value in values.items():
         with pytest.raises(ValueError, match=name):
             serve_check(rest_address, model="pets", **{name: value})
 

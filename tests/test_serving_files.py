@@ -310,6 +310,15 @@ def test_the_official_records_are_read(tmp_path):
     assert (fourth.kind, fourth.inputs) == ("", {})
 
 
+@pytest.mark.parametrize("max_pixels", [2500, 150])
+def test_made_up_images_within_limits_differ_in_size_still(max_pixels):
+    sizes = {
+        Image.open(io.BytesIO(file)).size
+        for file in made_up_images(3, (48, 64), max_pixels=max_pixels)
+    }
+    assert len(sizes) == 3 and max(width * height for width, height in sizes) <= max_pixels
+
+
 def test_no_byte_of_an_image_is_lost(folder, tmp_path):
     """NumPy's own strings lose zeros at the end."""
     request = image_request(describe_signatures(folder)["serving_default"], [b"a\0\0", b""])
@@ -437,6 +446,24 @@ def test_an_operators_own_settings_stay(tmp_path):
     assert (tmp_path / "models.config").read_text() == "mine"
     assert write_server_files(tmp_path, name="pets", batch_sizes=(1,)) == ()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max_batch_size { value: 16 }",
+        "# max_batch_size { value: 99 }\nmax_batch_size: <\n  value:16\n>",
+    ],
+)
+def test_warm_up_larger_than_the_operators_batches_is_refused(tmp_path, text):
+    (tmp_path / "batching_parameters.txt").write_text(text)
+    message = "of 17 rows .*batching_parameters.txt: its max_batch_size is 16, and a"
+    with pytest.raises(ValueError, match=message):
+        write_server_files(tmp_path, name="pets", batch_sizes=(1, 17))
+    assert not (tmp_path / "models.config").exists()
+    for sizes in ((1, 16), ()):
+        write_server_files(tmp_path, name="pets", batch_sizes=sizes)
+    assert (tmp_path / "batching_parameters.txt").read_text() == text
 
 
 def test_settings_for_a_name_that_cannot_be_served_are_refused(tmp_path):

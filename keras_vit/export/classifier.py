@@ -102,6 +102,7 @@ def logits_model(model):
             f"{model.name!r} is {head.name!r} ({type(head).__name__}), its activation {name!r}."
         )
     if name == "linear":
+        _check_is_made_of_logits(model)
         return model
     if isinstance(head, keras.layers.Softmax):
         return keras.Model(model.input, head.input, name=model.name)
@@ -119,6 +120,38 @@ def _activation_name(head):
         return "softmax"
     activation = getattr(head, "activation", "not there")
     return getattr(activation, "__name__", activation)
+
+
+# Sums, means and parts of probabilities are no logits either.
+_MERGING_LAYERS = (
+    keras.layers.Add,
+    keras.layers.Average,
+    keras.layers.Concatenate,
+    keras.layers.Maximum,
+    keras.layers.Minimum,
+)
+
+
+def _check_is_made_of_logits(model):
+    """Raises a ValueError for linear last layers that hand on probabilities."""
+    head, waiting = model.layers[-1], [model.layers[-1]]
+    while waiting:
+        layer = waiting.pop()
+        name = _activation_name(layer)
+        if name in ("softmax", "sigmoid"):
+            raise ValueError(
+                f"The last layer {head.name!r} ({type(head).__name__}) of model {model.name!r} "
+                f"must be given logits. It is given the probabilities of {layer.name!r}, whose "
+                f"activation is {name!r}. Build the model anew with the activation None there, and "
+                "a softmax after the last layer if it is to give probabilities; "
+                "`anew.set_weights(model.get_weights())` gives it these weights."
+            )
+        if isinstance(layer, keras.Model):
+            waiting.append(layer.layers[-1])
+        elif isinstance(layer, _MERGING_LAYERS) or (
+            isinstance(layer, keras.layers.Activation) and name == "linear"
+        ):
+            waiting += _layers_before(layer)
 
 
 def check_has_classes(model):
@@ -143,8 +176,12 @@ def _last_layers(model):
         layer = waiting.pop(0)
         found[id(layer)] = layer
         if not getattr(layer, "weights", None):
-            waiting += [node.operation for node in layer._inbound_nodes[0].parent_nodes]
+            waiting += _layers_before(layer)
     return list(found.values())
+
+
+def _layers_before(layer):
+    return [node.operation for node in layer._inbound_nodes[0].parent_nodes]
 
 
 def features_model(model):

@@ -148,7 +148,7 @@ def export_engine(
             than the model.
         ModuleNotFoundError: If a package of the format is not installed.
         ValueError: If the model or an argument cannot be exported.
-        FileExistsError: If the version exists, or `path` is no folder.
+        FileExistsError: If the version exists, or `path` is no folder, or a model server's.
 
     Example:
 
@@ -166,7 +166,7 @@ def export_engine(
     classifier = _float32(logits_model(model))
     class_names = checked_class_names(class_names, model.output_shape[-1])
     images = calibration_arrays(calibration_images) if precision == "int8" else []
-    destination = version_folder(Path(path), version)
+    destination = version_folder(Path(path), version, is_saved_model=False)
     name = destination.parent.resolve().name
     if sparsity:
         classifier = prune(classifier, sparsity)
@@ -211,8 +211,15 @@ def load_engine(
 
     Raises:
         FileNotFoundError: If the folder holds no `signatures.json`.
+        ValueError: If what it describes is for none of the engines, such as a SavedModel.
     """
     facts = json.loads(Path(folder, "signatures.json").read_text(encoding="utf-8"))
+    if facts.get("format") not in FORMATS:
+        raise ValueError(
+            "`folder` must hold what `export_engine` wrote, whose format is one of "
+            f"{', '.join(FORMATS)}. By its signatures.json, {folder} has the format "
+            f"{facts.get('format')!r}. Load a SavedModel with `tf.saved_model.load`."
+        )
     engine = FORMATS[facts["format"]]
     return engine.load(Path(folder, engine.file), facts["precision"], threads)
 

@@ -22,7 +22,12 @@ from keras_vit.export.classifier import (
 from keras_vit.export.limits import DEFAULT_LIMITS, ImageLimits
 from keras_vit.export.signatures import ServingOptions, trace_signatures
 from keras_vit.export.versions import version_folder, written_whole
-from keras_vit.serving.files import write_descriptions, write_server_files, write_warmup
+from keras_vit.serving.files import (
+    check_warmup_fits,
+    write_descriptions,
+    write_server_files,
+    write_warmup,
+)
 from keras_vit.serving.model_checks import check_saved_model
 
 
@@ -91,7 +96,8 @@ def export_saved_model(
     Raises:
         RuntimeError: If the Keras backend is not TensorFlow.
         ValueError: If the model or an argument cannot be exported.
-        FileExistsError: If the version exists, or `path` is no folder.
+        FileExistsError: If the version exists, or `path` is no folder, or one of another engine's
+            versions.
 
     Example:
 
@@ -108,7 +114,8 @@ def export_saved_model(
     class_names = checked_class_names(class_names, model.output_shape[-1])
     options = ServingOptions(top, limits, on_error, attention)
     batch_sizes = _checked_batch_sizes(warmup_batch_sizes)
-    destination = version_folder(Path(path), version)
+    destination = version_folder(Path(path), version, is_saved_model=True)
+    check_warmup_fits(destination.parent, batch_sizes)
     name = destination.parent.resolve().name
     facts = {
         "keras_vit": __version__,

@@ -10,16 +10,19 @@ from pathlib import Path
 from keras_vit.zoo.file_lock import file_lock
 
 
-def version_folder(path: Path, version: int | None) -> Path:
+def version_folder(path: Path, version: int | None, *, is_saved_model: bool) -> Path:
     """The folder of a new version, `path/version`; nothing is written.
 
     Args:
         path: Folder of the exported model.
         version: Positive number of the version. None takes the one after the highest present.
+        is_saved_model: Whether the version is for a model server, or for another engine.
 
     Raises:
         ValueError: If the version is no positive number.
-        FileExistsError: If the version exists, or `path` is no folder or a version itself.
+        FileExistsError: If the version exists, or `path` is no folder, a version itself, or the
+            folder of versions that are for a model server where this one is not, or the other way
+            round.
     """
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file. Give a folder to export to.")
@@ -28,9 +31,10 @@ def version_folder(path: Path, version: int | None) -> Path:
             f"{path} is an exported version itself. Give the folder that holds the versions, such "
             f"as {path.parent}."
         )
+    versions = [entry for entry in path.glob("*") if entry.name.isdecimal()]
+    _check_are_of_one_kind(path, versions, is_saved_model)
     if version is None:
-        present = [int(entry.name) for entry in path.glob("*") if entry.name.isdecimal()]
-        version = max(present, default=0) + 1
+        version = max((int(entry.name) for entry in versions), default=0) + 1
     # TensorFlow Serving reads the version off the folder's name.
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise ValueError(f"`version` must be a positive integer. Received: version={version!r}")
@@ -41,6 +45,24 @@ def version_folder(path: Path, version: int | None) -> Path:
             "or None for the next one."
         )
     return destination
+
+
+def _check_are_of_one_kind(path, versions, is_saved_model):
+    """Raises where a model server would find versions that it cannot load."""
+    if is_saved_model:
+        # The files of all other engines are called so.
+        found = [file for version in versions for file in version.glob("model.*")]
+        this, those = "a SavedModel", "another engine"
+    else:
+        found = [file for version in versions for file in version.glob("saved_model.pb")]
+        found += path.glob("models.config")
+        this, those = "a model of another engine", "a model server"
+    if found:
+        names = ", ".join(sorted(str(file.relative_to(path)) for file in found))
+        raise FileExistsError(
+            f"{path} is for {those}: it holds {names}. A model server takes every version in a "
+            f"folder for a SavedModel. Give {this} a folder of its own."
+        )
 
 
 @contextlib.contextmanager

@@ -47,6 +47,13 @@ class CheckedModel:
             return {}
         return facts if isinstance(facts, dict) else {}
 
+    def limits(self):
+        """What an export of keras_vit takes of an image; made-up ones are smaller."""
+        told = self.facts().get("limits")
+        told = told if isinstance(told, dict) else {}
+        names = ("max_bytes", "max_pixels")
+        return {name: told[name] for name in names if type(told.get(name)) is int}
+
     def image_signatures(self):
         return {name: row for name, row in self.signatures.items() if self.takes_images(row)}
 
@@ -60,7 +67,7 @@ class CheckedModel:
     def request(self, signature, batch_size, image_size=IMAGE_SIZE):
         if image_input(signature) and not self.takes_images(signature):
             return None
-        return made_up_request(signature, batch_size, image_size)
+        return made_up_request(signature, batch_size, image_size, **self.limits())
 
 
 def read_model(folder):

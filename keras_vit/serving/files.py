@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import uuid
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from keras_vit.serving.prediction_log import WarmupRequest, write_warmup_request
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 # saved_model_warmup_util.h: a server refuses a model with more.
 MAX_WARMUP_RECORDS = 1000
+BATCHING_FILE = "batching_parameters.txt"
 # Of the server's batches, unless larger ones are warmed up.
 MAX_BATCH_SIZE = 64
 
@@ -404,7 +406,9 @@ max_enqueued_batches {{ value: 4 }}
 # one of these sizes, the last being max_batch_size, with rows that are computed and thrown away:
 # of use on a GPU whose libraries choose a method anew for each size. Then warm these sizes up.
 {allowed_batch_sizes}
-# Images of all sizes are rows of one string tensor; there is nothing to pad.
+# Image files of all sizes are rows of one string tensor; there is nothing to pad. All requests to
+# the signature `pixels` must have images of one size, though: where others share a batch, every
+# request of it fails. Send images of mixed sizes as files, to serving_default.
 pad_variable_length_inputs: false
 """
 
@@ -427,17 +431,19 @@ def write_server_files(
         The files written.
 
     Raises:
-        ValueError: If `name` cannot be served or a batch size is no positive integer.
+        ValueError: If `name` cannot be served, a batch size is no positive integer, or is larger
+            than the operator's `batching_parameters.txt` lets a batch be.
     """
     from google.protobuf import text_encoding
 
     _check_name(name)
     sizes = _checked_batch_sizes(batch_sizes) if batch_sizes else []
+    check_warmup_fits(base, sizes)
     max_batch_size = max([MAX_BATCH_SIZE, *sizes])
     allowed = sorted({*sizes, max_batch_size})
     texts = {
         "models.config": MODELS_CONFIG.format(name=text_encoding.CEscape(name.encode(), False)),
-        "batching_parameters.txt": BATCHING_PARAMETERS.format(
+        BATCHING_FILE: BATCHING_PARAMETERS.format(
             max_batch_size=max_batch_size,
             allowed_batch_sizes="\n".join(f"# allowed_batch_sizes: {size}" for size in allowed),
         ),
@@ -448,6 +454,29 @@ def write_server_files(
     for path, text in missing.items():
         _replace(path, text)
     return tuple(missing)
+
+
+def check_warmup_fits(base: str | os.PathLike, batch_sizes: Sequence[int]) -> None:
+    """Raises where a server with batching would refuse the warm-up, and with it the version.
+
+    Args:
+        base: Folder of the model, whose sub-folders are the versions.
+        batch_sizes: Sizes of the batches that are warmed up, if any.
+
+    Raises:
+        ValueError: If one is larger than the `batching_parameters.txt` in `base` lets a batch be.
+    """
+    path = Path(base) / BATCHING_FILE
+    if not path.exists():
+        return
+    text = re.sub("#.*", "", path.read_text(encoding="utf-8", errors="replace"))
+    found = re.search(r"\bmax_batch_size\s*:?\s*[{<]\s*value\s*:\s*(\d+)", text)
+    if found and max(batch_sizes, default=0) > int(found[1]):
+        raise ValueError(
+            f"A warm-up request of {max(batch_sizes)} rows is larger than the batches of {path}: "
+            f"its max_batch_size is {found[1]}, and a server with batching refuses what is larger. "
+            "Raise it there, or warm up smaller batches (`warmup_batch_sizes`)."
+        )
 
 
 def _replace(path, text):

@@ -1,15 +1,12 @@
 """Requests that suit a signature, made up: for warming a server up, and for checking a model."""
 
-import math
-
 import numpy as np
 
-from keras_vit.serving.pictures import encode, photograph
+from keras_vit.serving.pictures import NO_LIMIT, encode, photograph, shrunk
 
 CLASSIFY = "tensorflow/serving/classify"
 # The feature of a tf.Example that holds the encoded image.
 IMAGE_FEATURE = "image/encoded"
-NO_LIMIT = 2**63
 
 
 def made_up_images(
@@ -26,7 +23,7 @@ def made_up_images(
     height, width = image_size
     sizes = [(height + 7 * (i % 8), width + 5 * (i % 9)) for i in range(count)]
     return [
-        _image_file(index, ("JPEG", "PNG")[index % 2], _shrunk(size, max_pixels), max_bytes)
+        _image_file(index, ("JPEG", "PNG")[index % 2], shrunk(size, max_pixels), max_bytes)
         for index, size in enumerate(sizes)
     ]
 
@@ -38,16 +35,8 @@ def _image_file(seed, kind, size, max_bytes):
                 f"A {kind} file of one pixel has {len(image)} bytes. Let the model take larger "
                 f"files. Received: max_bytes={max_bytes}"
             )
-        size = _shrunk(size, max(1, size[0] * size[1] // 2))
+        size = shrunk(size, max(1, size[0] * size[1] // 2))
     return image
-
-
-def _shrunk(size, max_pixels):
-    """About the same shape of at most that many pixels."""
-    height, width = size
-    factor = min(1.0, math.sqrt(max_pixels / (height * width)))
-    height = min(max(1, int(height * factor)), max_pixels)
-    return height, max(1, min(int(width * factor), max_pixels // height))
 
 
 def image_input(signature: dict) -> str | None:
@@ -115,7 +104,7 @@ def made_up_request(
     request = {}
     for name, tensor in signature["inputs"].items():
         sizes = (tensor["shape"] or [None])[1:]
-        open_sizes = (*_shrunk(image_size, max_pixels), 3) if len(sizes) == 3 else (2,) * len(sizes)
+        open_sizes = (*shrunk(image_size, max_pixels), 3) if len(sizes) == 3 else (2,) * len(sizes)
         sizes = [
             other if size is None else size for size, other in zip(sizes, open_sizes, strict=True)
         ]

@@ -1,6 +1,7 @@
 """Pictures that a server is checked with: good ones of every kind, and hostile ones."""
 
 import io
+import math
 import struct
 import zlib
 from collections.abc import Mapping
@@ -8,28 +9,52 @@ from collections.abc import Mapping
 import numpy as np
 
 OVERSIZED_BYTES = 32 * 2**20
+NO_LIMIT = 2**63
 
 
-def good_pictures() -> Mapping[str, bytes]:
+def good_pictures(max_pixels: int = NO_LIMIT) -> Mapping[str, bytes]:
     """Encoded pictures by a name of their kind: JPEG and PNG, no two of one size.
+
+    Those of more than `max_pixels` are smaller.
 
     Example:
 
     >>> list(good_pictures())[:2]
     ['JPEG', 'PNG']
     """
-    grey = photograph(25, 31, 5)[..., 0]
-    sixteen_bits = grey.astype("uint16") * 256 + grey[::-1]
+
+    def colours(height, width, seed):
+        return photograph(*shrunk((height, width), max_pixels), seed)
+
+    def grey(height, width):
+        return colours(height, width, 5)[..., 0]
+
+    low_bits = grey(23, 31)
+    sixteen_bits = low_bits[::-1].astype("uint16") * 256 + low_bits
     return {
-        "JPEG": encode(photograph(96, 64, 0), "JPEG"),
-        "PNG": encode(photograph(33, 64, 1), "PNG"),
-        "progressive JPEG": encode(photograph(57, 90, 2), "JPEG", progressive=True),
-        "CMYK JPEG": encode(photograph(40, 29, 3), "JPEG", mode="CMYK"),
-        "grey JPEG": encode(grey, "JPEG"),
-        "grey PNG": encode(grey[1:], "PNG"),
-        "palette PNG": encode(photograph(28, 64, 6), "PNG", mode="P"),
-        "16-bit PNG": encode(sixteen_bits[2:], "PNG"),
+        "JPEG": encode(colours(96, 64, 0), "JPEG"),
+        "PNG": encode(colours(33, 64, 1), "PNG"),
+        "progressive JPEG": encode(colours(57, 90, 2), "JPEG", progressive=True),
+        "CMYK JPEG": encode(colours(40, 29, 3), "JPEG", mode="CMYK"),
+        "grey JPEG": encode(grey(25, 31), "JPEG"),
+        "grey PNG": encode(grey(24, 31), "PNG"),
+        "palette PNG": encode(colours(28, 64, 6), "PNG", mode="P"),
+        "16-bit PNG": encode(sixteen_bits, "PNG"),
     }
+
+
+def shrunk(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
+    """About the same shape, `(height, width)`, of at most that many pixels.
+
+    Example:
+
+    >>> shrunk((48, 64), 2500)
+    (43, 57)
+    """
+    height, width = size
+    factor = min(1.0, math.sqrt(max_pixels / (height * width)))
+    height = min(max(1, int(height * factor)), max_pixels)
+    return height, max(1, min(int(width * factor), max_pixels // height))
 
 
 def bad_pictures() -> Mapping[str, bytes]:

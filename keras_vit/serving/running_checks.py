@@ -121,7 +121,7 @@ def _batches(model, run):
 def _mixed_sizes(model, run):
     done = []
     for name, signature in model.image_signatures().items():
-        images = made_up_images(3, IMAGE_SIZE)
+        images = made_up_images(3, IMAGE_SIZE, **model.limits())
         together = _answers(run, name, image_request(signature, images))
         for row, image in enumerate(images):
             alone = _answers(run, name, image_request(signature, [image]))
@@ -142,7 +142,7 @@ def _bad_image(model, run):
         return f"{NOT_APPLICABLE} no signature takes encoded images"
     if model.facts().get("on_error") == "fail":
         return f"{NOT_APPLICABLE} exported with on_error='fail', a bad image fails its whole call"
-    first, second, third = made_up_images(3, IMAGE_SIZE)
+    first, second, third = made_up_images(3, IMAGE_SIZE, **model.limits())
     bad_images = bad_pictures()
     for name, signature in signatures.items():
         good = _answers(run, name, image_request(signature, [first, second, third]))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keras_vit.serving.client import Client, ServingError, connect
-from keras_vit.serving.pictures import good_pictures
+from keras_vit.serving.pictures import NO_LIMIT, good_pictures
 from keras_vit.serving.server_checks import (
     Outcome,
     ServeVerdict,
@@ -21,7 +21,7 @@ from keras_vit.serving.server_checks import (
 )
 from keras_vit.serving.server_load import LoadResult, run_load
 
-# The checks send them many times; the load sends all.
+# The checks send them many times; the load sends more.
 _CHECKED_PICTURES = 8
 
 
@@ -85,6 +85,7 @@ def serve_check(
     hostile: float = 0.05,
     tolerance: float = 1e-4,
     timeout: float = 30.0,
+    max_pixels: int = NO_LIMIT,
 ) -> ServeCheckReport:
     """Checks a running server of an exported model, and measures how fast it answers.
 
@@ -100,7 +101,8 @@ def serve_check(
         model: Name of the served model; None: the only one, of a server that can list its models,
             which TensorFlow Serving cannot.
         images: A folder of JPEG and PNG files to send, sub-folders included; None: pictures made
-            here, of every kind. The checks take the first 8, the load all of them.
+            here, of every kind. The checks take the first 8, the load as many as it sends; no
+            others are read.
         requests: Requests of the load, for each protocol; 0: no load.
         clients: How many of them are under way at a time.
         batch_size: Pictures in a request of the load.
@@ -108,6 +110,8 @@ def serve_check(
         tolerance: How far two answers for the same picture may differ: probabilities and scores
             as they are, logits and embeddings relative to their largest value.
         timeout: Seconds to wait for an answer.
+        max_pixels: Height times width of a picture made here, at most: the limit of a model that
+            takes no larger ones, which no server tells.
 
     Returns:
         The report; `print` shows it, `passed` says whether no check failed.
@@ -128,14 +132,18 @@ def serve_check(
     ```
     """
     addresses = [addresses] if isinstance(addresses, str) else list(addresses)
-    _check_arguments(requests, clients, batch_size, hostile, tolerance, timeout)
-    pictures = good_pictures() if images is None else _read_pictures(Path(images))
+    _check_arguments(requests, clients, batch_size, hostile, tolerance, timeout, max_pixels)
+    if images is None:
+        pictures = good_pictures(max_pixels)
+    else:
+        count = max(_CHECKED_PICTURES, requests * batch_size)
+        pictures = _read_pictures(Path(images), count)
     first = dict(list(pictures.items())[:_CHECKED_PICTURES])
     verdicts: list[ServeVerdict] = []
     loads: list[LoadResult] = []
     with _connected(addresses, timeout) as servers:
         model = _model_name(servers, model)
-        subjects = [Subject(server, model, first, tolerance) for server in servers]
+        subjects = [Subject(server, model, first, tolerance, max_pixels) for server in servers]
         for subject in subjects:
             verdicts += run_checks(subject)
         if len(subjects) == 2:
@@ -156,11 +164,12 @@ def serve_check(
     return ServeCheckReport(model, places, tuple(verdicts), tuple(loads))
 
 
-def _check_arguments(requests, clients, batch_size, hostile, tolerance, timeout):
+def _check_arguments(requests, clients, batch_size, hostile, tolerance, timeout, max_pixels):
     for name, value, least in (
         ("requests", requests, 0),
         ("clients", clients, 1),
         ("batch_size", batch_size, 1),
+        ("max_pixels", max_pixels, 1),
     ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"`{name}` must be an integer from {least} on. Received: {value!r}")
@@ -171,14 +180,14 @@ def _check_arguments(requests, clients, batch_size, hostile, tolerance, timeout)
             raise ValueError(f"`{name}` must be positive. Received: {value!r}")
 
 
-def _read_pictures(folder):
+def _read_pictures(folder, count):
     if not folder.is_dir():
         raise NotADirectoryError(f"`images` must be a folder of pictures. Received: {folder}")
     suffixes = (".jpg", ".jpeg", ".png")
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes)
     if not files:
         raise ValueError(f"The folder {folder} has no {', '.join(suffixes)} files.")
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files[:count]}
 
 
 @contextlib.contextmanager
@@ -226,6 +235,8 @@ def _load(loads, subject, pictures, **options):
     result = run_load(subject, pictures, **options)
     loads.append(result)
     sent = f"{result.requests} requests, {result.hostile} of them hostile"
+    if result.answered < result.requests:
+        sent = f"{result.sent} of {sent}, {result.answered} answered"
     if result.wrong:
         seen = "; ".join(f"{count} times {what}" for what, count in result.wrong.items())
         raise Wrong(f"{sent}: {seen}.")
@@ -234,7 +245,7 @@ def _load(loads, subject, pictures, **options):
 
 def _load_table(loads):
     load = loads[0]
-    titles = ("p50", "p90", "p99", "max", "requests/s", "pictures/s")
+    titles = ("answered", "p50", "p90", "p99", "max", "requests/s", "pictures/s")
     yield (
         f"{load.requests} requests from {load.clients} clients, {load.batch_size} pictures each; "
         "latencies in ms"
@@ -243,4 +254,5 @@ def _load_table(loads):
     for load in loads:
         values = [1000 * load.percentile(percent) for percent in (50, 90, 99, 100)]
         values += [load.requests_per_second, load.pictures_per_second]
-        yield f"{load.protocol:6}" + "".join(f"{value:12.1f}" for value in values)
+        figures = "".join(f"{value:12.1f}" for value in values)
+        yield f"{load.protocol:6}{load.answered:12}{figures}"

@@ -21,10 +21,12 @@ from keras_vit.serving.client import (
     Signature,
 )
 from keras_vit.serving.pictures import (
+    NO_LIMIT,
     bad_pictures,
     encode,
     oversized_picture,
     photograph,
+    shrunk,
 )
 
 Outcome = Literal["pass", "fail", "not applicable"]
@@ -86,6 +88,7 @@ class Subject:
         model: Its name.
         pictures: Encoded pictures by name, all good.
         tolerance: How far two answers for the same picture may differ.
+        max_pixels: Height times width of what `pixels` is asked about, at most.
         signatures: The known signatures.
         answers: Their answers for the good pictures, in one batch.
         alone: Their answers for the first one alone.
@@ -97,6 +100,7 @@ class Subject:
     model: str
     pictures: Mapping[str, bytes]
     tolerance: float
+    max_pixels: int = NO_LIMIT
     versions: dict[int, str] = field(default_factory=dict)
     signatures: dict[str, Signature] = field(default_factory=dict)
     answers: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
@@ -114,7 +118,7 @@ class Subject:
         if _TAKES[signature.name] != "pixels":
             return list(self.pictures.values())
         (spec,) = signature.inputs.values()
-        free_height, free_width = _PIXELS_SIZE
+        free_height, free_width = shrunk(_PIXELS_SIZE, self.max_pixels)
         height, width = spec.shape[1:3] if spec.shape else (None, None)
         size = (height or free_height, width or free_width)
         return [photograph(*size, seed) for seed in range(3)]

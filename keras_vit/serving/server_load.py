@@ -34,17 +34,21 @@ class LoadResult:
 
     Args:
         protocol: "REST" or "gRPC".
-        requests: Number of requests.
-        hostile: How many of them had a bad picture among theirs.
+        requests: Number of requests that were to be sent.
+        sent: How many of them were; fewer where an answer did not come in time.
+        answered: How many of those the server answered, be it with an error or wrongly.
+        hostile: How many of those sent had a bad picture among theirs.
         clients: Number of clients, each with one request at a time.
         batch_size: Pictures in a request.
-        seconds: Time from the first request to the last answer.
+        seconds: Time from the first request to the last answer, or to the end of the wait for it.
         latencies: Seconds, one a request that was answered, of requests without a bad picture.
         wrong: What was wrong, and how many times.
     """
 
     protocol: str
     requests: int
+    sent: int
+    answered: int
     hostile: int
     clients: int
     batch_size: int
@@ -54,11 +58,11 @@ class LoadResult:
 
     @property
     def requests_per_second(self) -> float:
-        return self.requests / self.seconds
+        return self.answered / self.seconds
 
     @property
     def pictures_per_second(self) -> float:
-        return self.requests * self.batch_size / self.seconds
+        return self.answered * self.batch_size / self.seconds
 
     def percentile(self, percent: float) -> float:
         """A percentile of the latencies, in seconds; NaN where no request was answered."""
@@ -99,30 +103,40 @@ def run_load(
     if known and difference(known, _first(expected, known), tolerance) > tolerance:
         raise Wrong("before the load, good pictures are answered otherwise than by the checks")
     bad = list(bad_pictures().values())
+    # Of several threads: these are appended to, never counted up.
+    sent: list[int] = []
+    answered: list[int] = []
     latencies: list[float] = []
-    wrong: Counter[str] = Counter()
+    wrong: list[str] = []
     counter = itertools.count()
     has_ended = threading.Event()
 
     def one_request(index):
         rows = [(index * batch_size + row) % len(pictures) for row in range(batch_size)]
         files = [pictures[row] for row in rows]
-        bad_row = index % batch_size if is_hostile(index, hostile) else None
-        if bad_row is not None:
-            files[bad_row] = bad[index % len(bad)]
+        bad_row = None
+        if is_hostile(index, hostile):
+            # By turns every kind in every row, which the index itself would not come to.
+            number = _hostile_before(index, hostile)
+            bad_row = number // len(bad) % batch_size
+            files[bad_row] = bad[number % len(bad)]
         inputs = signature_inputs(signature, files)
         request = subject.client.request(subject.model, signature, inputs)
-        sent = time.perf_counter()
+        sent.append(index)
+        start = time.perf_counter()
         try:
             raw = subject.client.send(request)
         except ServingError as error:
+            answered.append(index)
             if bad_row is None or not error.is_refusal:
                 raise Wrong(f"error {error.code} for good pictures") from error
             if not subject.refuses_calls.get(signature.name, True):
                 raise Wrong("a bad picture fails its neighbours") from error
             return
+        seconds = time.perf_counter() - start
+        answered.append(index)
         if bad_row is None:
-            latencies.append(time.perf_counter() - sent)
+            latencies.append(seconds)
         answer = subject.client.outputs(signature, raw)
         _check_answer(subject, signature, answer, expected, rows, bad_row)
 
@@ -131,7 +145,7 @@ def run_load(
             try:
                 one_request(index)
             except FAILURES as error:
-                wrong[why_failed(error)] += 1
+                wrong.append(why_failed(error))
                 # A server that hangs would be waited for with every request that is left.
                 if isinstance(error, TimeoutError):
                     has_ended.set()
@@ -144,12 +158,14 @@ def run_load(
     return LoadResult(
         subject.client.protocol,
         requests,
-        sum(is_hostile(index, hostile) for index in range(requests)),
+        len(sent),
+        len(answered),
+        sum(is_hostile(index, hostile) for index in sent),
         clients,
         batch_size,
         seconds,
         tuple(latencies),
-        dict(wrong),
+        dict(Counter(wrong)),
     )
 
 
@@ -161,7 +177,11 @@ def is_hostile(index: int, share: float) -> bool:
     >>> [index for index in range(10) if is_hostile(index, 0.2)]
     [4, 9]
     """
-    return int((index + 1) * share + 1e-9) > int(index * share + 1e-9)
+    return _hostile_before(index + 1, share) > _hostile_before(index, share)
+
+
+def _hostile_before(index, share):
+    return int(index * share + 1e-9)
 
 
 def _expected(subject, signature, pictures, batch_size):
