@@ -3,6 +3,7 @@
 import dataclasses
 
 from keras_vit.checkpoints.positions import square_grid
+from keras_vit.layers.patches import as_pair
 from keras_vit.layers.resnet_stem import stem_stride
 
 PATCH_KERNEL = "patch_encoder/projection/kernel"
@@ -125,7 +126,7 @@ def locate(facts, weights, tensors=None):
         ValueError: If the config's image size contradicts the positions.
     """
     facts = dict(facts)
-    told, likely = (_pair(facts.pop(name, None)) for name in ("image_size", "likely_image_size"))
+    told, likely = (_stated(facts.pop(name, None)) for name in ("image_size", "likely_image_size"))
     if "patch_size" not in facts:
         return facts, False
     stride, stored = patch_stride(facts), stored_positions(facts, weights)
@@ -154,6 +155,7 @@ def locate(facts, weights, tensors=None):
     return facts, False
 
 
-def _pair(size):
-    pair = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-    return None if None in pair else pair
+def _stated(size):
+    """A pair, or None where a config leaves the size or a side of it open."""
+    is_open = None in size if isinstance(size, (list, tuple)) else size is None
+    return None if is_open else as_pair(size, "image_size")

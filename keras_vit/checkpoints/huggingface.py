@@ -8,8 +8,11 @@ import math
 import re
 
 from keras_vit.checkpoints.architecture import architecture
+from keras_vit.checkpoints.hub_config import translated
 from keras_vit.checkpoints.layouts import Rule, torch_dense, torch_norm
+from keras_vit.layers.patches import as_pair
 from keras_vit.models import PRESETS, Preprocessing
+from keras_vit.models.preprocessing import CLIP_SCALING
 
 FORMAT = "hf"
 _PREFIX = re.compile(
@@ -246,9 +249,6 @@ _DINOV3 = {
     "layer_norm_eps": 1e-5,
     "rope_theta": 100.0,
 }
-_CLIP_SCALING = Preprocessing(
-    mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
-)
 _IMAGENET = PRESETS["imagenet"]
 _HALF = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3, crop_mode="squash")
 MODEL_TYPES = {
@@ -266,8 +266,8 @@ MODEL_TYPES = {
     "siglip_vision_model": (_SIGLIP, _HALF),
     "siglip2": (_SIGLIP, _HALF),
     "siglip2_vision_model": (_SIGLIP, _HALF),
-    "clip": (_CLIP, _CLIP_SCALING),
-    "clip_vision_model": (_CLIP, _CLIP_SCALING),
+    "clip": (_CLIP, CLIP_SCALING),
+    "clip_vision_model": (_CLIP, CLIP_SCALING),
 }
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -383,8 +383,9 @@ def _configured(hub_config, model_type, known, shapes):
     ]
     if "num_register_tokens" in config and not known["distillation_token"]:
         checked.append(("num_register_tokens", config["num_register_tokens"], "register_tokens"))
+    patch_size = as_pair(config["patch_size"], "patch_size")
     if "patch_size" in known:
-        checked.append(("patch_size", _pair(config["patch_size"]), "patch_size"))
+        checked.append(("patch_size", patch_size, "patch_size"))
     for key, value, field in checked:
         if value != known[field]:
             raise ValueError(
@@ -394,15 +395,12 @@ def _configured(hub_config, model_type, known, shapes):
     told = {
         "num_heads": config["num_attention_heads"],
         "layer_norm_epsilon": float(config["layer_norm_eps"]),
-        "patch_size": _pair(config["patch_size"]),
+        "patch_size": patch_size,
         # A size that contradicts the positions is found when the grid is looked for.
         "image_size": config["image_size"],
     }
     if not known["gated_mlp"] or model_type == "dinov3_vit":
-        activation = config["hidden_act"]
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"unsupported hidden_act in config.json: {activation!r}")
-        told["activation"] = _ACTIVATIONS[activation]
+        told["activation"] = translated("hidden_act", config["hidden_act"], _ACTIVATIONS)
     if "rope_theta" in config:
         told["rope_base"] = float(config["rope_theta"])
     if model_type.startswith("siglip") and "classifier.weight" in shapes:
@@ -432,10 +430,6 @@ def _check_switches(config, hub_config, model_type, known):
     learned = model_type not in ("beit", "data2vec-vision", "dinov3_vit")
     if learned and "learned" not in (known["positions"] or ""):
         raise ValueError("the tensor embeddings.position_embeddings is missing")
-
-
-def _pair(value):
-    return tuple(value) if isinstance(value, (list, tuple)) else (value, value)
 
 
 def _preprocessing(config, notes):

@@ -7,6 +7,7 @@ The names, and what each family does not say in its config, are those of keras-h
 import re
 
 from keras_vit.checkpoints.architecture import architecture
+from keras_vit.checkpoints.hub_config import translated
 from keras_vit.checkpoints.layouts import Rule
 from keras_vit.models import Preprocessing
 
@@ -342,7 +343,7 @@ def _family_facts(known, shapes, backbone, notes):
             raise ValueError(f"config.json says {theirs}={found!r}, the tensors {known[ours]!r}")
     activation = backbone.get("intermediate_activation", backbone.get("hidden_activation"))
     if activation is not None:
-        told["activation"] = _translated("activation", activation, _ACTIVATIONS)
+        told["activation"] = translated("activation", activation, _ACTIVATIONS)
     epsilon = backbone.get("layer_norm_epsilon", backbone.get("layer_norm_eps"))
     if epsilon is not None:
         if "pool/probe" in shapes and epsilon != told["layer_norm_epsilon"]:
@@ -414,12 +415,3 @@ def _three(value):
 
 def _as_tuple(value):
     return tuple(value) if isinstance(value, list) else value
-
-
-def _translated(name, value, table):
-    if not isinstance(value, str) or value not in table:
-        raise ValueError(
-            f"unsupported {name} in config.json. Expected one of {', '.join(table)}. "
-            f"Received: {value!r:.100}"
-        )
-    return table[value]

@@ -7,7 +7,9 @@ but for a few.
 import re
 
 from keras_vit.checkpoints.architecture import architecture, published_heads
+from keras_vit.checkpoints.hub_config import translated
 from keras_vit.checkpoints.layouts import Rule, torch_dense, torch_norm
+from keras_vit.layers.patches import as_pair
 from keras_vit.models import Preprocessing
 
 FORMAT = "timm"
@@ -291,8 +293,8 @@ def _hub_facts(hub_config, known, notes):
         if re.search(pattern, architecture_name):
             told |= row
     if arguments.get("act_layer"):
-        told["activation"] = _translated(arguments, "act_layer", _ACTIVATIONS)
-    elif "mlp_layer" in arguments and _translated(arguments, "mlp_layer", _MLP_LAYERS):
+        told["activation"] = translated("act_layer", arguments["act_layer"], _ACTIVATIONS)
+    elif "mlp_layer" in arguments and translated("mlp_layer", arguments["mlp_layer"], _MLP_LAYERS):
         # timm hands its own default, exact GELU, to the layer.
         told["activation"] = "silu" if arguments["mlp_layer"] == "SwiGLU" else "gelu"
     # No argument of timm's. Folders of earlier versions have it among them.
@@ -301,7 +303,7 @@ def _hub_facts(hub_config, known, notes):
         told["layer_norm_epsilon"] = float(epsilon)
     pooling = arguments.get("global_pool", hub_config.get("global_pool"))
     if pooling is not None:
-        told["pooling"] = _translated({"global_pool": pooling}, "global_pool", _POOLINGS)
+        told["pooling"] = translated("global_pool", pooling, _POOLINGS)
     elif re.search(r"^(eva|beit)|_dinov3", architecture_name):
         told["pooling"] = "avg"
     elif arguments.get("fc_norm") and known["class_token"]:
@@ -377,9 +379,10 @@ def _check_arguments(arguments, known):
             "unsupported model_args: "
             + ", ".join(f"{name}={arguments[name]!r}" for name in unknown)
         )
-    if "patch_size" in arguments and _pair(arguments["patch_size"]) != known["patch_size"]:
+    patch_size = arguments.get("patch_size")
+    if patch_size is not None and as_pair(patch_size, "patch_size") != known["patch_size"]:
         raise ValueError(
-            f"model_args say patch_size={arguments['patch_size']!r}, the tensor "
+            f"model_args say patch_size={patch_size!r}, the tensor "
             f"patch_embed.proj.weight {known['patch_size']!r}"
         )
     if arguments.get("init_values") and known["layer_scale"] is None:
@@ -404,17 +407,3 @@ def _check_arguments(arguments, known):
             raise ValueError(
                 f"model_args say {name}={arguments[name]!r}, the tensors {known[field]!r}"
             )
-
-
-def _pair(size):
-    return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-
-
-def _translated(arguments, name, table):
-    value = arguments[name]
-    if value not in table:
-        raise ValueError(
-            f"unsupported `{name}` in config.json. Expected one of "
-            f"{', '.join(map(repr, table))}. Received: {name}={value!r}"
-        )
-    return table[value]
