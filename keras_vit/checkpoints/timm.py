@@ -159,21 +159,40 @@ def facts(weights, shapes, file):
     if "stem_blocks" in known:
         known["stem_rule"] = "timm"
     if hub_config is None:
-        # A bare file says neither; these are timm's for every plain ViT and DeiT.
-        known |= {
-            "activation": "silu" if known["gated_mlp"] else "gelu",
-            "layer_norm_epsilon": 1e-5 if known["pre_norm"] else 1e-6,
-        }
-        notes.append(
-            f"activation {known['activation']} and epsilon {known['layer_norm_epsilon']}, timm's "
-            "for such tensors: no config.json beside the file"
-        )
+        known |= _bare_facts(known, notes)
     else:
         known |= _hub_facts(hub_config, known, notes)
     _add_computed_positions(known, hub_config)
-    if "num_heads" not in known:
+    if "num_heads" not in {*known, *known.get("ambiguous", ())}:
         known |= published_heads(known["hidden_size"], notes)
     return known, notes
+
+
+# (width, whether the MLPs are gated) of published models that differ in the number of heads:
+# DINOv3's H+ has 20 of 64; SigLIP 2's optimised g has 16 of 96.
+_AMBIGUOUS_HEADS = ((1280, True), (1536, False))
+
+
+def _bare_facts(known, notes):
+    """What all models that timm publishes with such tensors have; and, as `ambiguous`, the fields
+    that differ from one of them to the other, which no tensor tells."""
+    # SigLIP's have no tokens but the patches, and these no scales.
+    is_siglips = not (known["class_token"] or known["register_tokens"] or known["layer_scale"])
+    ambiguous = {
+        "activation": known["pre_norm"] or is_siglips,
+        # Nothing stored means rotary positions, DINOv3's among them.
+        "layer_norm_epsilon": known["positions"] is None,
+        "num_heads": (known["hidden_size"], known["gated_mlp"]) in _AMBIGUOUS_HEADS,
+    }
+    told = {
+        "activation": "silu" if known["gated_mlp"] else "gelu",
+        "layer_norm_epsilon": 1e-5 if known["pre_norm"] else 1e-6,
+    }
+    told = {name: value for name, value in told.items() if not ambiguous[name]}
+    if told:
+        said = " and ".join(f"{name.split('_')[-1]} {value}" for name, value in told.items())
+        notes.append(f"{said}, timm's for such tensors: no config.json beside the file")
+    return told | {"ambiguous": frozenset(name for name in ambiguous if ambiguous[name])}
 
 
 def _add_computed_positions(known, hub_config):
