@@ -718,6 +718,26 @@ def test_another_base_of_rotary_positions_is_named(tmp_path):
     keras_vit.load_checkpoint(model, tmp_path, accept=("rope_base",))
 
 
+# A size that the patches do not cover.
+
+
+@pytest.mark.parametrize("library", ["timm", "siglip", "dinov3"])
+def test_an_image_size_that_is_no_multiple_of_the_patch(tmp_path, library):
+    """So400m/14 at 384 px has 27 x 27 patches: the convolution leaves out the last 6 pixels."""
+    if library == "siglip":
+        naming, config, options, switches = TRANSFORMERS["siglip alone"]
+        config = config | {"image_size": 14}
+        tensors = write_transformers(tmp_path, naming, config, depth=1, **options)
+    else:
+        options, _, switches = TIMM["dinov3" if library == "dinov3" else "vit"]
+        tensors = write_timm(tmp_path, image_size=(14, 14), **options)
+    model = load(tmp_path)
+    assert model.input_shape == (None, 12, 12, 3)
+    assert_close(to_numpy(model(images())), timm_forward(tensors, images(), 2, **switches))
+    said = "images of (12, 12) px, which (3, 3) patches cover, not (14, 14)"
+    assert said in inspect_checkpoint(tmp_path)
+
+
 # A config that contradicts the tensors.
 
 

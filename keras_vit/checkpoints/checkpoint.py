@@ -187,9 +187,10 @@ def recognise(file):
             for rule in rules
             if rule.weight == POSITIONS
         }
-        facts, is_grid_told = locate(facts, weights, names)
+        notes = list(notes)
+        facts, is_grid_told = locate(facts, weights, notes, names)
         if not is_grid_told and "image_size" in facts:
-            notes = [*notes, f"a square of patches, {facts['image_size']} px, as none is stated"]
+            notes.append(f"a square of patches, {facts['image_size']} px, as none is stated")
         _check_sizes(facts)
     except (
         *(ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError),
