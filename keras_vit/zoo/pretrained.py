@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 from pathlib import Path
 
 from keras_vit.checkpoints import CheckpointError, load_checkpoint, open_checkpoint
@@ -249,4 +250,5 @@ def weights_path(weights):
 
 def _model_name(path):
     stem = path.parent.name if path.name == "model.safetensors" else path.name.split(".")[0]
-    return "".join(c if c.isalnum() or c in "_-." else "_" for c in stem) or "vision_transformer"
+    # TensorFlow takes ASCII alone in the names of scopes, and neither _ nor - in front.
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", stem).lstrip("_-.") or "vision_transformer"
