@@ -376,6 +376,26 @@ def test_transformers(tmp_path, case):
     assert_close(to_numpy(load(tmp_path)(images())), expected)
 
 
+@pytest.mark.parametrize(
+    ("case", "naming"),
+    [
+        ("vit", "classic in memory"),
+        ("ijepa", "classic in memory"),
+        ("beit", "classic in memory"),
+        ("dinov2 with a head", "dinov2 in memory"),
+        ("dinov2 swiglu", "dinov2 swiglu in memory"),
+    ],
+)
+def test_transformers_names_in_memory(tmp_path, case, naming):
+    """As `save_file(model.state_dict(), …)` stores them, beside the config.json of the model."""
+    _, config, options, switches = TRANSFORMERS[case]
+    if case == "dinov2 swiglu":
+        options = {**options, "gated": "apart"}
+    tensors = write_transformers(tmp_path, naming, config, **{"depth": 1, **options})
+    expected = timm_forward(tensors, images(), 2, **switches)
+    assert_close(to_numpy(load(tmp_path)(images())), expected)
+
+
 def test_transformers_deit_without_a_teacher(tmp_path):
     """Its distillation token is among the tokens, and no head looks at it."""
     config = {**CLASSIC, "model_type": "deit"}

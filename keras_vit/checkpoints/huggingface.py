@@ -19,6 +19,23 @@ _PREFIX = re.compile(
     r"^(vit|deit|dinov2_with_registers|dinov2|dinov3_vit|beit|data2vec_vision|ijepa|vision_model|"
     r"(vit|vision)\.vision_model)\."
 )
+# (pattern, the name in published files): what transformers 5 calls the tensors in memory, which
+# `save_pretrained` turns back and a state dict that is stored as it is does not.
+_LAYER = r"^(encoder\.layer\.\d+)\."
+_ALIASES = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"^layers\.(\d+)\.mlp\.fc1\.", r"encoder.layer.\1.intermediate.dense."),
+        (r"^layers\.(\d+)\.mlp\.fc2\.", r"encoder.layer.\1.output.dense."),
+        (r"^layers\.", "encoder.layer."),
+        (_LAYER + r"attention\.q_proj\.", r"\1.attention.attention.query."),
+        (_LAYER + r"attention\.k_proj\.", r"\1.attention.attention.key."),
+        (_LAYER + r"attention\.v_proj\.", r"\1.attention.attention.value."),
+        (_LAYER + r"attention\.o_proj\.", r"\1.attention.output.dense."),
+        (_LAYER + r"relative_position_bias\.", r"\1.attention.attention.relative_position_bias."),
+        (r"^shared_position_bias\.", "encoder.relative_position_bias."),
+    )
+)
 BLOCK = re.compile(r"(?:encoder\.layers?|layer|model\.layer)\.(\d+)\.")
 IGNORED = (
     (re.compile(r"mask_token$"), "for masked pre-training alone"),
@@ -30,14 +47,17 @@ IGNORED = (
 
 
 def canonical_name(name):
-    """The tensor's name without the prefix of the model inside a larger one.
+    """The tensor's name in published files, without the prefix of the model inside a larger one.
 
     Example:
 
     >>> canonical_name("vit.embeddings.cls_token")
     'embeddings.cls_token'
     """
-    return _PREFIX.sub("", name).removeprefix("model.")
+    name = _PREFIX.sub("", name).removeprefix("model.")
+    for pattern, replacement in _ALIASES:
+        name = pattern.sub(replacement, name)
+    return name
 
 
 def published_name(name, file_names):
@@ -140,15 +160,18 @@ def _classic_block(index, shapes):
 
 def _dinov2_block(index, shapes):
     block, tensor = f"block_{index}", f"encoder.layer.{index}"
-    is_gated = f"{tensor}.mlp.weights_in.weight" in shapes
-    expansion, projection = ("weights_in", "weights_out") if is_gated else ("fc1", "fc2")
+    expansion, projection = ("fc1",), "fc2"
+    if f"{tensor}.mlp.weights_in.weight" in shapes:
+        expansion, projection = ("weights_in",), "weights_out"
+    elif f"{tensor}.mlp.gate_proj.weight" in shapes:  # As transformers 5 has it in memory.
+        expansion, projection = ("gate_proj", "up_proj"), "down_proj"
     return [
         *torch_norm(f"{block}/attention_norm", f"{tensor}.norm1"),
         *_separate(block, f"{tensor}.attention.attention", shapes),
         *torch_dense(f"{block}/attention/projection", f"{tensor}.attention.output.dense"),
         Rule(f"{block}/attention_scale/gamma", (f"{tensor}.layer_scale1.lambda1",)),
         *torch_norm(f"{block}/mlp_norm", f"{tensor}.norm2"),
-        *torch_dense(f"{block}/mlp/expansion", f"{tensor}.mlp.{expansion}"),
+        *torch_dense(f"{block}/mlp/expansion", *(f"{tensor}.mlp.{part}" for part in expansion)),
         *torch_dense(f"{block}/mlp/projection", f"{tensor}.mlp.{projection}"),
         Rule(f"{block}/mlp_scale/gamma", (f"{tensor}.layer_scale2.lambda1",)),
     ]
