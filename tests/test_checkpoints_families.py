@@ -728,6 +728,41 @@ def test_the_factor_of_a_preprocessor_config_is_followed(tmp_path, told, factor,
     np.testing.assert_allclose(to_numpy(scale(pixels)), expected, rtol=1e-4, atol=1e-4)
 
 
+CROP = {"do_center_crop": True, "crop_size": 224}
+SQUARE = {"height": 256, "width": 256}
+
+
+@pytest.mark.parametrize(
+    ("told", "mode", "fraction"),
+    [
+        ({"feature_extractor_type": "DeiTFeatureExtractor", "size": 256, **CROP}, "squash", 0.875),
+        ({"image_processor_type": "DeiTImageProcessor", "size": SQUARE, **CROP}, "squash", 0.875),
+        ({"size": [256, 256], **CROP}, "squash", 0.875),
+        ({"size": 224}, "squash", 1.0),
+        ({"size": SQUARE, **CROP, "crop_size": 256}, "squash", 1.0),
+        ({"feature_extractor_type": "CLIPFeatureExtractor", "size": 256, **CROP}, "center", 0.875),
+        ({"image_processor_type": "BitImageProcessor", "size": 256, **CROP}, "center", 0.875),
+        ({"size": {"shortest_edge": 256}, **CROP}, "center", 0.875),
+    ],
+    ids=str,
+)
+def test_sizes_of_a_preprocessor_config(tmp_path, told, mode, fraction):
+    """A number is a square's, but for the processors of CLIP and of its kind."""
+    config = {**CLASSIC, "model_type": "vit"}
+    write_transformers(tmp_path, "classic", config, depth=1, prefix="vit.")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+    layer = keras_vit.from_checkpoint(tmp_path).get_layer("preprocessing")
+    assert (layer.crop_mode, layer.crop_fraction) == (mode, fraction)
+
+
+def test_a_number_is_the_shorter_side_in_an_unnamed_processor_of_clip(tmp_path):
+    naming, config, options, _ = TRANSFORMERS["clip alone"]
+    write_transformers(tmp_path, naming, config, depth=1, **options)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 256, **CROP}))
+    layer = keras_vit.from_checkpoint(tmp_path).get_layer("preprocessing")
+    assert (layer.crop_mode, layer.crop_fraction) == ("center", 0.875)
+
+
 def test_another_base_of_rotary_positions_is_named(tmp_path):
     write_timm(tmp_path, depth=1, **DINOV3, arguments={"rope_temperature": 50.0})
     assert load(tmp_path).get_layer("block_0").rope_base == 50.0

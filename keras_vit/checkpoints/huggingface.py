@@ -338,7 +338,7 @@ def facts(weights, shapes, file):
     elif model_type.startswith("siglip2"):
         known["resampling"] = "siglip2"
     if file.preprocessor_config is not None:
-        known["preprocessing"] = _preprocessing(file.preprocessor_config, notes)
+        known["preprocessing"] = _preprocessing(file.preprocessor_config, model_type, notes)
     else:
         known["preprocessing"] = scaling = MODEL_TYPES[model_type][1]
         notes.append(
@@ -455,7 +455,7 @@ def _check_switches(config, hub_config, model_type, known):
         raise ValueError("the tensor embeddings.position_embeddings is missing")
 
 
-def _preprocessing(config, notes):
+def _preprocessing(config, model_type, notes):
     resample = config.get("resample", 3)
     interpolation = _INTERPOLATIONS.get(resample)
     if interpolation is None:
@@ -470,15 +470,16 @@ def _preprocessing(config, notes):
     if not math.isclose(255 * factor, 1.0):
         mean, std = (tuple(x / (255 * factor) for x in values) for values in (mean, std))
     size, crop = config.get("size"), config.get("crop_size")
+    if isinstance(size, int) and _is_of_the_shorter_side(config, model_type):
+        size = {"shortest_edge": size}
     shortest = size.get("shortest_edge") if isinstance(size, dict) else None
     crop_fraction, crop_mode = 1.0, "squash"
     if shortest is not None or config.get("do_center_crop"):
-        crop_mode = "center"
+        # Both sides brought to sizes of their own are a square pressed into shape.
+        crop_mode = "center" if shortest is not None or size is None else "squash"
         resized = shortest if shortest is not None else _longest(size)
         if config.get("do_center_crop", True) and crop and resized:
             crop_fraction = _crop_fraction(config, _longest(crop), resized)
-        if isinstance(size, dict) and shortest is None and crop_fraction < 1:
-            crop_mode = "squash"
     return Preprocessing(
         mean=mean,
         std=std,
@@ -486,6 +487,17 @@ def _preprocessing(config, notes):
         crop_mode=crop_mode,
         interpolation=interpolation,
     )
+
+
+# Processors that take a single number as the length of the shorter side; others as a square's.
+_SHORTER_SIDE = re.compile(r"(?i)(clip|siglip|bit|convnext)")
+
+
+def _is_of_the_shorter_side(config, model_type):
+    """What old files name the processor by, or the model's type where they name none."""
+    keys = ("image_processor_type", "feature_extractor_type")
+    named = next((str(config[key]) for key in keys if config.get(key)), model_type)
+    return bool(_SHORTER_SIDE.match(named))
 
 
 def _crop_fraction(config, crop, resized):
@@ -497,12 +509,6 @@ def _crop_fraction(config, crop, resized):
 
 
 def _longest(size):
-    if isinstance(size, dict) and "height" in size and "width" in size:
-        return max(size["height"], size["width"])
-    return _side(size)
-
-
-def _side(size):
     if isinstance(size, dict):
-        return size.get("height") or size.get("shortest_edge")
-    return size
+        size = [size.get(name) for name in ("height", "width", "shortest_edge")]
+    return max(filter(None, size), default=None) if isinstance(size, list) else size
