@@ -92,7 +92,9 @@ def checkpoint_config(path, num_classes=None, **fields):
     Args:
         path: As in `from_checkpoint`.
         num_classes: As in `from_checkpoint`.
-        **fields: As in `from_checkpoint`; None stands for what the file tells.
+        **fields: As in `from_checkpoint`. None stands for what the file tells, but for `pooling`,
+            `positions`, `window_size`, `layer_scale` and `representation_size`, of which it is a
+            decision: to have none.
 
     Returns:
         A `VisionTransformerConfig`.
