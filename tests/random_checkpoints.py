@@ -349,11 +349,24 @@ _CLIP = {
     "attn_pool.mlp.fc2": "head.mlp.fc2",
     "head": "classifier",
 }
+# As transformers 5 calls them in memory, where a state dict is stored as it is.
+_IN_MEMORY = {
+    "attn.qkv": "attention.{q_proj,k_proj,v_proj}",
+    "attn.proj": "attention.o_proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc1_g": "mlp.gate_proj",
+    "mlp.fc1_x": "mlp.up_proj",
+    "mlp.fc2": "mlp.fc2",
+    "attn.relative_position_bias_table": "relative_position_bias.relative_position_bias_table",
+}
 NAMINGS = {
     "classic": _CLASSIC,
     "teacher": {**_CLASSIC, "head": "cls_classifier"},
     "dinov2": _DINOV2,
     "dinov2 swiglu": {**_DINOV2, "mlp.fc1": "mlp.weights_in", "mlp.fc2": "mlp.weights_out"},
+    "classic in memory": {**_CLASSIC, **_IN_MEMORY, "blocks": "layers"},
+    "dinov2 in memory": {**_DINOV2, **_IN_MEMORY},
+    "dinov2 swiglu in memory": {**_DINOV2, **_IN_MEMORY, "mlp.fc2": "mlp.down_proj"},
     "dinov3": _DINOV3,
     "clip": {**_CLIP, "head": "visual_projection"},
     "siglip": _CLIP,

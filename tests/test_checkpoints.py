@@ -754,6 +754,29 @@ def test_foreign_files(tmp_path):
         keras_vit.from_checkpoint(tmp_path / "hub")
 
 
+def test_a_number_in_the_place_of_stacked_blocks_is_named(tmp_path):
+    tensors = google_tensors() | {"Transformer/encoderblock/step": np.float32(3)}
+    np.savez(tmp_path / "model.npz", **tensors)
+    with pytest.raises(CheckpointError, match="unexpected: Transformer/encoderblock/step"):
+        keras_vit.load_checkpoint(small_model(activation="gelu_tanh"), tmp_path / "model.npz")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("модель.npz", "vision_transformer"),
+        ("(1) vit.npz", "1__vit"),
+        ("-b_16.npz", "b_16"),
+        ("B_16-i21k.npz", "B_16-i21k"),
+    ],
+)
+def test_any_files_name_makes_a_model_that_predicts(tmp_path, file, name):
+    write_google(tmp_path / file)
+    model = keras_vit.from_checkpoint(tmp_path / file)
+    assert model.name == name
+    assert model.predict(images(), verbose=0).shape == (2, 5)
+
+
 @pytest.mark.parametrize("name", ["nothing.npz", "no/such/folder", "model.safetensors"])
 def test_missing_files(tmp_path, name):
     with pytest.raises(FileNotFoundError, match=name.split("/")[-1]):

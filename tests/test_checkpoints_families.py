@@ -376,6 +376,26 @@ def test_transformers(tmp_path, case):
     assert_close(to_numpy(load(tmp_path)(images())), expected)
 
 
+@pytest.mark.parametrize(
+    ("case", "naming"),
+    [
+        ("vit", "classic in memory"),
+        ("ijepa", "classic in memory"),
+        ("beit", "classic in memory"),
+        ("dinov2 with a head", "dinov2 in memory"),
+        ("dinov2 swiglu", "dinov2 swiglu in memory"),
+    ],
+)
+def test_transformers_names_in_memory(tmp_path, case, naming):
+    """As `save_file(model.state_dict(), …)` stores them, beside the config.json of the model."""
+    _, config, options, switches = TRANSFORMERS[case]
+    if case == "dinov2 swiglu":
+        options = {**options, "gated": "apart"}
+    tensors = write_transformers(tmp_path, naming, config, **{"depth": 1, **options})
+    expected = timm_forward(tensors, images(), 2, **switches)
+    assert_close(to_numpy(load(tmp_path)(images())), expected)
+
+
 def test_transformers_deit_without_a_teacher(tmp_path):
     """Its distillation token is among the tokens, and no head looks at it."""
     config = {**CLASSIC, "model_type": "deit"}
@@ -502,14 +522,31 @@ def without_config(folder):
     return folder / "model.safetensors"
 
 
+NO_TOKENS = {"class_token": False}
+WIDE = {"mlp": 16, "patch": 1, "grid": (1, 1)}
+
+
 @pytest.mark.parametrize(
     ("options", "given", "asked"),
     [
         ({}, {}, "number of heads; pass `num_heads`"),
         ({"slots": None}, {"num_heads": 2}, "pass `image_size`"),
         ({"grid": (2, 3)}, {"num_heads": 2}, "pass `image_size`"),
+        ({"pre_norm": True}, {"num_heads": 2}, "pass `activation`"),
+        ({**NO_TOKENS, "map_pool": True}, {"num_heads": 2}, "pass `activation`"),
+        (NO_TOKENS, {"num_heads": 2}, "pass `activation`"),
+        (
+            {"slots": None},
+            {"num_heads": 2, "image_size": 12, "positions": "rope"},
+            "pass `layer_norm_epsilon`",
+        ),
+        ({"width": 1280, "gated": "apart", **WIDE}, {}, "pass `num_heads`"),
+        ({"width": 1536, **WIDE}, {}, "pass `num_heads`"),
     ],
-    ids=["heads", "rotary positions", "not square"],
+    ids=[
+        *("heads", "rotary positions", "not square", "CLIP", "SigLIP", "SigLIP's mean"),
+        *("DINOv3's epsilon", "DINOv3's H+", "SigLIP 2's g"),
+    ],
 )
 def test_a_bare_timm_file_asks(tmp_path, options, given, asked):
     write_timm(tmp_path, depth=1, **options)
@@ -522,6 +559,87 @@ def test_a_bare_timm_file_asks_for_the_scaling_of_images(tmp_path):
     write_timm(tmp_path, depth=1)
     with pytest.raises(ValueError, match="how images were scaled: pass preprocessing="):
         keras_vit.from_checkpoint(without_config(tmp_path), num_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "heads"),
+    [
+        ({"width": 1280}, 16),
+        ({"width": 1536, "gated": "packed", "registers": 2, "slots": "patches"}, 24),
+        ({"width": 192, "class_token": False, "registers": 1, "slots": "patches"}, 3),
+        ({"width": 192, "distilled": True}, 3),
+    ],
+    ids=["H/14", "DINOv2's g", "registers, mean", "DeiT"],
+)
+def test_a_bare_timm_file_of_which_there_is_one_reading_asks_nothing(tmp_path, options, heads):
+    write_timm(tmp_path, depth=1, **WIDE | options)
+    config = keras_vit.models.config_of(load(without_config(tmp_path)))
+    assert (config.num_heads, config.layer_norm_epsilon) == (heads, 1e-6)
+    assert config.activation == ("silu" if "gated" in options else "gelu")
+
+
+SMALL = {
+    **{"hidden_size": 16, "depth": 1, "mlp_dim": 32, "num_heads": 2, "patch_size": 4},
+    **{"image_size": 12, "num_classes": 5, "include_preprocessing": False},
+}
+
+
+@pytest.mark.parametrize(
+    ("variant", "options", "switches"),
+    [
+        ("clip_b16", {"pre_norm": True}, {"activation": "quick_gelu", "epsilon": 1e-5}),
+        (
+            "siglip2_so400m16",
+            {"map_pool": True, **NO_TOKENS},
+            {"activation": "gelu_tanh", "pooling": "map"},
+        ),
+        (
+            "dinov3_b16",
+            {**DINOV3, "registers": 4, "fc_norm": True, "classes": 5},
+            {"rope_base": 100.0, "epsilon": 1e-5},
+        ),
+    ],
+)
+def test_builders_tell_what_a_bare_timm_file_does_not(tmp_path, variant, options, switches):
+    options = {name: value for name, value in options.items() if name != "architecture"}
+    tensors = write_timm(tmp_path, depth=1, **options)
+    model = keras_vit.create(variant, weights=without_config(tmp_path), **SMALL)
+    assert_close(to_numpy(model(images())), timm_forward(tensors, images(), 2, **switches))
+    assert model.get_layer("block_0").layer_norm_epsilon == switches.get("epsilon", 1e-6)
+    # And what the caller says goes before the builder's row.
+    model = keras_vit.create(variant, weights=tmp_path, **SMALL, activation="silu")
+    assert model.get_layer("block_0").activation == "silu"
+
+
+@pytest.mark.parametrize(
+    ("variant", "options"),
+    [
+        ("siglip2_gopt16", {"width": 1536, "map_pool": True, **NO_TOKENS}),
+        (
+            "dinov3_hplus16",
+            {**DINOV3, "width": 1280, "gated": "apart", "registers": 4, "classes": 5},
+        ),
+    ],
+)
+def test_builders_tell_the_heads_that_a_bare_timm_file_does_not(tmp_path, variant, options):
+    options = {name: value for name, value in options.items() if name != "architecture"}
+    write_timm(tmp_path, depth=1, **options | {"mlp": 32})
+    fields = SMALL | {"hidden_size": options["width"]}
+    del fields["num_heads"]
+    model = keras_vit.create(variant, weights=without_config(tmp_path), **fields)
+    assert model.get_layer("block_0").num_heads == keras_vit.models.VARIANTS[variant]["num_heads"]
+
+
+def test_builders_ask_for_what_a_bare_transformers_file_does_not_tell(tmp_path):
+    config = {**CLASSIC, "model_type": "vit"}
+    tensors = write_transformers(tmp_path, "classic", config, depth=1, prefix="vit.")
+    path, given = without_config(tmp_path), {}
+    for name, answer in {"activation": "gelu", "layer_norm_epsilon": 1e-12}.items():
+        with pytest.raises(ValueError, match=rf"model\.safetensors does not tell .*`{name}`"):
+            keras_vit.create("vit_b16", weights=path, **SMALL, **given)
+        given[name] = answer
+    model = keras_vit.create("vit_b16", weights=path, **SMALL, **given)
+    assert_close(to_numpy(model(images())), timm_forward(tensors, images(), 2, **EXACT))
 
 
 def test_a_bare_transformers_file_asks(tmp_path):
@@ -558,9 +676,10 @@ def test_positions_that_no_tensor_tells_are_asked_for(tmp_path):
     path = without_config(tmp_path)
     with pytest.raises(ValueError, match="pass `positions`"):
         load(path, num_heads=2, image_size=12)
-    model = load(path, num_heads=2, image_size=12, positions="rope")
+    given = {"num_heads": 2, "image_size": 12, "layer_norm_epsilon": 1e-5}
+    model = load(path, positions="rope", **given)
     assert keras_vit.models.config_of(model).positions == "rope"
-    model = load(path, num_heads=2, image_size=12, positions=None)
+    model = load(path, positions=None, **given)
     assert keras_vit.models.config_of(model).positions is None
 
 
@@ -569,14 +688,15 @@ def test_positions_that_no_tensor_tells_are_asked_for(tmp_path):
     [
         ({"width": 192, "heads": 3}, "3 heads of 64, as published for the width 192"),
         ({}, "activation gelu and epsilon 1e-06, timm's for such tensors: no config.json"),
-        ({"pre_norm": True}, "activation gelu and epsilon 1e-05, timm's"),
+        ({"pre_norm": True}, "epsilon 1e-05, timm's"),
         ({"gated": "packed"}, "activation silu and epsilon 1e-06, timm's"),
     ],
 )
 def test_assumptions_of_a_bare_timm_file(tmp_path, options, said):
     write_timm(tmp_path, depth=1, **options)
     path = without_config(tmp_path)
-    model = load(path, num_heads=options.get("heads", 2), image_size=12)
+    given = {"activation": "quick_gelu"} if "pre_norm" in options else {}
+    model = load(path, num_heads=options.get("heads", 2), image_size=12, **given)
     assert said in inspect_checkpoint(path)
     assert said in str(keras_vit.load_checkpoint(model, path))
 
@@ -608,6 +728,41 @@ def test_the_factor_of_a_preprocessor_config_is_followed(tmp_path, told, factor,
     np.testing.assert_allclose(to_numpy(scale(pixels)), expected, rtol=1e-4, atol=1e-4)
 
 
+CROP = {"do_center_crop": True, "crop_size": 224}
+SQUARE = {"height": 256, "width": 256}
+
+
+@pytest.mark.parametrize(
+    ("told", "mode", "fraction"),
+    [
+        ({"feature_extractor_type": "DeiTFeatureExtractor", "size": 256, **CROP}, "squash", 0.875),
+        ({"image_processor_type": "DeiTImageProcessor", "size": SQUARE, **CROP}, "squash", 0.875),
+        ({"size": [256, 256], **CROP}, "squash", 0.875),
+        ({"size": 224}, "squash", 1.0),
+        ({"size": SQUARE, **CROP, "crop_size": 256}, "squash", 1.0),
+        ({"feature_extractor_type": "CLIPFeatureExtractor", "size": 256, **CROP}, "center", 0.875),
+        ({"image_processor_type": "BitImageProcessor", "size": 256, **CROP}, "center", 0.875),
+        ({"size": {"shortest_edge": 256}, **CROP}, "center", 0.875),
+    ],
+    ids=str,
+)
+def test_sizes_of_a_preprocessor_config(tmp_path, told, mode, fraction):
+    """A number is a square's, but for the processors of CLIP and of its kind."""
+    config = {**CLASSIC, "model_type": "vit"}
+    write_transformers(tmp_path, "classic", config, depth=1, prefix="vit.")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+    layer = keras_vit.from_checkpoint(tmp_path).get_layer("preprocessing")
+    assert (layer.crop_mode, layer.crop_fraction) == (mode, fraction)
+
+
+def test_a_number_is_the_shorter_side_in_an_unnamed_processor_of_clip(tmp_path):
+    naming, config, options, _ = TRANSFORMERS["clip alone"]
+    write_transformers(tmp_path, naming, config, depth=1, **options)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 256, **CROP}))
+    layer = keras_vit.from_checkpoint(tmp_path).get_layer("preprocessing")
+    assert (layer.crop_mode, layer.crop_fraction) == ("center", 0.875)
+
+
 def test_another_base_of_rotary_positions_is_named(tmp_path):
     write_timm(tmp_path, depth=1, **DINOV3, arguments={"rope_temperature": 50.0})
     assert load(tmp_path).get_layer("block_0").rope_base == 50.0
@@ -616,6 +771,26 @@ def test_another_base_of_rotary_positions_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="rope_base: the file's is 50.0, the model's 30.0"):
         keras_vit.load_checkpoint(model, tmp_path)
     keras_vit.load_checkpoint(model, tmp_path, accept=("rope_base",))
+
+
+# A size that the patches do not cover.
+
+
+@pytest.mark.parametrize("library", ["timm", "siglip", "dinov3"])
+def test_an_image_size_that_is_no_multiple_of_the_patch(tmp_path, library):
+    """So400m/14 at 384 px has 27 x 27 patches: the convolution leaves out the last 6 pixels."""
+    if library == "siglip":
+        naming, config, options, switches = TRANSFORMERS["siglip alone"]
+        config = config | {"image_size": 14}
+        tensors = write_transformers(tmp_path, naming, config, depth=1, **options)
+    else:
+        options, _, switches = TIMM["dinov3" if library == "dinov3" else "vit"]
+        tensors = write_timm(tmp_path, image_size=(14, 14), **options)
+    model = load(tmp_path)
+    assert model.input_shape == (None, 12, 12, 3)
+    assert_close(to_numpy(model(images())), timm_forward(tensors, images(), 2, **switches))
+    said = "images of (12, 12) px, which (3, 3) patches cover, not (14, 14)"
+    assert said in inspect_checkpoint(tmp_path)
 
 
 # A config that contradicts the tensors.

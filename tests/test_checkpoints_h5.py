@@ -425,6 +425,30 @@ def test_keras_hub_encoders(tmp_path, keras_hub, case):
     assert_close(ours(images()), theirs({next(iter(theirs.input)): images()}))
 
 
+WHOLE_TEXT = {
+    **{"vocabulary_size": 20, "embedding_dim": 16, "hidden_dim": 16, "num_layers": 1},
+    **{"num_heads": 2, "intermediate_dim": 32},
+}
+
+
+@slow_on_jax
+@pytest.mark.parametrize("names", [{}, {"name": "clip_vision_encoder"}], ids=["unnamed", "named"])
+@pytest.mark.parametrize("family", ["CLIP", "SigLIP"])
+def test_keras_hub_vision_tower_beside_its_text_tower(tmp_path, keras_hub, family, names):
+    """As presets are published: the whole model, whose image embeddings ours gives."""
+    vision = getattr(keras_hub.models, f"{family}VisionEncoder")(
+        image_shape=(16, 16, 3), intermediate_dim=32, **SIZES, **names
+    )
+    text = getattr(keras_hub.models, f"{family}TextEncoder")(**WHOLE_TEXT)
+    projection = {"projection_dim": 6} if family == "CLIP" else {}
+    theirs = randomise(getattr(keras_hub.models, f"{family}Backbone")(vision, text, **projection))
+    theirs.save_to_preset(str(tmp_path))
+    ours = keras_vit.from_checkpoint(tmp_path, include_preprocessing=False)
+    assert_close(ours(images()), theirs.get_vision_embeddings(images()))
+    dropped = keras_vit.load_checkpoint(ours, tmp_path).dropped
+    assert "of the text tower" in dropped.values()
+
+
 @slow_on_jax
 def test_keras_hub_shards_and_bfloat16(tmp_path, keras_hub):
     theirs = vit_classifier(keras_hub, dtype="bfloat16")

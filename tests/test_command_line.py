@@ -7,6 +7,7 @@ import os
 import keras
 import numpy as np
 import pytest
+from random_checkpoints import write_timm
 
 import keras_vit
 from keras_vit.cli import main
@@ -26,7 +27,7 @@ from keras_vit.finetune.batch_size import largest_fitting
 from keras_vit.finetune.splits import Splits
 from keras_vit.finetune.starting_model import build_model, model_config
 from keras_vit.finetune.training import set_up_training
-from keras_vit.models import VisionTransformerConfig
+from keras_vit.models import VARIANTS, VisionTransformerConfig
 
 ARCHITECTURE = VisionTransformerConfig(
     patch_size=4, hidden_size=16, depth=1, mlp_dim=32, num_heads=2, image_size=8
@@ -387,6 +388,19 @@ def test_an_open_micro_batch_is_found_by_trying_and_leaves_no_trace(digits, monk
     for weight, value in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, value)
     assert not any(np.any(np.array(v)) for v in training.compiled.optimizer._accumulated_gradients)
+
+
+def test_the_models_name_tells_what_a_bare_file_leaves_open(tmp_path, monkeypatch):
+    sizes = {"patch_size": 4, "hidden_size": 16, "depth": 1, "mlp_dim": 32, "num_heads": 2}
+    monkeypatch.setitem(VARIANTS, "clip_tiny", VARIANTS["clip_b16"] | sizes)
+    write_timm(tmp_path, depth=1, pre_norm=True)
+    (tmp_path / "config.json").unlink()
+    options = {"weights": str(tmp_path), "image_size": 12, "resize_size": 12}
+    recipe = dataclasses.replace(RECIPE, model="clip_tiny", preprocessing="imagenet", **options)
+    config = model_config(recipe)
+    assert (config.activation, config.layer_norm_epsilon) == ("quick_gelu", 1e-5)
+    with pytest.raises(ValueError, match="pass `num_heads`"):
+        model_config(dataclasses.replace(recipe, model=None))
 
 
 # data that does not fit --------------------------------------------------------------------------

@@ -55,6 +55,8 @@ class Checkpoint:
         facts: What the file tells: fields of `VisionTransformerConfig`. What it does not tell
             is absent.
         notes: What was assumed, a sentence each.
+        ambiguous: Fields that the file does not tell, and published models of such tensors have
+            differently; the row of a named builder tells them.
         is_grid_told: Whether the grid is the file's word, or the square that its positions make.
         resampling: Whose rule positions are resampled by.
         published_name: Function from a canonical name and the file's names to what a tensor that
@@ -68,6 +70,7 @@ class Checkpoint:
     ignored: dict[str, str]
     facts: dict
     notes: tuple[str, ...]
+    ambiguous: frozenset[str]
     is_grid_told: bool
     resampling: str
     published_name: Callable[[str, tuple[str, ...]], str]
@@ -95,6 +98,8 @@ class Checkpoint:
         ]
         for name, value in self.facts.items():
             lines.append(f"  {name:<20} {value}")
+        if self.ambiguous:
+            lines.append(f"  {'not told':<20} {', '.join(sorted(self.ambiguous))}")
         lines += [f"  assumed: {note}" for note in self.notes]
         for names, shape in grouped({name: str(shape) for name, shape in shapes.items()}):
             lines.append(f"    {names:<70} {shape}")
@@ -138,6 +143,7 @@ def _keras_checkpoint(file, facts, notes):
         ignored={},
         facts=facts,
         notes=notes,
+        ambiguous=frozenset(),
         is_grid_told="image_size" in facts,
         resampling=timm.FORMAT,
         published_name=lambda name, file_names: name,
@@ -174,15 +180,17 @@ def recognise(file):
         _check_heads(weights, rules)
         facts, notes = format.facts(weights, shapes, file)
         resampling = facts.pop("resampling", getattr(format, "RESAMPLING", format.FORMAT))
+        ambiguous = facts.pop("ambiguous", frozenset())
         _check_embedding(facts, weights, rules, tensors)
         names = {
             rule.weight: _tensors_of(rule.weight, rules, format, file)
             for rule in rules
             if rule.weight == POSITIONS
         }
-        facts, is_grid_told = locate(facts, weights, names)
+        notes = list(notes)
+        facts, is_grid_told = locate(facts, weights, notes, names)
         if not is_grid_told and "image_size" in facts:
-            notes = [*notes, f"a square of patches, {facts['image_size']} px, as none is stated"]
+            notes.append(f"a square of patches, {facts['image_size']} px, as none is stated")
         _check_sizes(facts)
     except (
         *(ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError),
@@ -203,6 +211,7 @@ def recognise(file):
         ignored=ignored,
         facts=facts,
         notes=tuple(notes),
+        ambiguous=ambiguous,
         is_grid_told=is_grid_told,
         resampling=resampling,
         published_name=format.published_name,

@@ -78,7 +78,7 @@ def normalised_shape(name, shape):
 
 def unstacked(name, shape):
     """Names of the tensors that big_vision's scan layout stacked in this one, or None."""
-    if not name.startswith(_STACKED):
+    if not name.startswith(_STACKED) or not shape:
         return None
     rest = name.removeprefix(_STACKED)
     return [f"Transformer/encoderblock_{index}/{rest}" for index in range(shape[0])]

@@ -3,6 +3,7 @@
 import dataclasses
 
 from keras_vit.checkpoints.positions import square_grid
+from keras_vit.layers.patches import as_pair
 from keras_vit.layers.resnet_stem import stem_stride
 
 PATCH_KERNEL = "patch_encoder/projection/kernel"
@@ -109,13 +110,15 @@ def patch_stride(facts):
     return tuple(stride * side for side in facts["patch_size"])
 
 
-def locate(facts, weights, tensors=None):
+def locate(facts, weights, notes, tensors=None):
     """The facts with image size and slots of positions, where both are certain.
 
     Args:
         facts: What the file tells; `image_size` if its config says it, `likely_image_size` if
             that may be an ancestor's.
         weights: Path of each weight that the file holds → its shape in the model.
+        notes: List that gains a sentence where the patches cover less than the image size that is
+            told: So400m/14 of 384 px has 27 patches a side, and its convolution leaves out 6 px.
         tensors: Path of a weight → names of its tensors in the file, for errors.
 
     Returns:
@@ -125,7 +128,7 @@ def locate(facts, weights, tensors=None):
         ValueError: If the config's image size contradicts the positions.
     """
     facts = dict(facts)
-    told, likely = (_pair(facts.pop(name, None)) for name in ("image_size", "likely_image_size"))
+    told, likely = (_stated(facts.pop(name, None)) for name in ("image_size", "likely_image_size"))
     if "patch_size" not in facts:
         return facts, False
     stride, stored = patch_stride(facts), stored_positions(facts, weights)
@@ -134,7 +137,10 @@ def locate(facts, weights, tensors=None):
         slots = "patches" if stored is None else stored.slots(grid)
         if slots is not None:
             known = {"position_slots": slots} if isinstance(stored, LearnedPositions) else {}
-            return facts | {"image_size": size} | known, True
+            covered = (grid[0] * stride[0], grid[1] * stride[1])
+            if covered != size:
+                notes.append(f"images of {covered} px, which {grid} patches cover, not {size}")
+            return facts | {"image_size": covered} | known, True
         if size is told:
             name = (tensors or {}).get(POSITIONS, POSITIONS)
             missing = (
@@ -154,6 +160,7 @@ def locate(facts, weights, tensors=None):
     return facts, False
 
 
-def _pair(size):
-    pair = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-    return None if None in pair else pair
+def _stated(size):
+    """A pair, or None where a config leaves the size or a side of it open."""
+    is_open = None in size if isinstance(size, (list, tuple)) else size is None
+    return None if is_open else as_pair(size, "image_size")

@@ -8,13 +8,33 @@ import math
 import re
 
 from keras_vit.checkpoints.architecture import architecture
+from keras_vit.checkpoints.hub_config import translated
 from keras_vit.checkpoints.layouts import Rule, torch_dense, torch_norm
+from keras_vit.layers.patches import as_pair
 from keras_vit.models import PRESETS, Preprocessing
+from keras_vit.models.preprocessing import CLIP_SCALING
 
 FORMAT = "hf"
 _PREFIX = re.compile(
     r"^(vit|deit|dinov2_with_registers|dinov2|dinov3_vit|beit|data2vec_vision|ijepa|vision_model|"
     r"(vit|vision)\.vision_model)\."
+)
+# (pattern, the name in published files): what transformers 5 calls the tensors in memory, which
+# `save_pretrained` turns back and a state dict that is stored as it is does not.
+_LAYER = r"^(encoder\.layer\.\d+)\."
+_ALIASES = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"^layers\.(\d+)\.mlp\.fc1\.", r"encoder.layer.\1.intermediate.dense."),
+        (r"^layers\.(\d+)\.mlp\.fc2\.", r"encoder.layer.\1.output.dense."),
+        (r"^layers\.", "encoder.layer."),
+        (_LAYER + r"attention\.q_proj\.", r"\1.attention.attention.query."),
+        (_LAYER + r"attention\.k_proj\.", r"\1.attention.attention.key."),
+        (_LAYER + r"attention\.v_proj\.", r"\1.attention.attention.value."),
+        (_LAYER + r"attention\.o_proj\.", r"\1.attention.output.dense."),
+        (_LAYER + r"relative_position_bias\.", r"\1.attention.attention.relative_position_bias."),
+        (r"^shared_position_bias\.", "encoder.relative_position_bias."),
+    )
 )
 BLOCK = re.compile(r"(?:encoder\.layers?|layer|model\.layer)\.(\d+)\.")
 IGNORED = (
@@ -27,14 +47,17 @@ IGNORED = (
 
 
 def canonical_name(name):
-    """The tensor's name without the prefix of the model inside a larger one.
+    """The tensor's name in published files, without the prefix of the model inside a larger one.
 
     Example:
 
     >>> canonical_name("vit.embeddings.cls_token")
     'embeddings.cls_token'
     """
-    return _PREFIX.sub("", name).removeprefix("model.")
+    name = _PREFIX.sub("", name).removeprefix("model.")
+    for pattern, replacement in _ALIASES:
+        name = pattern.sub(replacement, name)
+    return name
 
 
 def published_name(name, file_names):
@@ -137,15 +160,18 @@ def _classic_block(index, shapes):
 
 def _dinov2_block(index, shapes):
     block, tensor = f"block_{index}", f"encoder.layer.{index}"
-    is_gated = f"{tensor}.mlp.weights_in.weight" in shapes
-    expansion, projection = ("weights_in", "weights_out") if is_gated else ("fc1", "fc2")
+    expansion, projection = ("fc1",), "fc2"
+    if f"{tensor}.mlp.weights_in.weight" in shapes:
+        expansion, projection = ("weights_in",), "weights_out"
+    elif f"{tensor}.mlp.gate_proj.weight" in shapes:  # As transformers 5 has it in memory.
+        expansion, projection = ("gate_proj", "up_proj"), "down_proj"
     return [
         *torch_norm(f"{block}/attention_norm", f"{tensor}.norm1"),
         *_separate(block, f"{tensor}.attention.attention", shapes),
         *torch_dense(f"{block}/attention/projection", f"{tensor}.attention.output.dense"),
         Rule(f"{block}/attention_scale/gamma", (f"{tensor}.layer_scale1.lambda1",)),
         *torch_norm(f"{block}/mlp_norm", f"{tensor}.norm2"),
-        *torch_dense(f"{block}/mlp/expansion", f"{tensor}.mlp.{expansion}"),
+        *torch_dense(f"{block}/mlp/expansion", *(f"{tensor}.mlp.{part}" for part in expansion)),
         *torch_dense(f"{block}/mlp/projection", f"{tensor}.mlp.{projection}"),
         Rule(f"{block}/mlp_scale/gamma", (f"{tensor}.layer_scale2.lambda1",)),
     ]
@@ -246,9 +272,6 @@ _DINOV3 = {
     "layer_norm_eps": 1e-5,
     "rope_theta": 100.0,
 }
-_CLIP_SCALING = Preprocessing(
-    mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
-)
 _IMAGENET = PRESETS["imagenet"]
 _HALF = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3, crop_mode="squash")
 MODEL_TYPES = {
@@ -266,8 +289,8 @@ MODEL_TYPES = {
     "siglip_vision_model": (_SIGLIP, _HALF),
     "siglip2": (_SIGLIP, _HALF),
     "siglip2_vision_model": (_SIGLIP, _HALF),
-    "clip": (_CLIP, _CLIP_SCALING),
-    "clip_vision_model": (_CLIP, _CLIP_SCALING),
+    "clip": (_CLIP, CLIP_SCALING),
+    "clip_vision_model": (_CLIP, CLIP_SCALING),
 }
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -315,7 +338,7 @@ def facts(weights, shapes, file):
     elif model_type.startswith("siglip2"):
         known["resampling"] = "siglip2"
     if file.preprocessor_config is not None:
-        known["preprocessing"] = _preprocessing(file.preprocessor_config, notes)
+        known["preprocessing"] = _preprocessing(file.preprocessor_config, model_type, notes)
     else:
         known["preprocessing"] = scaling = MODEL_TYPES[model_type][1]
         notes.append(
@@ -383,8 +406,9 @@ def _configured(hub_config, model_type, known, shapes):
     ]
     if "num_register_tokens" in config and not known["distillation_token"]:
         checked.append(("num_register_tokens", config["num_register_tokens"], "register_tokens"))
+    patch_size = as_pair(config["patch_size"], "patch_size")
     if "patch_size" in known:
-        checked.append(("patch_size", _pair(config["patch_size"]), "patch_size"))
+        checked.append(("patch_size", patch_size, "patch_size"))
     for key, value, field in checked:
         if value != known[field]:
             raise ValueError(
@@ -394,15 +418,12 @@ def _configured(hub_config, model_type, known, shapes):
     told = {
         "num_heads": config["num_attention_heads"],
         "layer_norm_epsilon": float(config["layer_norm_eps"]),
-        "patch_size": _pair(config["patch_size"]),
+        "patch_size": patch_size,
         # A size that contradicts the positions is found when the grid is looked for.
         "image_size": config["image_size"],
     }
     if not known["gated_mlp"] or model_type == "dinov3_vit":
-        activation = config["hidden_act"]
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"unsupported hidden_act in config.json: {activation!r}")
-        told["activation"] = _ACTIVATIONS[activation]
+        told["activation"] = translated("hidden_act", config["hidden_act"], _ACTIVATIONS)
     if "rope_theta" in config:
         told["rope_base"] = float(config["rope_theta"])
     if model_type.startswith("siglip") and "classifier.weight" in shapes:
@@ -434,11 +455,7 @@ def _check_switches(config, hub_config, model_type, known):
         raise ValueError("the tensor embeddings.position_embeddings is missing")
 
 
-def _pair(value):
-    return tuple(value) if isinstance(value, (list, tuple)) else (value, value)
-
-
-def _preprocessing(config, notes):
+def _preprocessing(config, model_type, notes):
     resample = config.get("resample", 3)
     interpolation = _INTERPOLATIONS.get(resample)
     if interpolation is None:
@@ -453,15 +470,16 @@ def _preprocessing(config, notes):
     if not math.isclose(255 * factor, 1.0):
         mean, std = (tuple(x / (255 * factor) for x in values) for values in (mean, std))
     size, crop = config.get("size"), config.get("crop_size")
+    if isinstance(size, int) and _is_of_the_shorter_side(config, model_type):
+        size = {"shortest_edge": size}
     shortest = size.get("shortest_edge") if isinstance(size, dict) else None
     crop_fraction, crop_mode = 1.0, "squash"
     if shortest is not None or config.get("do_center_crop"):
-        crop_mode = "center"
+        # Both sides brought to sizes of their own are a square pressed into shape.
+        crop_mode = "center" if shortest is not None or size is None else "squash"
         resized = shortest if shortest is not None else _longest(size)
         if config.get("do_center_crop", True) and crop and resized:
             crop_fraction = _crop_fraction(config, _longest(crop), resized)
-        if isinstance(size, dict) and shortest is None and crop_fraction < 1:
-            crop_mode = "squash"
     return Preprocessing(
         mean=mean,
         std=std,
@@ -469,6 +487,17 @@ def _preprocessing(config, notes):
         crop_mode=crop_mode,
         interpolation=interpolation,
     )
+
+
+# Processors that take a single number as the length of the shorter side; others as a square's.
+_SHORTER_SIDE = re.compile(r"(?i)(clip|siglip|bit|convnext)")
+
+
+def _is_of_the_shorter_side(config, model_type):
+    """What old files name the processor by, or the model's type where they name none."""
+    keys = ("image_processor_type", "feature_extractor_type")
+    named = next((str(config[key]) for key in keys if config.get(key)), model_type)
+    return bool(_SHORTER_SIDE.match(named))
 
 
 def _crop_fraction(config, crop, resized):
@@ -480,12 +509,6 @@ def _crop_fraction(config, crop, resized):
 
 
 def _longest(size):
-    if isinstance(size, dict) and "height" in size and "width" in size:
-        return max(size["height"], size["width"])
-    return _side(size)
-
-
-def _side(size):
     if isinstance(size, dict):
-        return size.get("height") or size.get("shortest_edge")
-    return size
+        size = [size.get(name) for name in ("height", "width", "shortest_edge")]
+    return max(filter(None, size), default=None) if isinstance(size, list) else size

@@ -3,6 +3,7 @@
 import math
 
 from keras_vit.checkpoints.descriptions import Description, differing
+from keras_vit.checkpoints.hub_config import side
 
 # (class with a head, class without) by model type.
 _CLASSES = {
@@ -109,10 +110,10 @@ def _hub_config(config, model_type, class_names):
         "hidden_act": _ACTIVATIONS[config.activation],
         "layer_norm_eps": float(config.layer_norm_epsilon),
         # What the patches cover: of a stem, which no class has, nothing is said.
-        "image_size": _side(
-            tuple(n * side for n, side in zip(config.grid, config.patch_size, strict=True))
+        "image_size": side(
+            tuple(n * patch for n, patch in zip(config.grid, config.patch_size, strict=True))
         ),
-        "patch_size": _side(config.patch_size),
+        "patch_size": side(config.patch_size),
         "num_channels": 3,
     } | _TYPE_FIELDS[model_type](config)
     if model_type == "siglip_vision_model" and config.include_top:
@@ -305,7 +306,3 @@ def _preprocessor_config(config):
     if preprocessing.crop_mode == "center":
         result["size"] = {"shortest_edge": max(resized)}
     return result
-
-
-def _side(pair):
-    return pair[0] if pair[0] == pair[1] else list(pair)

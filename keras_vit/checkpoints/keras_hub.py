@@ -1,4 +1,6 @@
-"""keras-hub's .h5 files and presets: ViT, DeiT, DINOv2, DINOv3, and the towers of CLIP and SigLIP.
+"""keras-hub's .h5 files and presets: ViT, DeiT, DINOv2, DINOv3, CLIP and SigLIP.
+
+Of the last two the vision tower is read, alone or in the whole model, as the presets have it.
 
 The names, and what each family does not say in its config, are those of keras-hub 0.32
 (https://github.com/keras-team/keras-hub, keras_hub/src/models).
@@ -7,6 +9,7 @@ The names, and what each family does not say in its config, are those of keras-h
 import re
 
 from keras_vit.checkpoints.architecture import architecture
+from keras_vit.checkpoints.hub_config import translated
 from keras_vit.checkpoints.layouts import Rule
 from keras_vit.models import Preprocessing
 
@@ -69,6 +72,9 @@ _FAMILIES = (
         "block_#/expansion": "~encoder/layers_#/mlp/up_proj",
         "block_#/projection": "~encoder/layers_#/mlp/down_proj",
     },
+    # Beside the towers of a whole CLIP or SigLIP; the projection leads into the space of the texts.
+    {"loss": "clip_head", "projection": "vision_projection"},
+    {"loss": "siglip_head"},
     # CLIP.
     {
         "patches": "~embedding/patch_embedding",
@@ -96,6 +102,8 @@ _FAMILIES = (
     {"pre_logits": "pre_logits", "predictions": "predictions"},
 )
 IGNORED = (
+    (re.compile(r"^([^/]*text_encoder(_\d+)?|text_projection)/"), "of the text tower"),
+    (re.compile(r"^loss/"), "of the loss between images and texts"),
     (re.compile(r"^mask_token$"), "for training on masked images"),
     (re.compile(r"^position_ids$"), "the numbers of the positions"),
     (
@@ -108,9 +116,9 @@ IGNORED = (
 def _pattern(place):
     pattern = re.escape(place).replace(r"\#1", r"(?P<from_1>(?:_\d+)?)")
     pattern = pattern.replace(r"\#", r"(?P<block>\d+)").replace(r"\~", r"(?:[^/]+_)?")
-    # A classifier's files hold the backbone under its name.
-    backbone = "" if place.startswith("~") else "(?:[^/]+/)?"
-    return re.compile(rf"{backbone}{pattern}(?P<variable>/.+)?$")
+    # A classifier's files hold the backbone under its name, those of a whole CLIP the vision tower.
+    outer = r"[^/]*vision_encoder(?:_\d+)?" if place.startswith("~") else "[^/]+"
+    return re.compile(rf"(?:{outer}/)?{pattern}(?P<variable>/.+)?$")
 
 
 _PATTERNS = tuple((_pattern(place), part) for family in _FAMILIES for part, place in family.items())
@@ -188,7 +196,11 @@ def rules(depth, shapes):
         *_norm("encoder_norm", "norm"),
         *_pool_rules(shapes),
         *_dense("pre_logits", "pre_logits"),
-        *_dense("head", "predictions"),
+        *(
+            _with_bias("head", shapes, "projection")
+            if "projection/kernel" in shapes
+            else _dense("head", "predictions")
+        ),
     ]
     for index in range(depth):
         result += _block_rules(f"block_{index}", shapes)
@@ -292,6 +304,7 @@ def facts(weights, shapes, file):
     hub = file.hub_config or {}
     backbone, task = (_config_of(hub, key) for key in ("backbone", "task"))
     backbone = backbone or _config_of(task, "backbone")
+    backbone = _config_of(backbone, "vision_encoder") or backbone
     known, notes = architecture(weights), []
     known["patch_size"] = tuple(shapes["patches/kernel"][:2])
     query = shapes["block_0/attention/query_dense/kernel"]
@@ -342,7 +355,7 @@ def _family_facts(known, shapes, backbone, notes):
             raise ValueError(f"config.json says {theirs}={found!r}, the tensors {known[ours]!r}")
     activation = backbone.get("intermediate_activation", backbone.get("hidden_activation"))
     if activation is not None:
-        told["activation"] = _translated("activation", activation, _ACTIVATIONS)
+        told["activation"] = translated("activation", activation, _ACTIVATIONS)
     epsilon = backbone.get("layer_norm_epsilon", backbone.get("layer_norm_eps"))
     if epsilon is not None:
         if "pool/probe" in shapes and epsilon != told["layer_norm_epsilon"]:
@@ -414,12 +427,3 @@ def _three(value):
 
 def _as_tuple(value):
     return tuple(value) if isinstance(value, list) else value
-
-
-def _translated(name, value, table):
-    if not isinstance(value, str) or value not in table:
-        raise ValueError(
-            f"unsupported {name} in config.json. Expected one of {', '.join(table)}. "
-            f"Received: {value!r:.100}"
-        )
-    return table[value]

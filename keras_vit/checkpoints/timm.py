@@ -7,7 +7,9 @@ but for a few.
 import re
 
 from keras_vit.checkpoints.architecture import architecture, published_heads
+from keras_vit.checkpoints.hub_config import translated
 from keras_vit.checkpoints.layouts import Rule, torch_dense, torch_norm
+from keras_vit.layers.patches import as_pair
 from keras_vit.models import Preprocessing
 
 FORMAT = "timm"
@@ -157,21 +159,40 @@ def facts(weights, shapes, file):
     if "stem_blocks" in known:
         known["stem_rule"] = "timm"
     if hub_config is None:
-        # A bare file says neither; these are timm's for every plain ViT and DeiT.
-        known |= {
-            "activation": "silu" if known["gated_mlp"] else "gelu",
-            "layer_norm_epsilon": 1e-5 if known["pre_norm"] else 1e-6,
-        }
-        notes.append(
-            f"activation {known['activation']} and epsilon {known['layer_norm_epsilon']}, timm's "
-            "for such tensors: no config.json beside the file"
-        )
+        known |= _bare_facts(known, notes)
     else:
         known |= _hub_facts(hub_config, known, notes)
     _add_computed_positions(known, hub_config)
-    if "num_heads" not in known:
+    if "num_heads" not in {*known, *known.get("ambiguous", ())}:
         known |= published_heads(known["hidden_size"], notes)
     return known, notes
+
+
+# (width, whether the MLPs are gated) of published models that differ in the number of heads:
+# DINOv3's H+ has 20 of 64; SigLIP 2's optimised g has 16 of 96.
+_AMBIGUOUS_HEADS = ((1280, True), (1536, False))
+
+
+def _bare_facts(known, notes):
+    """What all models that timm publishes with such tensors have; and, as `ambiguous`, the fields
+    that differ from one of them to the other, which no tensor tells."""
+    # SigLIP's have no tokens but the patches, and these no scales.
+    is_siglips = not (known["class_token"] or known["register_tokens"] or known["layer_scale"])
+    ambiguous = {
+        "activation": known["pre_norm"] or is_siglips,
+        # Nothing stored means rotary positions, DINOv3's among them.
+        "layer_norm_epsilon": known["positions"] is None,
+        "num_heads": (known["hidden_size"], known["gated_mlp"]) in _AMBIGUOUS_HEADS,
+    }
+    told = {
+        "activation": "silu" if known["gated_mlp"] else "gelu",
+        "layer_norm_epsilon": 1e-5 if known["pre_norm"] else 1e-6,
+    }
+    told = {name: value for name, value in told.items() if not ambiguous[name]}
+    if told:
+        said = " and ".join(f"{name.split('_')[-1]} {value}" for name, value in told.items())
+        notes.append(f"{said}, timm's for such tensors: no config.json beside the file")
+    return told | {"ambiguous": frozenset(name for name in ambiguous if ambiguous[name])}
 
 
 def _add_computed_positions(known, hub_config):
@@ -291,8 +312,8 @@ def _hub_facts(hub_config, known, notes):
         if re.search(pattern, architecture_name):
             told |= row
     if arguments.get("act_layer"):
-        told["activation"] = _translated(arguments, "act_layer", _ACTIVATIONS)
-    elif "mlp_layer" in arguments and _translated(arguments, "mlp_layer", _MLP_LAYERS):
+        told["activation"] = translated("act_layer", arguments["act_layer"], _ACTIVATIONS)
+    elif "mlp_layer" in arguments and translated("mlp_layer", arguments["mlp_layer"], _MLP_LAYERS):
         # timm hands its own default, exact GELU, to the layer.
         told["activation"] = "silu" if arguments["mlp_layer"] == "SwiGLU" else "gelu"
     # No argument of timm's. Folders of earlier versions have it among them.
@@ -301,7 +322,7 @@ def _hub_facts(hub_config, known, notes):
         told["layer_norm_epsilon"] = float(epsilon)
     pooling = arguments.get("global_pool", hub_config.get("global_pool"))
     if pooling is not None:
-        told["pooling"] = _translated({"global_pool": pooling}, "global_pool", _POOLINGS)
+        told["pooling"] = translated("global_pool", pooling, _POOLINGS)
     elif re.search(r"^(eva|beit)|_dinov3", architecture_name):
         told["pooling"] = "avg"
     elif arguments.get("fc_norm") and known["class_token"]:
@@ -377,9 +398,10 @@ def _check_arguments(arguments, known):
             "unsupported model_args: "
             + ", ".join(f"{name}={arguments[name]!r}" for name in unknown)
         )
-    if "patch_size" in arguments and _pair(arguments["patch_size"]) != known["patch_size"]:
+    patch_size = arguments.get("patch_size")
+    if patch_size is not None and as_pair(patch_size, "patch_size") != known["patch_size"]:
         raise ValueError(
-            f"model_args say patch_size={arguments['patch_size']!r}, the tensor "
+            f"model_args say patch_size={patch_size!r}, the tensor "
             f"patch_embed.proj.weight {known['patch_size']!r}"
         )
     if arguments.get("init_values") and known["layer_scale"] is None:
@@ -404,17 +426,3 @@ def _check_arguments(arguments, known):
             raise ValueError(
                 f"model_args say {name}={arguments[name]!r}, the tensors {known[field]!r}"
             )
-
-
-def _pair(size):
-    return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-
-
-def _translated(arguments, name, table):
-    value = arguments[name]
-    if value not in table:
-        raise ValueError(
-            f"unsupported `{name}` in config.json. Expected one of "
-            f"{', '.join(map(repr, table))}. Received: {name}={value!r}"
-        )
-    return table[value]

@@ -3,6 +3,7 @@
 import math
 
 from keras_vit.checkpoints.descriptions import Description, differing, exact_ratio
+from keras_vit.checkpoints.hub_config import side
 
 # Architectures of timm 1.0 by family: (name, width, side of a patch). The nearest one gives the
 # file its name and its class in timm; `model_args` state the sizes themselves.
@@ -144,8 +145,8 @@ def _architecture(config, family):
 def _common_arguments(config):
     """What the constructors of all of timm's classes call alike."""
     return {
-        "img_size": _side(config.image_size),
-        "patch_size": _side(config.patch_size),
+        "img_size": side(config.image_size),
+        "patch_size": side(config.patch_size),
         "num_classes": config.num_classes if config.include_top else 0,
         "global_pool": _POOLINGS.get(config.pooling, "token"),
         "embed_dim": config.hidden_size,
@@ -263,10 +264,6 @@ def _pretrained_cfg(config, arguments, first):
         "first_conv": first,
         "classifier": ["head", "head_dist"] if config.distillation_token else "head",
     }
-
-
-def _side(pair):
-    return pair[0] if pair[0] == pair[1] else list(pair)
 
 
 def _named_gamma(name):

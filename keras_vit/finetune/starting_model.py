@@ -43,7 +43,7 @@ def model_config(
     row = get_variant(recipe.model) if recipe.model else {}
     path = weights_path(recipe.weights)
     with open_checkpoint(path) as checkpoint:
-        facts = checkpoint.facts
+        facts, ambiguous = checkpoint.facts, checkpoint.ambiguous
     for field in ("patch_size", "hidden_size", "depth", "mlp_dim", "num_heads"):
         wanted = row.get(field)
         if wanted is not None and facts.get(field, wanted) not in (wanted, (wanted, wanted)):
@@ -51,10 +51,15 @@ def model_config(
                 f"{recipe.weights} is no {recipe.model}: its {field} is {facts[field]}, expected "
                 f"{wanted}. Leave --model out to take the checkpoint's"
             )
+    # What published models of such tensors have differently, the model's name tells.
+    named = VisionTransformerConfig(**row) if row else None
+    told_by_name = {field: getattr(named, field) for field in ambiguous if named}
+    if "num_heads" not in facts:
+        told_by_name["num_heads"] = row.get("num_heads")
     config = checkpoint_config(
         path,
         num_classes,
-        num_heads=None if "num_heads" in facts else row.get("num_heads"),
+        **told_by_name,
         include_top=True,
         include_preprocessing=True,
         **options,

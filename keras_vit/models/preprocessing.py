@@ -46,6 +46,10 @@ PRESETS = {
         mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_fraction=0.9
     ),
 }
+# CLIP's own mean and std, of its images from the web.
+CLIP_SCALING = Preprocessing(
+    mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
+)
 
 
 def get_preprocessing(value):

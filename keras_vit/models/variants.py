@@ -1,7 +1,7 @@
 """The table of published models: sizes, families, and which of their pairs there are."""
 
 from keras_vit.layers.nearest import nearest_names
-from keras_vit.models.preprocessing import Preprocessing
+from keras_vit.models.preprocessing import CLIP_SCALING
 
 # Ti to g: arXiv 2010.11929 table 1, 2106.10270 section 3.2, 2106.04560 table 2; So400m:
 # 2305.13035; DINOv2's g: 2304.07193 table 17; DINOv3's S+, H+ and 7B: 2508.10104; the optimised
@@ -19,9 +19,6 @@ SIZES = {
     "gopt": {"hidden_size": 1536, "depth": 40, "mlp_dim": 6144, "num_heads": 16},
 }
 _SWIGLU = {"gated_mlp": True, "activation": "silu"}
-_CLIP_SCALING = Preprocessing(
-    mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
-)
 _DEIT = {"preprocessing": "imagenet"}
 _DINOV2 = {"preprocessing": "imagenet", "layer_scale": 1e-5}
 _SIGLIP = {"pooling": "map", "class_token": False, "activation": "gelu_tanh"}
@@ -62,7 +59,7 @@ FAMILIES = {
         "patch_bias": False,
         "activation": "quick_gelu",
         "layer_norm_epsilon": 1e-5,
-        "preprocessing": _CLIP_SCALING,
+        "preprocessing": CLIP_SCALING,
     },
     "beit": _BEIT,
     "beitv2": _BEIT,

@@ -39,8 +39,10 @@ def create(
         dtype: Dtype policy, e.g. `"mixed_bfloat16"`; None for the global one.
         name: Name of the Keras model; `variant` if None.
         **fields: Any field of `keras_vit.models.VisionTransformerConfig`, `image_size`, `pooling`,
-            `drop_path`, `preprocessing`, … Those not given are the weights', where these tell
-            them, else the variant's.
+            `drop_path`, `preprocessing`, … Of those not given, what the weights compute with
+            (`pooling`, `activation`, `preprocessing`, …) is theirs, where they tell it, else the
+            variant's. Sizes, the head (`include_top`, `representation_size`,
+            `classifier_activation`) and rates are the variant's in any case.
 
     Returns:
         A functional `keras.Model` from images `(batch, height, width, 3)`.

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 from pathlib import Path
 
 from keras_vit.checkpoints import CheckpointError, load_checkpoint, open_checkpoint
@@ -91,7 +92,9 @@ def checkpoint_config(path, num_classes=None, **fields):
     Args:
         path: As in `from_checkpoint`.
         num_classes: As in `from_checkpoint`.
-        **fields: As in `from_checkpoint`; None stands for what the file tells.
+        **fields: As in `from_checkpoint`. None stands for what the file tells, but for `pooling`,
+            `positions`, `window_size`, `layer_scale` and `representation_size`, of which it is a
+            decision: to have none.
 
     Returns:
         A `VisionTransformerConfig`.
@@ -117,9 +120,7 @@ def checkpoint_config(path, num_classes=None, **fields):
     elif "num_classes" not in facts:
         given.setdefault("include_top", False)
     known = facts | given
-    for field in _ASKED_FOR:
-        if field not in known:
-            raise ValueError(f"{path} does not tell {_ASKED_FOR[field]}; pass `{field}`")
+    _ask_for(path, _ASKED_FOR, known)
     if known.get("include_preprocessing", True) and "preprocessing" not in known:
         _ask_for_preprocessing(path)
     try:
@@ -155,9 +156,25 @@ _ASKED_FOR = {
     ),
     "positions": "the kind of its positions: it stores none",
     "num_heads": "the number of heads",
-    "activation": "the activation",
-    "layer_norm_epsilon": "the epsilon of its norms",
+    "activation": (
+        'the activation: "gelu" (exact; ViT, DeiT, some of CLIP and SigLIP), "gelu_tanh" (other '
+        'SigLIP), "quick_gelu" (OpenAI\'s CLIP) or "silu"'
+    ),
+    "layer_norm_epsilon": (
+        "the epsilon of its norms: 1e-6 (most), 1e-12 (transformers' ViT and DeiT) or 1e-5 (CLIP, "
+        "DINOv3)"
+    ),
 }
+
+
+# Those of them that differ from library to library, so that no builder's row tells them.
+_LIBRARYS_OWN = ("activation", "layer_norm_epsilon")
+
+
+def _ask_for(path, fields, known):
+    for field in fields:
+        if field not in known:
+            raise ValueError(f"{path} does not tell {_ASKED_FOR[field]}; pass `{field}`")
 
 
 def _accepted(fields):
@@ -182,10 +199,11 @@ _NOT_ADOPTED = (
 
 
 def _adopt_facts(config, chosen, checkpoint):
-    facts = checkpoint.facts
-    unsaid = "preprocessing" not in facts | chosen and not _is_weights_alone(checkpoint)
-    if config.include_preprocessing and unsaid:
-        _ask_for_preprocessing(checkpoint.file.path)
+    facts, path = checkpoint.facts, checkpoint.file.path
+    if not _is_weights_alone(checkpoint):
+        _ask_for(path, _LIBRARYS_OWN, {*facts, *chosen, *checkpoint.ambiguous})
+        if config.include_preprocessing and "preprocessing" not in facts | chosen:
+            _ask_for_preprocessing(path)
     adopted = {
         name: value
         for name, value in facts.items()
@@ -196,7 +214,7 @@ def _adopt_facts(config, chosen, checkpoint):
     try:
         return dataclasses.replace(config, **adopted)
     except ValueError as error:
-        raise ValueError(f"{checkpoint.file.path}: {error}") from error
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _ask_for_preprocessing(path):
@@ -234,4 +252,5 @@ def weights_path(weights):
 
 def _model_name(path):
     stem = path.parent.name if path.name == "model.safetensors" else path.name.split(".")[0]
-    return "".join(c if c.isalnum() or c in "_-." else "_" for c in stem) or "vision_transformer"
+    # TensorFlow takes ASCII alone in the names of scopes, and neither _ nor - in front.
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", stem).lstrip("_-.") or "vision_transformer"

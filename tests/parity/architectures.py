@@ -31,16 +31,19 @@ def build(name):
         return timm.create_model(name, pretrained=False, device="meta")
 
 
-def told(name, model):
+def told(name, model, *, is_bare=False):
     """What keras_vit reads off a hub folder of the architecture: fields of its config.
 
-    The folder has timm's tensor names and shapes and what published config.json files say.
+    The folder has timm's tensor names and shapes and what published config.json files say, or
+    none of these if it `is_bare`.
     """
     file = TensorFile(
         path=Path(f"{name}.safetensors"),
         shapes={key: tuple(tensor.shape) for key, tensor in model.state_dict().items()},
         read=lambda key: None,
-        hub_config={
+        hub_config=None
+        if is_bare
+        else {
             "architecture": name,
             "num_classes": model.num_classes,
             "global_pool": model.global_pool,
