@@ -174,6 +174,31 @@ def test_a_session_that_trains_no_step_tells_no_pace(finished, digits, tmp_path,
 
 
 @pytest.mark.slow
+def test_what_a_finished_run_came_to_is_not_that_of_the_run_that_goes_on(
+    tmp_path, finished, digits
+):
+    shutil.copytree(finished[0], tmp_path / "tiny")
+    page, answers = "report.html", "predictions.csv"
+    before = {name: (tmp_path / "tiny" / name).read_bytes() for name in (page, answers)}
+    longer = recipe_in(tmp_path, steps=70, accept_changes=True)
+    # The second time there is something of this step already.
+    for changes in ({}, {"test_images": 100}, {"test_images": 90}):
+        run(dataclasses.replace(longer, **changes), source=digits, architecture=ARCHITECTURE)
+        assert not {page, answers, "figures"} & {
+            path.name for path in (tmp_path / "tiny").iterdir()
+        }
+        run(
+            dataclasses.replace(longer, **changes, report=True),
+            source=digits,
+            architecture=ARCHITECTURE,
+        )
+        assert (tmp_path / "tiny" / page).read_bytes() != before[page]
+        assert (tmp_path / "tiny" / "figures").is_dir()
+    assert (tmp_path / "tiny" / "report_of_step_00000060.html").read_bytes() == before[page]
+    assert (tmp_path / "tiny" / "predictions_of_step_00000060.csv").read_bytes() == before[answers]
+
+
+@pytest.mark.slow
 def test_a_missing_report_is_made_up_for(finished, digits):
     folder, _ = finished
     before = (folder / "predictions.csv").read_text()

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -336,11 +337,16 @@ def _put_aside(folder, step):
     if not result.exists():
         return
     # The result last: a folder with one counts as finished.
-    for path in (folder / "model.keras", result):
+    for name in ("report.html", "predictions.csv", "figures", "model.keras", "result.json"):
+        path = folder / name
         kept = path.with_stem(f"{path.stem}_of_step_{step:08d}")
-        if path.exists():
-            os.replace(path, kept)
-            print(f"  {path} is kept as {kept.name}")
+        if not path.exists():
+            continue
+        if kept.is_dir():
+            # Files take the place of others, folders do not.
+            shutil.rmtree(kept)
+        os.replace(path, kept)
+        print(f"  {path} is kept as {kept.name}")
 
 
 def _earlier_changes(folder):
