@@ -93,6 +93,18 @@ def test_what_does_not_apply_of_a_protocol_is_put_away_and_said(capsys):
     assert "mixup: 0.8 of the protocol does not apply" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("adapt", ["head", "lora"])
+@pytest.mark.parametrize("protocol", ["transfer", "vit", "mae", "deit3"])
+def test_a_way_to_adapt_is_the_same_in_python(protocol, adapt):
+    words = ("--protocol", protocol, "--data", "cifar10:3.0.2", "--budget", "quick")
+    recipe = protocol_recipe(protocol, "cifar10:3.0.2", budget="quick", adapt=adapt)
+    assert recipe == parsed(*words, "--adapt", adapt)
+    # That of a recipe's file stays, whatever the budget.
+    standard = protocol_recipe(protocol, "cifar10:3.0.2", budget="standard", adapt=adapt)
+    standard = dataclasses.replace(standard, name=recipe.name)
+    assert parse_recipe(["--budget", "quick"], standard) == recipe
+
+
 @pytest.mark.parametrize(
     "words",
     [
