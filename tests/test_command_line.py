@@ -82,6 +82,16 @@ def test_steps_take_the_place_of_epochs_and_the_warm_up_keeps_its_share():
     assert (both.epochs, both.warmup_epochs) == (7, 1)
 
 
+def test_a_warm_up_in_another_unit_than_the_run_stays_as_it_is():
+    in_steps = Recipe(epochs=10, warmup_steps=300)
+    assert parse_recipe(["--epochs", "20"], in_steps) == dataclasses.replace(in_steps, epochs=20)
+    shorter = parse_recipe(["--steps", "400"], in_steps)
+    assert (shorter.steps, shorter.epochs, shorter.warmup_steps) == (400, None, 300)
+    in_epochs = Recipe(steps=1000, warmup_steps=Recipe.warmup_steps, warmup_epochs=2.0)
+    longer = parse_recipe(["--steps", "2000"], in_epochs)
+    assert longer == dataclasses.replace(in_epochs, steps=2000)
+
+
 def test_the_size_before_the_crop_follows_the_image_size():
     recipe = parsed("--protocol", "vit", "--data", "cifar10", "--image-size", "192")
     assert (recipe.image_size, recipe.resize_size) == (192, 224)

@@ -252,13 +252,14 @@ def _settled(values, given, base):
     for steps, epochs in (("steps", "epochs"), ("warmup_steps", "warmup_epochs")):
         if steps in given and epochs not in given:
             values[epochs] = None
-    # The warm-up keeps its share of the run.
-    if not given & {"warmup_steps", "warmup_epochs"}:
+    # The warm-up keeps its share of the run, where that can be told.
+    share = _warmup_share(base)
+    if share is not None and not given & {"warmup_steps", "warmup_epochs"}:
         if "steps" in given:
             values["warmup_epochs"] = None
-            values["warmup_steps"] = round(_warmup_share(base) * values["steps"])
-        elif "epochs" in given and values["epochs"]:
-            values["warmup_epochs"] = _warmup_share(base) * values["epochs"]
+            values["warmup_steps"] = round(share * values["steps"])
+        elif "epochs" in given:
+            values["warmup_epochs"] = share * values["epochs"]
     unread = unread_options(values, given)
     if given & unread.keys():
         lines = [f"{name}: read only where {unread[name]}" for name in given & unread.keys()]
@@ -271,8 +272,11 @@ def _settled(values, given, base):
 
 
 def _warmup_share(recipe):
-    if recipe.epochs:
-        return (recipe.warmup_epochs or 0) / recipe.epochs
+    """None where one of the two is in steps and the other in epochs."""
+    if (recipe.epochs is None) != (recipe.warmup_epochs is None):
+        return None
+    if recipe.epochs is not None:
+        return recipe.warmup_epochs / recipe.epochs
     return recipe.warmup_steps / recipe.steps
 
 
