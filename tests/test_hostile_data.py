@@ -28,7 +28,10 @@ from keras_vit.models import VisionTransformerConfig
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (9, 7, 3), dtype="uint8")
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".JPG", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    *(".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".JPG", ".apng", ".png"),
+    *(".pbm", ".pgm", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
 
 
 def encoded(image, file_format, **options):
