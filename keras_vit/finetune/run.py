@@ -191,8 +191,9 @@ def _run(recipe, folder, *, source, architecture, test):
             _accept_changes(changes, training.compiled, folder, configuration)
         if host_number() == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            write_left_out(folder, recipe, source)
+            # The recipe first: a folder with files and none is no run.
             write_json(folder / "recipe.json", configuration)
+            write_left_out(folder, recipe, source)
             names = "\n".join(source.class_names) + "\n"
             replace_file(folder / "class_names.txt", names.encode())
         result = _train_and_test(training, recipe, splits, folder, configuration, began, test=test)
