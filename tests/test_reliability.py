@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -30,6 +31,7 @@ from small_runs import (
 from keras_vit.finetune import RunInterrupted, parse_recipe, read_configuration, run
 from keras_vit.finetune.folder import disk_errors
 from keras_vit.finetune.log import read_log
+from keras_vit.finetune.signals import stop_requests
 from keras_vit.finetune.state import (
     CheckpointWriter,
     Progress,
@@ -72,6 +74,25 @@ def test_a_signal_saves_the_step_and_the_rest_is_the_same_to_the_bit(
     assert_same_weights(tmp_path / "whole" / "run", folder)
     assert log_rows(folder) == log_rows(tmp_path / "whole" / "run")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_in_the_middle_of_a_line_that_is_printed_loses_nothing(tmp_path, monkeypatch):
+    class Interrupted(io.FileIO):
+        """A file that a signal comes to while Python's buffer writes to it."""
+
+        def write(self, data):
+            if stop.signal is None:
+                signal.raise_signal(signal.SIGTERM)
+            return super().write(data)
+
+    output = io.TextIOWrapper(io.BufferedWriter(Interrupted(tmp_path / "printed", "w")))
+    with monkeypatch.context() as patch, stop_requests() as stop, output:
+        patch.setattr(sys, "stdout", output)
+        print("100 images/s", flush=True)
+        assert stop.signal == signal.SIGTERM
+    first, second = (tmp_path / "printed").read_text().splitlines()
+    assert first.startswith("Received SIGTERM: saving and stopping")
+    assert second == "100 images/s"
 
 
 @pytest.mark.slow
