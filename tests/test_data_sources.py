@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -577,6 +578,19 @@ class TestTinyTFDS:
         assert load_data("tiny:1.2.0", cache_dir=tmp_path / "cache").version == "1.2.0"
         with pytest.raises(ValueError, match="tiny:1.3.0"):
             load_data("tiny:1.3.0", data_dir=tmp_path / "none", cache_dir=tmp_path / "cache")
+
+
+def test_a_set_that_another_process_cached_meanwhile_is_taken(tmp_path, monkeypatch):
+    data, cache = write_tfds(tmp_path / "tfds", (None, None)), tmp_path / "cache"
+    rename = Path.rename
+
+    def rename_later(path, target):
+        shutil.copytree(path, target)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_later)
+    assert len(load_data("tiny", data_dir=data, cache_dir=cache).train) == 3
+    assert [path.name for path in cache.iterdir()] == ["tiny-1.2.0"]
 
 
 def test_a_set_is_found_in_the_cache_without_its_config_where_there_is_one(tmp_path, capsys):
