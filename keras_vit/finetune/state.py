@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -61,14 +62,20 @@ class Progress:
 
 
 @contextlib.contextmanager
-def replaced_file(path: str | Path) -> Iterator[Path]:
+def replaced_file(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
     """A path beside `path` to write to; it takes the place of `path` when it is on the disk.
 
     Whoever reads `path` sees the old content or the new one, never a part. Where writing fails
     nothing is left.
+
+    Args:
+        path: The file.
+        shared: Whether other processes may write it at the same time, as in a cache.
     """
     path = Path(path)
-    beside = path.with_name(f".partial.{path.name}")
+    # Of one writer the same: what is left of one that was killed is written over.
+    writer = f".{socket.gethostname()}.{os.getpid()}" if shared else ""
+    beside = path.with_name(f".partial{writer}.{path.name}")
     try:
         yield beside
         with open(beside, "rb") as file:
