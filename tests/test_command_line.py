@@ -386,8 +386,21 @@ def test_divisors_only_and_other_errors_pass():
     def never(images):
         raise MemoryError
 
-    with pytest.raises(MemoryError, match="Not even one image"):
+    with pytest.raises(MemoryError, match="Not even one image fits"):
         largest_fitting(4, never)
+
+
+def test_of_several_devices_all_images_at_once_are_counted(capsys):
+    tried = []
+
+    def attempt(images):
+        tried.append(images)
+        raise MemoryError
+
+    with pytest.raises(MemoryError, match="Not even 8 images fit"):
+        largest_fitting(48, attempt, multiple_of=8)
+    assert tried == [48, 24, 8]
+    assert "24 images at once do not fit" in capsys.readouterr().out
 
 
 def test_an_open_micro_batch_is_found_by_trying_and_leaves_no_trace(digits, monkeypatch):
