@@ -304,6 +304,19 @@ def test_a_sweep_refuses_an_export_that_the_backend_cannot_make(tmp_path, digits
     assert not list(tmp_path.iterdir())
 
 
+def test_one_host_alone_writes_what_a_sweep_leaves_out(tmp_path, digits, monkeypatch):
+    def end(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sweep.__globals__, "run", end)
+    recipe = dataclasses.replace(RECIPE, output=str(tmp_path), damaged_images="skip")
+    for host, files in ((1, set()), (0, {"left_out.json"})):
+        monkeypatch.setitem(sweep.__globals__, "host_number", lambda host=host: host)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(recipe, [0.01], source=digits)
+        assert {path.name for path in tmp_path.glob("choice/*")} == files
+
+
 @pytest.mark.parametrize("option", [{"early_stopping": 1}, {"keep": "best"}])
 def test_a_sweep_refuses_at_once_what_its_final_run_could_not_do(digits, option, tmp_path):
     recipe = dataclasses.replace(RECIPE, output=str(tmp_path), evaluate_every=1, **option)
