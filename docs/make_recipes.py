@@ -111,8 +111,8 @@ def protocol_section(protocol, measured):
     ]
     if protocol.changes:
         parts += [
-            "What changes with data, model and budget:\n",
-            "| data | model | budget | values | source |\n|---|---|---|---|---|\n"
+            "What changes with data, model, budget and the way to adapt:\n",
+            "| data | model | budget | adapt | values | source |\n|---|---|---|---|---|---|\n"
             + "".join(map(change_row, protocol.changes)),
         ]
     if protocol.published:
@@ -174,7 +174,7 @@ def change_row(change):
     if change.learning_rates is not None:
         rates = ", ".join(f"{rate:g}" for rate in change.learning_rates)
         values = ", ".join(filter(None, (values, f"grid {{{rates}}}")))
-    patterns = (change.data, change.model, change.budget)
+    patterns = (change.data, change.model, change.budget, change.adapt)
     cells = ("" if names == ("*",) else ", ".join(names) for names in patterns)
     return table_row(*(cell.replace("*", "\\*") for cell in cells), values, change.source)
 

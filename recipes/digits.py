@@ -94,8 +94,9 @@ def only_classes(source: DataSource, classes: range) -> DataSource:
 def demonstrate(options: Demonstration) -> tuple[RunResult, RunResult]:
     """Runs the three trainings; hands back the results of transfer and from scratch."""
     many = load_data("digits", seed=options.pretraining.seed)
-    run(options.pretraining, source=only_classes(many, range(5)), architecture=ARCHITECTURE)
-    pretrained = Path(options.pretraining.output, options.pretraining.name, "model.keras")
+    first = run(options.pretraining, source=only_classes(many, range(5)), architecture=ARCHITECTURE)
+    # A run that starts over has another name than it was given.
+    pretrained = Path(options.pretraining.output, first.name, "model.keras")
     # A few images to train on leave half of them for the test.
     few = load_data("digits", test_fraction=0.5, seed=options.transfer.seed)
     few = only_classes(few, range(5, 10))
@@ -115,7 +116,7 @@ def main() -> None:
     options = tyro.cli(Demonstration, description=__doc__)
     transfer, scratch = demonstrate(options)
     folder = Path(options.transfer.output)
-    picture = folder / options.transfer.name / "learning_curves.png"
+    picture = folder / transfer.name / "learning_curves.png"
     draw_learning_curves(
         {"transfer": folder / transfer.name, "from scratch": folder / scratch.name},
         picture,

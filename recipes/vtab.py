@@ -3,7 +3,8 @@
 Command:
     python recipes/vtab.py --weights CHECKPOINT [--task TASK] [--data-dir TFDS_FOLDER]
 
-    Without --task all tasks are run one after the other; their mean is the score of VTAB.
+    Without --task all tasks are run one after the other; their mean is the score of VTAB. --name
+    NAME calls the runs NAME-TASK.
 
 Hardware: one GPU.
 
@@ -26,9 +27,13 @@ RECIPES = {task: protocol_recipe("vit", f"vtab/{task}") for task in VTAB_TASKS}
 def main() -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--task", choices=RECIPES)
+    parser.add_argument("--name")
     options, rest = parser.parse_known_args()
-    tasks = [options.task] if options.task else list(RECIPES)
-    results = {task: run_command_line(RECIPES[task], rest) for task in tasks}
+    results = {}
+    for task in [options.task] if options.task else RECIPES:
+        # A folder each.
+        name = ["--name", f"{options.name}-{task}"] if options.name else []
+        results[task] = run_command_line(RECIPES[task], [*rest, *name])
     if len(results) > 1:
         for task, result in results.items():
             print(f"{task:24} {result.test}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -250,6 +251,21 @@ def test_features_and_classifier_are_the_model(pretrained, digits, cache):
     for row, label in zip(batch[0], labels, strict=True):
         place = np.flatnonzero((features[0] == row).all(axis=1))[0]
         assert images.labels[place] == label
+
+
+def test_nothing_is_left_of_features_that_could_not_be_written(
+    pretrained, digits, cache, monkeypatch
+):
+    def fill_the_disk(path, **_):
+        Path(path).write_bytes(b"a part")
+        raise OSError(28, "No space left on device")
+
+    backbone, _ = split_at_head(pretrained[1])
+    images = digits.test.take(range(20))
+    monkeypatch.setattr(np, "savez", fill_the_disk)
+    with pytest.raises(OSError, match="No space"):
+        cached_features(backbone, images, batch_size=8, folder=cache)
+    assert not list(cache.iterdir())
 
 
 def test_options_that_nothing_reads_are_named():

@@ -83,6 +83,16 @@ def test_steps_take_the_place_of_epochs_and_the_warm_up_keeps_its_share():
     assert (both.epochs, both.warmup_epochs) == (7, 1)
 
 
+def test_a_warm_up_in_another_unit_than_the_run_stays_as_it_is():
+    in_steps = Recipe(epochs=10, warmup_steps=300)
+    assert parse_recipe(["--epochs", "20"], in_steps) == dataclasses.replace(in_steps, epochs=20)
+    shorter = parse_recipe(["--steps", "400"], in_steps)
+    assert (shorter.steps, shorter.epochs, shorter.warmup_steps) == (400, None, 300)
+    in_epochs = Recipe(steps=1000, warmup_steps=Recipe.warmup_steps, warmup_epochs=2.0)
+    longer = parse_recipe(["--steps", "2000"], in_epochs)
+    assert longer == dataclasses.replace(in_epochs, steps=2000)
+
+
 def test_the_size_before_the_crop_follows_the_image_size():
     recipe = parsed("--protocol", "vit", "--data", "cifar10", "--image-size", "192")
     assert (recipe.image_size, recipe.resize_size) == (192, 224)
@@ -92,6 +102,18 @@ def test_what_does_not_apply_of_a_protocol_is_put_away_and_said(capsys):
     recipe = parsed("--protocol", "mae", "--data", "cifar10", "--adapt", "head")
     assert (recipe.mixup, recipe.drop_path, recipe.layer_decay) == (0.0, 0.0, 1.0)
     assert "mixup: 0.8 of the protocol does not apply" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("adapt", ["head", "lora"])
+@pytest.mark.parametrize("protocol", ["transfer", "vit", "mae", "deit3"])
+def test_a_way_to_adapt_is_the_same_in_python(protocol, adapt):
+    words = ("--protocol", protocol, "--data", "cifar10:3.0.2", "--budget", "quick")
+    recipe = protocol_recipe(protocol, "cifar10:3.0.2", budget="quick", adapt=adapt)
+    assert recipe == parsed(*words, "--adapt", adapt)
+    # That of a recipe's file stays, whatever the budget.
+    standard = protocol_recipe(protocol, "cifar10:3.0.2", budget="standard", adapt=adapt)
+    standard = dataclasses.replace(standard, name=recipe.name)
+    assert parse_recipe(["--budget", "quick"], standard) == recipe
 
 
 @pytest.mark.parametrize(
@@ -283,6 +305,19 @@ def test_a_sweep_refuses_an_export_that_the_backend_cannot_make(tmp_path, digits
     assert not list(tmp_path.iterdir())
 
 
+def test_one_host_alone_writes_what_a_sweep_leaves_out(tmp_path, digits, monkeypatch):
+    def end(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sweep.__globals__, "run", end)
+    recipe = dataclasses.replace(RECIPE, output=str(tmp_path), damaged_images="skip")
+    for host, files in ((1, set()), (0, {"left_out.json"})):
+        monkeypatch.setitem(sweep.__globals__, "host_number", lambda host=host: host)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(recipe, [0.01], source=digits)
+        assert {path.name for path in tmp_path.glob("choice/*")} == files
+
+
 @pytest.mark.parametrize("option", [{"early_stopping": 1}, {"keep": "best"}])
 def test_a_sweep_refuses_at_once_what_its_final_run_could_not_do(digits, option, tmp_path):
     recipe = dataclasses.replace(RECIPE, output=str(tmp_path), evaluate_every=1, **option)
@@ -365,8 +400,21 @@ def test_divisors_only_and_other_errors_pass():
     def never(images):
         raise MemoryError
 
-    with pytest.raises(MemoryError, match="Not even one image"):
+    with pytest.raises(MemoryError, match="Not even one image fits"):
         largest_fitting(4, never)
+
+
+def test_of_several_devices_all_images_at_once_are_counted(capsys):
+    tried = []
+
+    def attempt(images):
+        tried.append(images)
+        raise MemoryError
+
+    with pytest.raises(MemoryError, match="Not even 8 images fit"):
+        largest_fitting(48, attempt, multiple_of=8)
+    assert tried == [48, 24, 8]
+    assert "24 images at once do not fit" in capsys.readouterr().out
 
 
 def test_an_open_micro_batch_is_found_by_trying_and_leaves_no_trace(digits, monkeypatch):

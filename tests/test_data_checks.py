@@ -64,6 +64,29 @@ def test_nothing_is_said_of_good_data(tmp_path):
 # classes -----------------------------------------------------------------------------------------
 
 
+def test_files_of_class_folders_that_are_no_images_by_their_names_are_counted(tmp_path):
+    folder = write_flowers(tmp_path / "flowers")
+    for name in ("1.heic", "2.HEIC", "notes.txt", "deeper/README", ".hidden"):
+        (folder / "train/rose/deeper").mkdir(exist_ok=True)
+        (folder / "train/rose" / name).write_bytes(b"no image")
+    # Beside the classes, where nobody looks for images.
+    (folder / "train/licence.txt").write_text("free")
+    (message,) = messages(folder)
+    assert "flowers: 4 files in the folders of classes are passed over" in message
+    assert "2 .heic, 1 .txt, 1 without a suffix. Expected .apng, .bmp" in message
+
+
+def test_each_suffix_of_a_format_that_is_read_is_taken(tmp_path):
+    suffixes = {"JPEG": "jfif jpe jpeg jpg", "PNG": "apng png", "PPM": "pbm pgm pnm ppm"}
+    for number, (kind, names) in enumerate(suffixes.items()):
+        for suffix in names.split():
+            path = write_images(tmp_path, [f"{number % 2}/{suffix}.png"]) / f"{number % 2}"
+            picture = Image.open(path / f"{suffix}.png")
+            picture.save(path / f"picture.{suffix}", kind)
+            (path / f"{suffix}.png").unlink()
+    assert len(load_data(tmp_path, test_fraction=1).test) == 10
+
+
 def test_classes_without_training_images_are_named_with_the_test_images_they_cost(tmp_path):
     names = ["a.png", "b.png", "c.png", "d.png", "e.png"]
     write_images(tmp_path, names)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -476,6 +477,24 @@ def test_a_split_may_list_a_file_twice(tmp_path):
     assert source.train.labels.tolist() == [0, 0, 1]
 
 
+def test_a_file_that_a_manifest_lists_several_times_is_divided_as_one(tmp_path):
+    rows = [f"{index}.png,{index % 2},train" for index in range(12)]
+    # To weigh it more, and under another name.
+    rows += rows[:4] + rows[:2] + ["more/../3.png,1,train"]
+    (tmp_path / "more").mkdir()
+    path = write_manifest(tmp_path, ["file,label,split", *rows])
+    for seed in range(5):
+        source = load_data(path, test_fraction=0.5, seed=seed)
+        files = [{file.resolve() for file in part.images} for part in (source.train, source.test)]
+        assert not files[0] & files[1]
+        assert [len(part) for part in files] == [6, 6]
+        assert len(source.train) + len(source.test) == 19
+    # One file is no two images to divide.
+    once = ImageSet((path, path), np.array([0, 0], "int32"), ("a",))
+    with pytest.raises(ValueError, match="to divide 1 images"):
+        split_images(once, 0.5, seed=0)
+
+
 def test_a_manifest_in_another_encoding_is_named(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_bytes("file,label\nä.png,1\n".encode("latin-1"))
@@ -559,6 +578,19 @@ class TestTinyTFDS:
         assert load_data("tiny:1.2.0", cache_dir=tmp_path / "cache").version == "1.2.0"
         with pytest.raises(ValueError, match="tiny:1.3.0"):
             load_data("tiny:1.3.0", data_dir=tmp_path / "none", cache_dir=tmp_path / "cache")
+
+
+def test_a_set_that_another_process_cached_meanwhile_is_taken(tmp_path, monkeypatch):
+    data, cache = write_tfds(tmp_path / "tfds", (None, None)), tmp_path / "cache"
+    rename = Path.rename
+
+    def rename_later(path, target):
+        shutil.copytree(path, target)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_later)
+    assert len(load_data("tiny", data_dir=data, cache_dir=cache).train) == 3
+    assert [path.name for path in cache.iterdir()] == ["tiny-1.2.0"]
 
 
 def test_a_set_is_found_in_the_cache_without_its_config_where_there_is_one(tmp_path, capsys):

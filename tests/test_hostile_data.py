@@ -12,11 +12,13 @@ import sys
 import unicodedata
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parameters import slow_except
 from PIL import Image
 from small_runs import Killed, after_row, assert_same_weights, kill
 
@@ -28,7 +30,10 @@ from keras_vit.models import VisionTransformerConfig
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (9, 7, 3), dtype="uint8")
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".JPG", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    *(".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".JPG", ".apng", ".png"),
+    *(".pbm", ".pgm", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
 
 
 def encoded(image, file_format, **options):
@@ -694,6 +699,26 @@ def test_a_run_that_goes_on_leaves_out_the_same_images(tmp_path, monkeypatch, ca
     assert "cannot identify" in written["left_out"][0]["reason"]
     assert "outside of" in written["left_out"][1]["reason"]
     assert f"({len(LEFT_OUT)} are left out)" in str(expected)
+
+
+@pytest.mark.parametrize("number", slow_except([0, 1, 2], fast=[1]))
+def test_a_run_that_is_killed_between_its_first_files_goes_on(tmp_path, monkeypatch, number):
+    _, recipe = pets_and_recipe(tmp_path, "killed", steps=2)
+    written, replace = [], os.replace
+
+    def replace_or_end(source, target):
+        if Path(target).parent == tmp_path / "killed/run":
+            if len(written) == number:
+                kill()
+            written.append(target)
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "replace", replace_or_end)
+        run(recipe, architecture=ARCHITECTURE)
+    assert len(written) == number
+    result = run(recipe, architecture=ARCHITECTURE)
+    assert [item.file for item in result.left_out] == LEFT_OUT
 
 
 def test_a_picture_that_is_damaged_meanwhile_is_said_and_not_left_out(

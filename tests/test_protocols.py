@@ -46,6 +46,28 @@ def test_every_value_of_a_protocol_is_a_recipe(name):
     assert len({recipe.name for recipe in built}) == len({*DATA_SETS, "flowers", "birds"}) * 4
 
 
+@pytest.mark.parametrize("adapt", ["full", "head", "lora"])
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_way_to_adapt_is_in_the_recipe(name, adapt):
+    recipe = protocol_recipe(name, "cifar10", adapt=adapt)
+    assert recipe.adapt == adapt
+    assert recipe.name.endswith(adapt) == (adapt != "full")
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_version_of_a_data_set_has_its_values(name):
+    for data, version in (("cifar10", "3.0.2"), ("oxford_iiit_pet", "4.0.0"), ("vtab/pets", "4")):
+        general = protocol_recipe(name, data)
+        pinned = protocol_recipe(name, f"{data}:{version}")
+        assert pinned.data == f"{data}:{version}"
+        assert dataclasses.replace(pinned, data=data) == general
+        rates = [protocol_learning_rates(name, each) for each in (data, pinned.data)]
+        assert rates[0] == rates[1]
+    with pytest.raises(ValueError, match="no task 'vtab/pet'.*pets"):
+        protocol_recipe(name, "vtab/pet:4.0.0")
+    assert protocol_recipe(name, "C:/photos/cifar10").name.startswith("cifar10-")
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=lambda protocol: protocol.name)
 def test_changes_name_options_and_fit_some_data_and_model(protocol):
     options = {field.name for field in dataclasses.fields(Recipe)}

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import os
+from types import SimpleNamespace
 
 import pytest
 import tyro
 from scripts import RECIPES, load_script
 
-from keras_vit.finetune import Recipe, recipe_from_fields, run_command_line
+from keras_vit.finetune import Recipe, parse_recipe, recipe_from_fields, run_command_line
 from keras_vit.finetune.recipe import differing_fields, recipe_fields
 
 
@@ -141,6 +143,37 @@ def test_digits_recipe_transfers_to_the_other_digits(tmp_path, monkeypatch, caps
     assert names == ["5", "6", "7", "8", "9"]
     assert (runs / "digits-5-to-9" / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
     assert "gain" in capsys.readouterr().out
+
+
+def test_digits_recipe_transfers_from_the_run_that_started_over(monkeypatch):
+    module = load_script(RECIPES[0].parent / "digits.py")
+    recipes = []
+
+    def run(recipe, **_):
+        recipes.append(recipe)
+        return SimpleNamespace(name=f"{recipe.name}-2" if recipe.fresh else recipe.name)
+
+    monkeypatch.setattr(module, "run", run)
+    fresh = dataclasses.replace(module.PRETRAINING, fresh=True)
+    module.demonstrate(module.Demonstration(pretraining=fresh))
+    assert recipes[1].weights == os.path.join("runs", "digits-0-to-4-2", "model.keras")
+
+
+def test_the_tasks_of_vtab_have_a_folder_each(monkeypatch):
+    module = load_script(RECIPES[0].parent / "vtab.py")
+    names = []
+
+    def run_command_line(recipe, words):
+        names.append(parse_recipe(words, recipe).name)
+        return SimpleNamespace(test=SimpleNamespace(accuracy=0.5))
+
+    monkeypatch.setattr(module, "run_command_line", run_command_line)
+    monkeypatch.setattr("sys.argv", ["vtab.py", "--name", "large", "--steps", "7"])
+    module.main()
+    assert names == [f"large-{task}" for task in module.RECIPES]
+    monkeypatch.setattr("sys.argv", ["vtab.py", "--task", "pets"])
+    module.main()
+    assert names[-1] == module.RECIPES["pets"].name
 
 
 def test_command_line_ends_with_one_message_for_what_a_user_can_put_right(tmp_path, capsys):

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import hashlib
+import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,9 +28,10 @@ from small_runs import (
     weights_of,
 )
 
-from keras_vit.finetune import RunInterrupted, read_configuration, run
+from keras_vit.finetune import RunInterrupted, parse_recipe, read_configuration, run
 from keras_vit.finetune.folder import disk_errors
 from keras_vit.finetune.log import read_log
+from keras_vit.finetune.signals import stop_requests
 from keras_vit.finetune.state import (
     CheckpointWriter,
     Progress,
@@ -71,6 +74,25 @@ def test_a_signal_saves_the_step_and_the_rest_is_the_same_to_the_bit(
     assert_same_weights(tmp_path / "whole" / "run", folder)
     assert log_rows(folder) == log_rows(tmp_path / "whole" / "run")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_in_the_middle_of_a_line_that_is_printed_loses_nothing(tmp_path, monkeypatch):
+    class Interrupted(io.FileIO):
+        """A file that a signal comes to while Python's buffer writes to it."""
+
+        def write(self, data):
+            if stop.signal is None:
+                signal.raise_signal(signal.SIGTERM)
+            return super().write(data)
+
+    output = io.TextIOWrapper(io.BufferedWriter(Interrupted(tmp_path / "printed", "w")))
+    with monkeypatch.context() as patch, stop_requests() as stop, output:
+        patch.setattr(sys, "stdout", output)
+        print("100 images/s", flush=True)
+        assert stop.signal == signal.SIGTERM
+    first, second = (tmp_path / "printed").read_text().splitlines()
+    assert first.startswith("Received SIGTERM: saving and stopping")
+    assert second == "100 images/s"
 
 
 @pytest.mark.slow
@@ -266,6 +288,15 @@ def test_a_change_that_divides_the_images_anew_is_never_accepted(tmp_path, digit
         assert (tmp_path / "run" / "recipe.json").read_bytes() == before
 
 
+def test_another_optimizer_cannot_go_on_from_the_state_of_this_one(tmp_path, digits):
+    small_run(tmp_path, digits)
+    # Whose variables would fit, and mean something else.
+    for name in ("adamw", "keras_sgd"):
+        with pytest.raises(ValueError, match=f"(?s)optimizer: '{name}', there 'sgd'") as caught:
+            small_run(tmp_path, digits, optimizer=name, steps=20, accept_changes=True)
+        assert "--fresh" in str(caught.value) and "--accept-changes" not in str(caught.value)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "before, changes, is_kept",
@@ -307,16 +338,66 @@ def test_fresh_starts_over_in_a_new_folder(tmp_path, digits):
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.slow
-def test_a_step_that_does_not_fit_the_memory_says_what_to_try(tmp_path, digits, monkeypatch):
+def run_out_of_memory(output, digits, monkeypatch, **changes):
+    """Runs to step 5, after the checkpoint of step 4, and hands back the message of the error."""
+
     def exhausted():
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError) as caught:
         after_row(patch, 5, exhausted)
-        small_run(tmp_path / "short", digits)
+        small_run(output, digits, **changes)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "option",
+    slow_except(
+        [r"--micro-batch-size \d+", "--remat", "--batch-size"], fast=[r"--micro-batch-size \d+"]
+    ),
+)
+def test_what_is_advised_where_the_memory_does_not_suffice_goes_on(
+    tmp_path, digits, monkeypatch, capsys, option
+):
+    message = run_out_of_memory(tmp_path, digits, monkeypatch)
+    words = re.search(option, message).group().split()
+    if option == "--batch-size":
+        words.append("64")
+    recipe = dataclasses.replace(SHORT, output=str(tmp_path))
+    recipe = parse_recipe([*words, "--accept-changes"], recipe)
+    result = run(recipe, source=digits, architecture=ARCHITECTURE)
+    assert result.steps == SHORT.steps
+    assert "Going on after step 4 of 12" in capsys.readouterr().out
+
+
+def test_what_cannot_go_on_is_not_advised(tmp_path, digits, monkeypatch):
+    message = run_out_of_memory(tmp_path, digits, monkeypatch, batch_size=33, mixup=0.5)
+    # 11 divides the batch, half of it does not; a smaller image has other positions.
+    assert "--micro-batch-size 11 (now 33;" in message
+    assert "--image-size" not in message.partition("--accept-changes")[0]
+
+
+def test_the_steps_are_the_same_with_other_micro_batches(tmp_path, digits, monkeypatch):
+    # What is drawn for each micro-batch would differ.
+    options = {"drop_path": 0.0}
+    small_run(tmp_path / "whole", digits, **options)
+    # Of two parts, four steps are eight micro-batches, with which three parts would not begin.
+    for before, after in ((96, 48), (48, 96), (48, 32)):
+        output = tmp_path / f"{before}-{after}"
+        run_out_of_memory(output, digits, monkeypatch, **options, micro_batch_size=before)
+        small_run(output, digits, **options, micro_batch_size=after, accept_changes=True)
+        weights = zip(
+            weights_of(tmp_path / "whole" / "run"), weights_of(output / "run"), strict=True
+        )
+        for expected, found in weights:
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_step_that_does_not_fit_the_memory_says_what_to_try(tmp_path, digits, monkeypatch):
+    message = run_out_of_memory(tmp_path / "short", digits, monkeypatch)
     for advice in ("--micro-batch-size 48", "--remat", "--batch-size"):
-        assert advice in str(caught.value)
+        assert advice in message
     small_run(tmp_path / "short", digits)
     small_run(tmp_path / "whole", digits)
     assert_same_weights(tmp_path / "whole" / "run", tmp_path / "short" / "run")

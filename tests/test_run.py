@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import keras
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from keras_vit.data import DataSource
+from keras_vit.data import DataSource, ImageSet
 from keras_vit.finetune import (
     Recipe,
     TrainingDiverged,
@@ -173,6 +174,31 @@ def test_a_session_that_trains_no_step_tells_no_pace(finished, digits, tmp_path,
 
 
 @pytest.mark.slow
+def test_what_a_finished_run_came_to_is_not_that_of_the_run_that_goes_on(
+    tmp_path, finished, digits
+):
+    shutil.copytree(finished[0], tmp_path / "tiny")
+    page, answers = "report.html", "predictions.csv"
+    before = {name: (tmp_path / "tiny" / name).read_bytes() for name in (page, answers)}
+    longer = recipe_in(tmp_path, steps=70, accept_changes=True)
+    # The second time there is something of this step already.
+    for changes in ({}, {"test_images": 100}, {"test_images": 90}):
+        run(dataclasses.replace(longer, **changes), source=digits, architecture=ARCHITECTURE)
+        assert not {page, answers, "figures"} & {
+            path.name for path in (tmp_path / "tiny").iterdir()
+        }
+        run(
+            dataclasses.replace(longer, **changes, report=True),
+            source=digits,
+            architecture=ARCHITECTURE,
+        )
+        assert (tmp_path / "tiny" / page).read_bytes() != before[page]
+        assert (tmp_path / "tiny" / "figures").is_dir()
+    assert (tmp_path / "tiny" / "report_of_step_00000060.html").read_bytes() == before[page]
+    assert (tmp_path / "tiny" / "predictions_of_step_00000060.csv").read_bytes() == before[answers]
+
+
+@pytest.mark.slow
 def test_a_missing_report_is_made_up_for(finished, digits):
     folder, _ = finished
     before = (folder / "predictions.csv").read_text()
@@ -317,6 +343,36 @@ def test_validation_shares_no_image_with_training(digits):
     ]
     assert sorted(np.concatenate(parts)) == index.tolist()
     assert len(splits.validation) == round(0.1 * len(index))
+
+
+def test_copies_of_a_training_image_are_not_chosen_by(tmp_path):
+    files = [tmp_path / f"{index}.png" for index in range(20)]
+    labels = np.arange(20, dtype="int32") % 2
+    images = ImageSet((*files, *files[:10]), np.append(labels, labels[:10]), ("even", "odd"))
+    source = DataSource("copies", "", "0", images, None, images.take([0, 1]))
+    splits = split_source(source, dataclasses.replace(RECIPE, validation_fraction=0.5))
+    assert not set(splits.train.images) & set(splits.validation.images)
+    assert len(set(splits.validation.images)) == 10
+    assert len(splits.train) + len(splits.validation) == 30
+
+
+@pytest.mark.parametrize("option", ["train_images", "test_images"])
+def test_classes_that_a_subset_loses_are_said(digits, option):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        split_source(digits, dataclasses.replace(RECIPE, **{option: 20}))
+    few = dataclasses.replace(RECIPE, validation_fraction=0.0, **{option: 7})
+    message = {
+        "train_images": "digits with --train-images 7: 3 of 10 classes have no image to train on",
+        "test_images": "digits with --test-images 7: 3 of 10 classes have no test image",
+    }[option]
+    with pytest.warns(UserWarning, match=message):
+        split_source(digits, few)
+
+
+def test_holding_most_of_the_images_out_is_refused_for_what_it_is(digits):
+    with pytest.raises(ValueError, match="Expected 0.5 at most.*validation_fraction=0.6"):
+        split_source(digits, dataclasses.replace(RECIPE, validation_fraction=0.6))
 
 
 def test_a_source_without_test_images_is_refused(digits):

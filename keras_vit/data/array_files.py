@@ -1,6 +1,7 @@
 """A data set in memory as one .npz file."""
 
 import os
+import socket
 import zipfile
 import zlib
 from pathlib import Path
@@ -21,7 +22,7 @@ def write_arrays(path: Path, splits: dict[str, ImageSet], *, name: str, version:
     for split, image_set in splits.items():
         arrays[f"{split}_images"] = image_set.images
         arrays[f"{split}_labels"] = image_set.labels
-    beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    beside = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
         with beside.open("wb") as file:
             np.savez(file, **arrays)

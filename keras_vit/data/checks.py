@@ -106,8 +106,8 @@ def warn_of_missing_classes(source: object, splits: dict[str, ImageSet], stackle
     train, test = splits["train"], splits.get("test", splits["train"])
     names, classes = train.class_names, len(train.class_names)
     parts = []
-    untrained = _classes_without(train)
-    if len(untrained):
+    untrained = sorted(classes_without(train))
+    if untrained:
         listed = _listed([names[index] for index in untrained])
         parts.append(f"{len(untrained)} of {classes} classes have no image to train on: {listed}")
         if len(train) < classes:
@@ -120,8 +120,8 @@ def warn_of_missing_classes(source: object, splits: dict[str, ImageSet], stackle
             parts.append(
                 f"{tested} of {len(test)} test images are of these classes and will count as wrong"
             )
-    untested = _classes_without(test)
-    if len(untested) and test is not train:
+    untested = sorted(classes_without(test))
+    if untested and test is not train:
         listed = _listed([names[index] for index in untested])
         parts.append(
             f"{len(untested)} of {classes} classes have no test image, so their accuracy stays "
@@ -131,9 +131,14 @@ def warn_of_missing_classes(source: object, splits: dict[str, ImageSet], stackle
         warnings.warn(f"{source}: " + "; ".join(parts), stacklevel=stacklevel)
 
 
-def _classes_without(image_set):
-    counts = np.bincount(image_set.labels, minlength=len(image_set.class_names))
-    return np.flatnonzero(counts == 0)
+def classes_without(image_set: ImageSet) -> set[int]:
+    """The indices of the classes that a set has no image of.
+
+    >>> images = np.zeros((2, 8, 8, 3), "uint8")
+    >>> classes_without(ImageSet(images, np.array([0, 2], "int32"), ("cat", "dog", "elk")))
+    {1}
+    """
+    return set(range(len(image_set.class_names))) - set(np.unique(image_set.labels).tolist())
 
 
 def warn_of_equal_pictures(source: object, splits: dict[str, ImageSet], stacklevel: int) -> None:

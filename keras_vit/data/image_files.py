@@ -1,6 +1,8 @@
 """Image folders, and whether their files can be decoded."""
 
 import os
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +16,7 @@ from keras_vit.data.refused_files import leads_outside, printable, refused_files
 
 SUFFIXES = tuple(sorted(suffix for suffixes in FORMATS.values() for suffix in suffixes))
 MOST_FILES_NAMED = 20
+MOST_KINDS_NAMED = 5
 # More than one, so that a large set does not become as many tasks as it has images.
 FILES_PER_TASK = 16
 
@@ -24,7 +27,8 @@ def read_folder(
     """Image files in one folder a class, or in such folders in `train`, `val` and `test`.
 
     `val` may be called `validation` or `valid`; upper and lower case are the same. Hidden folders
-    and `__MACOSX` are not read. Links may lead to other places in the folder.
+    and `__MACOSX` are not read. Links may lead to other places in the folder. A warning counts the
+    files of class folders that are passed over, as their names do not end as those of images.
 
     Args:
         folder: The folder.
@@ -48,7 +52,10 @@ def read_folder(
             "columns file,label"
         )
     parts = _splits_of(folder, folders) or {"": folder}
-    files = {split: _files_by_class(folder, path) for split, path in sorted(parts.items())}
+    others: list[Path] = []
+    files = {split: _files_by_class(folder, path, others) for split, path in sorted(parts.items())}
+    if others:
+        _warn_of_other_files(folder, others)
     # Where there is train/, it says what the classes are.
     first = files.get("train") or next(iter(files.values()))
     names = tuple(class_names or sorted(first))
@@ -108,8 +115,8 @@ def _is_ignored(name):
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _files_by_class(root, folder):
-    files = {path.name: sorted(_image_files(path)) for path in _subfolders(root, folder)}
+def _files_by_class(root, folder, others):
+    files = {path.name: sorted(_image_files(path, others)) for path in _subfolders(root, folder)}
     empty = [name for name, paths in files.items() if not paths]
     if empty or not files:
         raise ValueError(
@@ -119,8 +126,11 @@ def _files_by_class(root, folder):
     return files
 
 
-def _image_files(folder):
-    """What ends as images do, at any depth, and links to folders, which are not followed."""
+def _image_files(folder, others):
+    """What ends as images do, at any depth, and links to folders, which are not followed.
+
+    The other files are added to a list.
+    """
 
     def fail(error):
         raise error
@@ -131,8 +141,22 @@ def _image_files(folder):
         for name in files:
             if name.lower().endswith(SUFFIXES) and not _is_ignored(name):
                 yield Path(place, name)
+            elif not _is_ignored(name):
+                others.append(Path(place, name))
         for name in links:
             yield Path(place, name)
+
+
+def _warn_of_other_files(folder, others):
+    counts = Counter(path.suffix.lower() or "without a suffix" for path in others)
+    kinds = [f"{count:,} {printable(suffix)}" for suffix, count in counts.most_common()]
+    more = ["…"] if len(kinds) > MOST_KINDS_NAMED else []
+    warnings.warn(
+        f"{folder}: {len(others):,} files in the folders of classes are passed over, as their "
+        f"names do not end as those of images: {', '.join(kinds[:MOST_KINDS_NAMED] + more)}. "
+        f"Expected {', '.join(SUFFIXES)}; convert or rename those that are images",
+        stacklevel=5,
+    )
 
 
 def _from_classes(folder, by_class, class_names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +170,8 @@ def subset(image_set: ImageSet, count: int, *, seed: int) -> ImageSet:
 def split_images(image_set: ImageSet, fraction: float, *, seed: int) -> tuple[ImageSet, ImageSet]:
     """Divides a set at random, each class by the same fraction, and keeps an image of each.
 
+    A file that a set has several times, to weigh it more, is one image and stays on one side.
+
     Args:
         image_set: The images.
         fraction: Share of the images that is held out, in (0, 1); of small classes it may be less.
@@ -190,20 +193,48 @@ def split_images(image_set: ImageSet, fraction: float, *, seed: int) -> tuple[Im
     >>> len(kept), sorted(held_out.labels.tolist())
     (8, [0, 1])
     """
-    count = round(len(image_set) * fraction) if 0 < fraction < 1 else 0
-    if not 0 < count < len(image_set):
+    numbers = _image_numbers(image_set)
+    labels = _labels_of_different(image_set, numbers)
+    count = round(len(labels) * fraction) if 0 < fraction < 1 else 0
+    if not 0 < count < len(labels):
         raise ValueError(
             "A fraction in (0, 1) that leaves images on both sides is needed to divide "
-            f"{len(image_set)} images. Received: fraction={fraction}"
+            f"{len(labels)} images. Received: fraction={fraction}"
         )
-    held_out = _stratified_indices(image_set.labels, count, seed, keep_one=True)
-    if not len(held_out):
+    chosen = _stratified_indices(labels, count, seed, keep_one=True)
+    if not len(chosen):
         raise ValueError(
-            f"The {len(image_set)} images are one of each class, which is kept. Expected a class "
+            f"The {len(labels)} images are one of each class, which is kept. Expected a class "
             "with two images or more to divide"
         )
-    kept = np.setdiff1d(np.arange(len(image_set)), held_out)
+    is_held_out = np.isin(numbers, chosen)
+    kept, held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
     return image_set.take(kept), image_set.take(held_out)
+
+
+def different_labels(image_set: ImageSet) -> np.ndarray:
+    """The label of each different image: a file that a set has several times counts once.
+
+    Example:
+
+    >>> files = (Path("a.png"), Path("b.png"), Path("a.png"))
+    >>> different_labels(ImageSet(files, np.array([1, 0, 1], "int32"), ("cat", "dog"))).tolist()
+    [1, 0]
+    """
+    return _labels_of_different(image_set, _image_numbers(image_set))
+
+
+def _image_numbers(image_set):
+    """A number for each image, counted from 0 as they come, the same for the same file."""
+    if image_set.in_memory:
+        return np.arange(len(image_set))
+    numbers: dict[str, int] = {}
+    files = map(os.path.normpath, image_set.images)
+    return np.array([numbers.setdefault(file, len(numbers)) for file in files], "int64")
+
+
+def _labels_of_different(image_set, numbers):
+    return image_set.labels[np.unique(numbers, return_index=True)[1]]
 
 
 def join(first: ImageSet, second: ImageSet) -> ImageSet:

@@ -19,9 +19,9 @@ from keras_vit.layers import ImagePreprocessing
 FORMATS = {
     "BMP": (".bmp",),
     "GIF": (".gif",),
-    "JPEG": (".jpeg", ".jpg"),
-    "PNG": (".png",),
-    "PPM": (".ppm",),
+    "JPEG": (".jfif", ".jpe", ".jpeg", ".jpg"),
+    "PNG": (".apng", ".png"),
+    "PPM": (".pbm", ".pgm", ".pnm", ".ppm"),
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }

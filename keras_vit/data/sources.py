@@ -58,7 +58,8 @@ def load_data(
 
     Warnings tell of classes without training or test images, of pictures that are in train and in
     test, and of pictures in two classes; of the last two only in folders, .csv and .npz files,
-    not in published sets.
+    not in published sets. Of a folder one tells how many files are passed over, as their names do
+    not end as those of images.
 
     Of a folder or a .csv file nothing outside of the folder, or of that of the .csv, is read: a
     path or a link that leads elsewhere is refused like a file that is missing.

@@ -6,6 +6,7 @@ import csv
 import difflib
 import os
 import shutil
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -298,7 +299,7 @@ def _as_arrays(examples, image_size, reading):
 def _write_files(folder, splits, class_names):
     """Encoded images as files with a manifest; the folder is there whole or not at all."""
     # The leading dot keeps what an interrupted run leaves out of the cache's names.
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    beside = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
         beside.mkdir(parents=True)
         (beside / "class_names.txt").write_text("\n".join(class_names) + "\n", "utf-8")
@@ -312,6 +313,11 @@ def _write_files(folder, splits, class_names):
                     name = f"{split}/{number:07d}{suffix}"
                     (beside / name).write_bytes(encoded)
                     manifest.writerow([name, label, split])
-        beside.rename(folder)
+        try:
+            beside.rename(folder)
+        except OSError:
+            # Another process may have made it meanwhile.
+            if not folder.is_dir():
+                raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -16,19 +16,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(sign in text for sign in _OUT_OF_MEMORY)
 
 
-def largest_fitting(batch_size: int, attempt: Callable[[int], object]) -> int:
+def largest_fitting(
+    batch_size: int, attempt: Callable[[int], object], *, multiple_of: int = 1
+) -> int:
     """The largest part of a batch for which an attempt does not run out of memory.
 
     Args:
         batch_size: Images an optimizer step; its divisors are tried, the largest first, each at
             most half of the one that failed.
         attempt: Called with a number of images; raises where memory does not suffice.
+        multiple_of: What the number is a multiple of, as of the number of devices.
 
     Returns:
         The number of images of the first attempt that succeeded.
 
     Raises:
-        MemoryError: If not even one image fits.
+        MemoryError: If not even one image fits, or `multiple_of` of them.
 
     Example:
 
@@ -42,8 +45,9 @@ def largest_fitting(batch_size: int, attempt: Callable[[int], object]) -> int:
     64
     """
     limit = batch_size
-    while limit >= 1:
-        size = max(part for part in range(1, limit + 1) if batch_size % part == 0)
+    while limit >= multiple_of:
+        sizes = range(multiple_of, limit + 1, multiple_of)
+        size = max(size for size in sizes if batch_size % size == 0)
         try:
             attempt(size)
         except Exception as error:
@@ -53,7 +57,8 @@ def largest_fitting(batch_size: int, attempt: Callable[[int], object]) -> int:
             limit = size // 2
         else:
             return size
+    few = "one image fits" if multiple_of == 1 else f"{multiple_of} images fit"
     raise MemoryError(
-        "Not even one image fits the device's memory. Choose a smaller model or image_size, or "
+        f"Not even {few} the device's memory. Choose a smaller model or image_size, or "
         "free the device"
     )

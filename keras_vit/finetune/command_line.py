@@ -21,6 +21,7 @@ from keras_vit.finetune.protocols import (
     find_protocol,
     protocol_learning_rates,
     protocol_recipe,
+    protocol_values,
 )
 from keras_vit.finetune.recipe import Recipe, recipe_fields, unread_options
 from keras_vit.finetune.report import RunResult
@@ -181,9 +182,12 @@ def _base_recipe(seen, recipe):
     join_hosts()
     budget = seen.budget or ("quick" if find_accelerator().kind == "cpu" else "standard")
     data = seen.data or (recipe.data if recipe else Recipe.data)
-    base = protocol_recipe(
-        protocol, data, budget=budget, model=_model_name(seen), adapt=seen.adapt or "full"
-    )
+    adapt = seen.adapt or (recipe.adapt if recipe else Recipe.adapt)
+    options = {"budget": budget, "model": _model_name(seen), "adapt": adapt}
+    base = protocol_recipe(protocol, data, **options)
+    if seen.adapt:
+        # What that does not read is put away later, and said.
+        base = Recipe(**protocol_values(protocol, data, **options) | {"adapt": Recipe.adapt})
     base = dataclasses.replace(base, model=seen.model)
     if recipe:
         base = dataclasses.replace(base, name=recipe.name)
@@ -217,7 +221,9 @@ def _model_name(seen):
 
 def _protocol_of(recipe):
     for name, budget in ((name, budget) for name in PROTOCOLS for budget in (None, *BUDGETS)):
-        found = protocol_recipe(name, recipe.data, budget=budget, model=recipe.model)
+        found = protocol_recipe(
+            name, recipe.data, budget=budget, model=recipe.model, adapt=recipe.adapt
+        )
         if dataclasses.replace(found, name=recipe.name) == recipe:
             return name
     raise ValueError("`--budget` needs `--protocol`: this recipe is none of a protocol")
@@ -246,13 +252,14 @@ def _settled(values, given, base):
     for steps, epochs in (("steps", "epochs"), ("warmup_steps", "warmup_epochs")):
         if steps in given and epochs not in given:
             values[epochs] = None
-    # The warm-up keeps its share of the run.
-    if not given & {"warmup_steps", "warmup_epochs"}:
+    # The warm-up keeps its share of the run, where that can be told.
+    share = _warmup_share(base)
+    if share is not None and not given & {"warmup_steps", "warmup_epochs"}:
         if "steps" in given:
             values["warmup_epochs"] = None
-            values["warmup_steps"] = round(_warmup_share(base) * values["steps"])
-        elif "epochs" in given and values["epochs"]:
-            values["warmup_epochs"] = _warmup_share(base) * values["epochs"]
+            values["warmup_steps"] = round(share * values["steps"])
+        elif "epochs" in given:
+            values["warmup_epochs"] = share * values["epochs"]
     unread = unread_options(values, given)
     if given & unread.keys():
         lines = [f"{name}: read only where {unread[name]}" for name in given & unread.keys()]
@@ -265,8 +272,11 @@ def _settled(values, given, base):
 
 
 def _warmup_share(recipe):
-    if recipe.epochs:
-        return (recipe.warmup_epochs or 0) / recipe.epochs
+    """None where one of the two is in steps and the other in epochs."""
+    if (recipe.epochs is None) != (recipe.warmup_epochs is None):
+        return None
+    if recipe.epochs is not None:
+        return recipe.warmup_epochs / recipe.epochs
     return recipe.warmup_steps / recipe.steps
 
 

@@ -1,7 +1,6 @@
 """Features of images, computed once and kept, for training the head alone."""
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from keras_vit.data import Augmentation, ImageSet, TrainingBatches
 from keras_vit.finetune.evaluation import predict_outputs
 from keras_vit.finetune.log import ProgressLine
+from keras_vit.finetune.state import replaced_file
 
 
 def cached_features(
@@ -46,11 +46,9 @@ def cached_features(
     )
     line.end()
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with beside.open("wb") as file:
-        named: dict[str, Any] = {f"features_{i}": array for i, array in enumerate(outputs)}
-        np.savez(file, **named)
-    beside.replace(path)
+    named: dict[str, Any] = {f"features_{i}": array for i, array in enumerate(outputs)}
+    with replaced_file(path, shared=True) as beside:
+        np.savez(beside, **named)
     return outputs
 
 

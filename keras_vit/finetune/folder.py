@@ -152,7 +152,8 @@ def check_folder(
         folder: The folder; it may be absent.
         configuration: Of the run, from `describe_run`.
         accept_changes: Whether it may differ from the one that the folder holds; never in what
-            divides the images, or the run could be judged by some that it was trained on.
+            divides the images, or the run could be judged by some that it was trained on, and not
+            in the optimizer, which keeps a state of its own.
 
     Returns:
         What differs, where that is accepted: `value here, there value` by option.
@@ -175,14 +176,17 @@ def check_folder(
     there = read_configuration(folder)
     changes = differing_fields(deciding_options(configuration), deciding_options(there))
     redrawn = [name for name in changes if name in _DIVISION]
-    if redrawn or (changes and not accept_changes):
-        advice = (
-            f"or start over in a new folder with --fresh. With another {' and '.join(redrawn)} "
-            "the run could be judged by images that it was trained on"
-            if redrawn
-            else "start over in a new folder with --fresh, or go on all the same with "
-            "--accept-changes"
-        )
+    if redrawn or "optimizer" in changes or (changes and not accept_changes):
+        advice = "or start over in a new folder with --fresh"
+        if redrawn:
+            advice += (
+                f". With another {' and '.join(redrawn)} the run could be judged by images that it "
+                "was trained on"
+            )
+        elif "optimizer" in changes:
+            advice += ". Another optimizer cannot go on from the state of this one"
+        else:
+            advice = advice.removeprefix("or ") + ", or go on all the same with --accept-changes"
         raise ValueError(
             f"{folder} holds another run. It differs in:\n  "
             + "\n  ".join(change_lines(changes))

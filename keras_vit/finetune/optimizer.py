@@ -247,6 +247,25 @@ def use_averaged_weights(optimizer: keras.optimizers.Optimizer) -> None:
             variable.assign(ops.copy(ops.convert_to_tensor(average)))
 
 
+def gradient_accumulators(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """What a built optimizer adds the gradients of micro-batches up in; [] where it has none."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return list(getattr(inner, "_accumulated_gradients", ()))
+
+
+def set_steps_done(optimizer: keras.optimizers.Optimizer, steps: int) -> None:
+    """Sets an optimizer to a number of steps, however many micro-batches they were made of.
+
+    It counts micro-batches: with the count of others an update would come in the middle of a step.
+
+    Args:
+        optimizer: A built optimizer, between two steps.
+        steps: Number of optimizer steps done.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner._iterations.assign(steps * (inner.gradient_accumulation_steps or 1))
+
+
 def drop_unfinished_accumulation(optimizer: keras.optimizers.Optimizer) -> bool:
     """Makes an optimizer start its next step afresh when a micro-batch was skipped.
 
@@ -267,6 +286,6 @@ def drop_unfinished_accumulation(optimizer: keras.optimizers.Optimizer) -> bool:
     if finished % steps == 0:
         return False
     inner._iterations.assign((finished // steps + 1) * steps)
-    for accumulator in inner._accumulated_gradients:
+    for accumulator in gradient_accumulators(optimizer):
         accumulator.assign(ops.zeros(accumulator.shape, accumulator.dtype))
     return True

@@ -16,7 +16,7 @@ from keras_vit.finetune.protocol import (
 )
 from keras_vit.finetune.protocols_google import AUGREG, BIG_VISION, VIT
 from keras_vit.finetune.protocols_meta import DEIT, DEIT3, DEIT3_IN21K, MAE
-from keras_vit.finetune.recipe import Recipe
+from keras_vit.finetune.recipe import Recipe, recipe_fields, unread_options
 from keras_vit.layers.nearest import nearest_names
 from keras_vit.models import VARIANTS
 
@@ -88,12 +88,13 @@ def protocol_recipe(
 
     Args:
         protocol: One of `PROTOCOLS`.
-        data: A data set as `load_data` takes it; those of `DATA_SETS` have values of their own
-            where the paper gives some, all others get the protocol's general values.
+        data: A data set as `load_data` takes it; those of `DATA_SETS`, in any version, have values
+            of their own where the paper gives some, all others get the protocol's general values.
         budget: "quick", "standard" or "full"; None: "full", the schedule of the paper.
         model: One of `keras-vit list`, for values that depend on the size; None: those of the
             protocol's base model, and the architecture of the checkpoint.
-        adapt: "full", "head" or "lora", where the protocol has values for it.
+        adapt: "full", "head" or "lora"; values of the protocol that it would not read are left at
+            their default.
         image_size: Side of the images, in pixels; None: the protocol's. What the images are
             resized to before the crop is scaled with it.
 
@@ -109,18 +110,45 @@ def protocol_recipe(
     >>> recipe.steps, recipe.warmup_steps, recipe.image_size
     (1000, 100, 384)
     """
+    values = protocol_values(
+        protocol, data, budget=budget, model=model, adapt=adapt, image_size=image_size
+    )
+    defaults = recipe_fields(Recipe())
+    # What is left out may have been what another option is read for.
+    while unread := unread_options(values):
+        values |= {name: defaults[name] for name in unread}
+    return Recipe(**values)
+
+
+def protocol_values(
+    protocol: str,
+    data: str,
+    *,
+    budget: str | None = None,
+    model: str | None = None,
+    adapt: str = "full",
+    image_size: int | None = None,
+) -> dict[str, Any]:
+    """The options of `protocol_recipe` by name, with those that `adapt` does not read.
+
+    Example:
+
+    >>> protocol_values("mae", "cifar10", adapt="head")["mixup"]
+    0.8
+    """
     chosen = find_protocol(protocol)
-    data = _check_names(data, budget, model)
+    name = _check_names(data, budget, model)
     values: dict[str, Any] = {}
     for change in chosen.changes:
-        if change.applies(data, model=model, budget=budget or "full", adapt=adapt):
+        if change.applies(name, model=model, budget=budget or "full", adapt=adapt):
             values |= change.values
-    short = re.sub(r"[^\w.-]+", "-", _short_name(data)).strip("-. ")
+    short = re.sub(r"[^\w.-]+", "-", _short_name(name)).strip("-. ")
     parts = (short, protocol, budget, None if adapt == "full" else adapt)
-    values |= {"name": "-".join(filter(None, parts)), "data": data, "model": model}
+    values |= {"name": "-".join(filter(None, parts)), "data": str(data), "model": model}
+    values["adapt"] = adapt
     if image_size is not None:
         values |= _resized(chosen.recipe, values, image_size)
-    return dataclasses.replace(chosen.recipe, **values)
+    return recipe_fields(chosen.recipe) | values
 
 
 def protocol_learning_rates(
@@ -143,11 +171,11 @@ def protocol_learning_rates(
     (0.001, 0.003, 0.01, 0.03)
     """
     chosen = find_protocol(protocol)
-    data = _check_names(data, None, model)
+    name = _check_names(data, None, model)
     rates = chosen.learning_rates
     for change in chosen.changes:
         if change.learning_rates is not None and change.applies(
-            data, model=model, budget="full", adapt=adapt
+            name, model=model, budget="full", adapt=adapt
         ):
             rates = change.learning_rates
     return rates
@@ -173,10 +201,11 @@ def find_protocol(name: str) -> Protocol:
 
 
 def _check_names(data, budget, model):
-    data = str(data)
-    if data.startswith("vtab/") and data not in DATA_SETS:
+    """The data set by the name that `Change.data` knows it by: without a version of TFDS."""
+    name = str(data).partition(":")[0]
+    if name.startswith("vtab/") and name not in DATA_SETS:
         raise ValueError(
-            f"VTAB has no task {data!r}. {nearest_names(data.removeprefix('vtab/'), VTAB_TASKS)}"
+            f"VTAB has no task {name!r}. {nearest_names(name.removeprefix('vtab/'), VTAB_TASKS)}"
         )
     if budget is not None and budget not in BUDGETS:
         raise ValueError(f"`budget` must be one of {', '.join(BUDGETS)}. Received: {budget!r}")
@@ -185,7 +214,8 @@ def _check_names(data, budget, model):
             f"`model` must be one of `keras-vit list`. Received: {model!r}. "
             f"{nearest_names(str(model), VARIANTS)}"
         )
-    return data
+    # Any other colon may be that of a path.
+    return name if name in DATA_SETS else str(data)
 
 
 def _short_name(data):

@@ -335,7 +335,8 @@ class Recipe:
     accept_changes: bool = False
     """Whether a run may go on with other options than it began with; they are listed, in
     recipe.json too. Never with other data, another seed or another division, by which images that
-    were trained on could be held out or tested."""
+    were trained on could be held out or tested, nor with another optimizer, which has a state of
+    its own."""
 
     fresh: bool = False
     """Whether to start over, in the new folder OUTPUT/NAME-2 (NAME-3, …) where OUTPUT/NAME is

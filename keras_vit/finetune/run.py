@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,11 @@ from keras_vit.finetune.hosts import agree, host_count, host_number, join_hosts
 from keras_vit.finetune.html_report import write_report
 from keras_vit.finetune.log import Meter, ProgressLine, RunLog
 from keras_vit.finetune.loop import TrainingDiverged, mixes_images, training_steps
-from keras_vit.finetune.optimizer import averaged_weights, use_averaged_weights
+from keras_vit.finetune.optimizer import (
+    averaged_weights,
+    set_steps_done,
+    use_averaged_weights,
+)
 from keras_vit.finetune.precision import find_accelerator, resolve_precision
 from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.report import RunResult, make_result, read_result, write_result
@@ -186,8 +191,9 @@ def _run(recipe, folder, *, source, architecture, test):
             _accept_changes(changes, training.compiled, folder, configuration)
         if host_number() == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            write_left_out(folder, recipe, source)
+            # The recipe first: a folder with files and none is no run.
             write_json(folder / "recipe.json", configuration)
+            write_left_out(folder, recipe, source)
             names = "\n".join(source.class_names) + "\n"
             replace_file(folder / "class_names.txt", names.encode())
         result = _train_and_test(training, recipe, splits, folder, configuration, began, test=test)
@@ -298,6 +304,8 @@ def _accept_changes(changes, compiled, folder, configuration):
     print(f"Going on with other options after step {done.step}:\n  " + "\n  ".join(lines))
     if host_number() > 0:
         return
+    if changes.keys() & {"batch_size", "micro_batch_size"}:
+        set_steps_done(compiled.optimizer, done.step)
     _put_aside(folder, done.step)
     identity = identity_digest(deciding_options(configuration))
     done = dataclasses.replace(done, evaluations_since_best=0)
@@ -330,11 +338,16 @@ def _put_aside(folder, step):
     if not result.exists():
         return
     # The result last: a folder with one counts as finished.
-    for path in (folder / "model.keras", result):
+    for name in ("report.html", "predictions.csv", "figures", "model.keras", "result.json"):
+        path = folder / name
         kept = path.with_stem(f"{path.stem}_of_step_{step:08d}")
-        if path.exists():
-            os.replace(path, kept)
-            print(f"  {path} is kept as {kept.name}")
+        if not path.exists():
+            continue
+        if kept.is_dir():
+            # Files take the place of others, folders do not.
+            shutil.rmtree(kept)
+        os.replace(path, kept)
+        print(f"  {path} is kept as {kept.name}")
 
 
 def _earlier_changes(folder):
@@ -550,13 +563,28 @@ def _save_model(model, path):
 
 
 def _memory_advice(error, recipe):
-    images = recipe.micro_batch_size or recipe.batch_size
+    images, mixes = recipe.micro_batch_size or recipe.batch_size, mixes_images(recipe)
+    divisor = current_distribution().batch_divisor(mixes=mixes)
+    # No image is mixed with itself.
+    fewer = [
+        size
+        for size in range(divisor, images // 2 + 1, divisor)
+        if recipe.batch_size % size == 0 and not (mixes and size == 1)
+    ]
+    advice = []
+    if fewer:
+        advice.append(
+            f"--micro-batch-size {fewer[-1]} (now {images}; the gradients of a batch of "
+            f"{recipe.batch_size} are accumulated then)"
+        )
+    if not recipe.remat and recipe.adapt != "head":
+        advice.append("--remat")
+    advice.append(f"a smaller --batch-size (now {recipe.batch_size})")
     return (
         f"A step does not fit the memory: {str(error).splitlines()[0] if str(error) else error!r}\n"
-        f"Try --micro-batch-size {max(1, images // 2)} (now {images}; the gradients of a batch of "
-        f"{recipe.batch_size} are accumulated then), --remat, a smaller --image-size (now "
-        f"{recipe.image_size}), or a smaller --batch-size. The last checkpoint stays: with "
-        "--accept-changes the run goes on from there"
+        f"Try {', or '.join(advice)}: the last checkpoint stays, and with --accept-changes the run "
+        f"goes on from there. A smaller --image-size (now {recipe.image_size}) has other positions "
+        "and needs a run of its own, under another --name"
     )
 
 

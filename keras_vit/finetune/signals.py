@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -57,10 +58,9 @@ def stop_requests() -> Iterator[StopRequest]:
     def handle(number, _):
         if stop.signal is None:
             stop.signal = number
-            print(
+            _say(
                 f"Received {signal.Signals(number).name}: saving and stopping after this step; "
-                "again stops at once.",
-                flush=True,
+                "again stops at once."
             )
 
     def watch():
@@ -84,3 +84,15 @@ def stop_requests() -> Iterator[StopRequest]:
         writing.close()
         watcher.join()
         reading.close()
+
+
+def _say(line):
+    """Prints a line past Python's buffer, which what the signal interrupted may be writing to."""
+    try:
+        place = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):  # It is no file, as in a notebook.
+        print(line, flush=True)
+        return
+    # A step is not lost for a line that nobody can read.
+    with contextlib.suppress(OSError):
+        os.write(place, f"{line}\n".encode())

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_vit.data import DataSource, ImageSet, LeftOut, join, split_images, subset
+from keras_vit.data.checks import classes_without, warn_of_missing_classes
+from keras_vit.data.image_set import different_labels
 from keras_vit.finetune.recipe import Recipe
 
 
@@ -32,9 +34,11 @@ def split_source(source: DataSource, recipe: Recipe) -> Splits:
     A run with `train_images=5000` therefore sees 5,000 labelled images in all, and besides them the
     data set's own validation images where these are held out.
 
+    A warning tells of classes of which `train_images` or `test_images` take all images away.
+
     Raises:
         ValueError: If there are no images to train on or to test, fewer than `train_images` or
-            `test_images`, or too few to hold some out.
+            `test_images`, or too few to hold some out, or if more than half would be held out.
     """
     train, validation, test = source.train, source.validation, source.test
     if train is None or test is None:
@@ -47,10 +51,17 @@ def split_source(source: DataSource, recipe: Recipe) -> Splits:
         if recipe.own_validation == "train":
             train = join(train, validation)
         validation = None
-    train = _some(train, "train_images", recipe)
+    whole = {"train": train, "test": test}
+    taken = {name: _some(images, f"{name}_images", recipe) for name, images in whole.items()}
+    for name, images in taken.items():
+        if len(classes_without(images)) > len(classes_without(whole[name])):
+            option = f"--{name}-images {len(images)}"
+            warn_of_missing_classes(f"{source.name} with {option}", taken, stacklevel=3)
+            break
+    train, test = taken["train"], taken["test"]
     if validation is None and recipe.validation_fraction:
         train, validation = _hold_out(train, recipe)
-    return Splits(train, validation, _some(test, "test_images", recipe), source.left_out)
+    return Splits(train, validation, test, source.left_out)
 
 
 def _some(images, option, recipe):
@@ -69,22 +80,29 @@ def _some(images, option, recipe):
 def _hold_out(train, recipe):
     """What stays to be trained on, and the images to choose by."""
     asked, classes = recipe.validation_fraction, len(train.class_names)
-    if max(asked, classes / len(train)) > 0.5:
+    if asked > 0.5:
         raise ValueError(
-            f"{len(train)} training images of {classes} classes are too few to hold some out for "
+            "`validation_fraction` leaves fewer images to train on than to choose by. Expected 0.5 "
+            f"at most. Received: validation_fraction={asked:g}"
+        )
+    labels = different_labels(train)
+    if classes / len(labels) > 0.5:
+        raise ValueError(
+            f"{len(labels)} training images of {classes} classes are too few to hold some out for "
             "validation: pass --validation-fraction 0"
         )
     # Of a small set at least one image for each class; the only one of a class is trained on.
-    divisible = np.count_nonzero(np.bincount(train.labels) > 1)
-    fraction = max(asked, divisible / len(train))
+    divisible = np.count_nonzero(np.bincount(labels) > 1)
+    fraction = max(asked, divisible / len(labels))
     kept, validation = split_images(train, fraction, seed=recipe.seed)
-    held_out = f"{len(validation)} of {len(train)} training images are held out for validation"
+    count = len(different_labels(validation))
+    held_out = f"{count} of {len(labels)} training images are held out for validation"
     if fraction > asked:
         of_several = "" if divisible == classes else " of several images"
         print(
             f"{held_out}, as many as there are classes{of_several}: --validation-fraction "
             f"{asked:g} would be fewer, and 0 holds none out."
         )
-    elif len(validation) < round(fraction * len(train)):
+    elif count < round(fraction * len(labels)):
         print(f"{held_out}, fewer than --validation-fraction {asked:g}: each class keeps one.")
     return kept, validation

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,10 +17,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from keras_vit.finetune.optimizer import gradient_accumulators
+
 KEPT_CHECKPOINTS = 2
 _FILE_NAME = re.compile(r"(step|best)_(\d+)\.safetensors")
 # Stands for the digest while it is computed: the digest is in the file that it is of.
 _NO_DIGEST = "0" * 64
+_ACCUMULATOR = "accumulator."
 # What reading a damaged file, or one of another run, raises.
 _UNUSABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError)
 
@@ -58,14 +62,20 @@ class Progress:
 
 
 @contextlib.contextmanager
-def replaced_file(path: str | Path) -> Iterator[Path]:
+def replaced_file(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
     """A path beside `path` to write to; it takes the place of `path` when it is on the disk.
 
     Whoever reads `path` sees the old content or the new one, never a part. Where writing fails
     nothing is left.
+
+    Args:
+        path: The file.
+        shared: Whether other processes may write it at the same time, as in a cache.
     """
     path = Path(path)
-    beside = path.with_name(f".partial.{path.name}")
+    # Of one writer the same: what is left of one that was killed is written over.
+    writer = f".{socket.gethostname()}.{os.getpid()}" if shared else ""
+    beside = path.with_name(f".partial{writer}.{path.name}")
     try:
         yield beside
         with open(beside, "rb") as file:
@@ -194,7 +204,9 @@ def restore_training_state(
     Args:
         folder: Folder of the training checkpoints; it may be absent.
         model: The compiled training model, its optimizer built.
-        identity: What the checkpoint must have been saved with; None: any, as long as it fits.
+        identity: What the checkpoint must have been saved with; None: any, as long as it fits. It
+            may then be of other micro-batches: what they have accumulated is nothing between two
+            steps.
         warn: Called with one line for each checkpoint that is passed over.
 
     Returns:
@@ -212,7 +224,8 @@ def restore_training_state(
             warn(f"Passing over the training checkpoint {path}: {error}")
             continue
         for name, variable in variables.items():
-            variable.assign(arrays[name])
+            # Other micro-batches may have accumulated nothing.
+            variable.assign(arrays[name] if name in arrays else np.zeros(variable.shape, "float32"))
         return progress
     if files:
         raise ValueError(
@@ -281,8 +294,14 @@ def _model_variables(model):
 def _state_variables(model):
     # Names that Keras gives count up within a process, so the place in the list is the key.
     yield from _model_variables(model)
-    for index, variable in enumerate(model.optimizer.variables):
+    accumulators = gradient_accumulators(model.optimizer)
+    apart = set(map(id, accumulators))
+    others = [variable for variable in model.optimizer.variables if id(variable) not in apart]
+    for index, variable in enumerate(others):
         yield f"optimizer.{index:04d}", variable
+    # So that the others have the same keys whether there are any.
+    for index, variable in enumerate(accumulators):
+        yield f"{_ACCUMULATOR}{index:04d}", variable
 
 
 def _storable(variable):
@@ -368,6 +387,11 @@ def _read_fitting(path, variables, identity):
     with safe_open(path, "numpy") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
         expected = {name: tuple(variable.shape) for name, variable in variables.items()}
+        if identity is None:
+            found, expected = (
+                {name: shape for name, shape in shapes.items() if not name.startswith(_ACCUMULATOR)}
+                for shapes in (found, expected)
+            )
         if expected != found:
             raise ValueError(f"it holds {len(found)} variables that do not fit the model's")
         arrays = {name: file.get_tensor(name) for name in found}

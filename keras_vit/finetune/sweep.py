@@ -122,7 +122,8 @@ def sweep(
         recipe = with_unused_name(recipe)
     folder = Path(recipe.output) / recipe.name
     source = source or load_source(recipe, folder)
-    write_left_out(folder, recipe, source)
+    if host_number() == 0:
+        write_left_out(folder, recipe, source)
     choosing = recipe
     if source.validation is not None and recipe.own_validation == "train":
         choosing = dataclasses.replace(recipe, own_validation="hold_out")

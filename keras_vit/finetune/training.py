@@ -77,19 +77,18 @@ def set_up_training(model: keras.Model, recipe: Recipe, splits: Splits) -> tuple
     attempts = {}
     divisor = distribution.batch_divisor(mixes=mixes)
 
-    def attempt(part):
-        size = part * divisor
+    def attempt(size):
         parts = dataclasses.replace(recipe, micro_batch_size=size)
-        attempts[part] = compile_training(parts), parts
+        attempts[size] = compile_training(parts), parts
         try:
-            _try_step(attempts[part][0], parts.accumulation_steps)
+            _try_step(attempts[size][0], parts.accumulation_steps)
         except Exception:
             # What the attempt holds would leave less for the next.
-            del attempts[part]
+            del attempts[size]
             gc.collect()
             raise
 
-    return attempts[largest_fitting(recipe.batch_size // divisor, attempt)]
+    return attempts[largest_fitting(recipe.batch_size, attempt, multiple_of=divisor)]
 
 
 def _try_step(training, accumulation_steps):
