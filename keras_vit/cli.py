@@ -631,7 +631,9 @@ def _as_in_the_run(source, data_dir, model):
         return None
     print(f"{source} is the data set of this run, divided as the run divided it")
     print_left_out(loaded)
-    return split_source(loaded, recipe)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # As above.
+        return split_source(loaded, recipe)
 
 
 def _check_is_another_set(source, name, model):

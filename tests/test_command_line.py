@@ -88,6 +88,8 @@ def test_a_warm_up_in_another_unit_than_the_run_stays_as_it_is():
     assert parse_recipe(["--epochs", "20"], in_steps) == dataclasses.replace(in_steps, epochs=20)
     shorter = parse_recipe(["--steps", "400"], in_steps)
     assert (shorter.steps, shorter.epochs, shorter.warmup_steps) == (400, None, 300)
+    # No longer than the run.
+    assert parse_recipe(["--steps", "40"], in_steps).warmup_steps == 40
     in_epochs = Recipe(steps=1000, warmup_steps=Recipe.warmup_steps, warmup_epochs=2.0)
     longer = parse_recipe(["--steps", "2000"], in_epochs)
     assert longer == dataclasses.replace(in_epochs, steps=2000)
@@ -303,6 +305,20 @@ def test_a_sweep_refuses_an_export_that_the_backend_cannot_make(tmp_path, digits
     with pytest.raises(ValueError, match="`export` needs the TensorFlow backend"):
         sweep(recipe, [0.01], source=digits)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="exports need TensorFlow")
+def test_an_export_that_a_server_would_refuse_is_refused_before_the_training(
+    tmp_path, digits, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "saved_models" / RECIPE.name
+    folder.mkdir(parents=True)
+    (folder / "batching_parameters.txt").write_text("max_batch_size { value: 4 }")
+    recipe = dataclasses.replace(RECIPE, export=True)
+    with pytest.raises(ValueError, match="of 8 rows is larger .* its max_batch_size is 4"):
+        run(recipe, source=digits, architecture=ARCHITECTURE)
+    assert [path.name for path in tmp_path.iterdir()] == ["saved_models"]
 
 
 def test_one_host_alone_writes_what_a_sweep_leaves_out(tmp_path, digits, monkeypatch):

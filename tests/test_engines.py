@@ -561,6 +561,14 @@ def test_a_saved_model_is_kept_out_of_another_engines_folder(tmp_path, engine):
     assert not (tmp_path / "pets" / "2").exists()
 
 
+def test_what_lies_beside_a_saved_model_is_no_other_engines(tmp_path):
+    for name in ("saved_model.pb", "model.keras"):
+        (tmp_path / "1").mkdir(exist_ok=True)
+        (tmp_path / "1" / name).write_text("")
+    export_saved_model(linear_model(), tmp_path, class_names=NAMES, warmup_batch_sizes=())
+    assert (tmp_path / "2" / "saved_model.pb").exists()
+
+
 def test_a_saved_model_is_not_loaded_into_another_engine(tmp_path):
     folder = export_saved_model(linear_model(), tmp_path, class_names=NAMES, warmup_batch_sizes=())
     with pytest.raises(ValueError, match=f"{folder} has the format None. Load a SavedModel with"):

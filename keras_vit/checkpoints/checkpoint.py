@@ -56,7 +56,7 @@ class Checkpoint:
             is absent.
         notes: What was assumed, a sentence each.
         ambiguous: Fields that the file does not tell, and published models of such tensors have
-            differently; the row of a named builder tells them.
+            differently; the row of a named builder tells them, but for `activation`.
         is_grid_told: Whether the grid is the file's word, or the square that its positions make.
         resampling: Whose rule positions are resampled by.
         published_name: Function from a canonical name and the file's names to what a tensor that

@@ -101,7 +101,12 @@ def _listed(names):
     return ", ".join(map(repr, names[:MOST_NAMED])) + more
 
 
-def warn_of_missing_classes(source: object, splits: dict[str, ImageSet], stacklevel: int) -> None:
+def warn_of_missing_classes(
+    source: object,
+    splits: dict[str, ImageSet],
+    stacklevel: int,
+    advice: str = "give names as labels, or indices without gaps",
+) -> None:
     """One warning of the classes that no training or no test image has."""
     train, test = splits["train"], splits.get("test", splits["train"])
     names, classes = train.class_names, len(train.class_names)
@@ -113,7 +118,7 @@ def warn_of_missing_classes(source: object, splits: dict[str, ImageSet], stackle
         if len(train) < classes:
             parts.append(
                 f"{len(train)} training images are fewer than the {classes} classes. Expected one "
-                "or more of each: give names as labels, or indices without gaps"
+                f"or more of each: {advice}"
             )
         tested = int(np.isin(test.labels, untrained).sum())
         if tested:

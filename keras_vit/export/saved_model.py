@@ -23,6 +23,7 @@ from keras_vit.export.limits import DEFAULT_LIMITS, ImageLimits
 from keras_vit.export.signatures import ServingOptions, trace_signatures
 from keras_vit.export.versions import version_folder, written_whole
 from keras_vit.serving.files import (
+    WARMUP_BATCH_SIZES,
     check_warmup_fits,
     write_descriptions,
     write_server_files,
@@ -42,7 +43,7 @@ def export_saved_model(
     on_error: str = "row",
     attention: bool = False,
     precision: str = "float32",
-    warmup_batch_sizes: Sequence[int] = (1, 8),
+    warmup_batch_sizes: Sequence[int] = WARMUP_BATCH_SIZES,
 ) -> Path:
     """Writes a classifier as a SavedModel that TensorFlow Serving can mount.
 

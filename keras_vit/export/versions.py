@@ -51,7 +51,8 @@ def _check_are_of_one_kind(path, versions, is_saved_model):
     """Raises where a model server would find versions that it cannot load."""
     if is_saved_model:
         # The files of all other engines are called so.
-        found = [file for version in versions for file in version.glob("model.*")]
+        others = [version for version in versions if not (version / "saved_model.pb").exists()]
+        found = [file for version in others for file in version.glob("model.*")]
         this, those = "a SavedModel", "another engine"
     else:
         found = [file for version in versions for file in version.glob("saved_model.pb")]

@@ -260,6 +260,9 @@ def _settled(values, given, base):
             values["warmup_steps"] = round(share * values["steps"])
         elif "epochs" in given:
             values["warmup_epochs"] = share * values["epochs"]
+    elif share is None and "steps" in given and not given & {"warmup_steps", "warmup_epochs"}:
+        # As `resolve_epochs` does where a run is shorter than its warm-up.
+        values["warmup_steps"] = min(values["warmup_steps"], values["steps"])
     unread = unread_options(values, given)
     if given & unread.keys():
         lines = [f"{name}: read only where {unread[name]}" for name in given & unread.keys()]

@@ -64,6 +64,9 @@ from keras_vit.finetune.state import (
 )
 from keras_vit.finetune.training import set_up_training
 from keras_vit.models import VisionTransformerConfig
+from keras_vit.serving.files import WARMUP_BATCH_SIZES, check_warmup_fits
+
+SAVED_MODELS = Path("saved_models")
 
 # 64 images of 224 px: ViT-B/16 then trains within some 20 GiB.
 PIXELS_AT_ONCE_ON_CPU = 64 * 224**2
@@ -204,13 +207,16 @@ def _run(recipe, folder, *, source, architecture, test):
 
 
 def check_export(recipe: Recipe) -> None:
-    """Raises a ValueError if a recipe asks for an export that the backend cannot make."""
-    if recipe.export and keras.backend.backend() != "tensorflow":
+    """Raises a ValueError if a recipe asks for an export that could not be made."""
+    if not recipe.export:
+        return
+    if keras.backend.backend() != "tensorflow":
         raise ValueError(
             "`export` needs the TensorFlow backend. Received: export=True with KERAS_BACKEND="
             f"{keras.backend.backend()}; leave it out and export the run's model.keras later "
             "under KERAS_BACKEND=tensorflow"
         )
+    check_warmup_fits(SAVED_MODELS / recipe.name, WARMUP_BATCH_SIZES)
 
 
 def export_run(folder: Path, name: str, class_names: Sequence[str]) -> None:
@@ -226,7 +232,7 @@ def export_run(folder: Path, name: str, class_names: Sequence[str]) -> None:
         print(f"  exported    {known['path']} is there already")
         return
     model = keras.saving.load_model(folder / "model.keras", compile=False)
-    path = export_saved_model(model, Path("saved_models") / name, class_names=class_names)
+    path = export_saved_model(model, SAVED_MODELS / name, class_names=class_names)
     write_json(record, {"model_sha256": digest, "path": str(path.resolve())})
     print(f"  exported    {path}")
 

@@ -1,6 +1,7 @@
 """What becomes of a run that is told to stop."""
 
 import contextlib
+import io
 import os
 import signal
 import socket
@@ -89,8 +90,11 @@ def stop_requests() -> Iterator[StopRequest]:
 def _say(line):
     """Prints a line past Python's buffer, which what the signal interrupted may be writing to."""
     try:
-        place = sys.stdout.fileno()
-    except (AttributeError, OSError, ValueError):  # It is no file, as in a notebook.
+        # A notebook's stream has a number too: that of the server's terminal.
+        place = sys.stdout.fileno() if isinstance(sys.stdout, io.TextIOWrapper) else None
+    except (OSError, ValueError):
+        place = None
+    if place is None:
         print(line, flush=True)
         return
     # A step is not lost for a line that nobody can read.

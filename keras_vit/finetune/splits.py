@@ -55,8 +55,10 @@ def split_source(source: DataSource, recipe: Recipe) -> Splits:
     taken = {name: _some(images, f"{name}_images", recipe) for name, images in whole.items()}
     for name, images in taken.items():
         if len(classes_without(images)) > len(classes_without(whole[name])):
-            option = f"--{name}-images {len(images)}"
-            warn_of_missing_classes(f"{source.name} with {option}", taken, stacklevel=3)
+            option = f"--{name}-images"
+            warn_of_missing_classes(
+                f"{source.name} with {option} {len(images)}", taken, 3, advice=f"raise {option}"
+            )
             break
     train, test = taken["train"], taken["test"]
     if validation is None and recipe.validation_fraction:

@@ -51,9 +51,10 @@ def model_config(
                 f"{recipe.weights} is no {recipe.model}: its {field} is {facts[field]}, expected "
                 f"{wanted}. Leave --model out to take the checkpoint's"
             )
-    # What published models of such tensors have differently, the model's name tells.
+    # What published models of such tensors have differently, the model's name tells: not the GELU,
+    # of which a family may have two.
     named = VisionTransformerConfig(**row) if row else None
-    told_by_name = {field: getattr(named, field) for field in ambiguous if named}
+    told_by_name = {field: getattr(named, field) for field in ambiguous - {"activation"} if named}
     if "num_heads" not in facts:
         told_by_name["num_heads"] = row.get("num_heads")
     config = checkpoint_config(

@@ -25,6 +25,8 @@ MAX_WARMUP_RECORDS = 1000
 BATCHING_FILE = "batching_parameters.txt"
 # Of the server's batches, unless larger ones are warmed up.
 MAX_BATCH_SIZE = 64
+# Batches that are warmed up, unless others are asked for.
+WARMUP_BATCH_SIZES = (1, 8)
 
 
 def read_saved_model(folder: str | os.PathLike) -> Any:

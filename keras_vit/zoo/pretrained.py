@@ -174,7 +174,10 @@ _LIBRARYS_OWN = ("activation", "layer_norm_epsilon")
 def _ask_for(path, fields, known):
     for field in fields:
         if field not in known:
-            raise ValueError(f"{path} does not tell {_ASKED_FOR[field]}; pass `{field}`")
+            raise ValueError(
+                f"{path} does not tell {_ASKED_FOR[field]}; pass `{field}`, or put the hub's "
+                "config.json beside its file"
+            )
 
 
 def _accepted(fields):
@@ -201,7 +204,9 @@ _NOT_ADOPTED = (
 def _adopt_facts(config, chosen, checkpoint):
     facts, path = checkpoint.facts, checkpoint.file.path
     if not _is_weights_alone(checkpoint):
-        _ask_for(path, _LIBRARYS_OWN, {*facts, *chosen, *checkpoint.ambiguous})
+        # Heads and epsilon go with a family, its GELU does not: OpenAI's CLIP and LAION's.
+        of_the_family = checkpoint.ambiguous - {"activation"}
+        _ask_for(path, _LIBRARYS_OWN, {*facts, *chosen, *of_the_family})
         if config.include_preprocessing and "preprocessing" not in facts | chosen:
             _ask_for_preprocessing(path)
     adopted = {
