@@ -60,6 +60,7 @@ def measured(model):
     mlps = [block.mlp, *([] if pool is None else [pool.mlp])]
     activations = {"silu" if isinstance(m, SwiGLU) else _ACTIVATIONS[type(m.act)] for m in mlps}
     (activation,), (epsilon,) = activations, {norm.eps for norm in norms}
+    sides = zip(model.patch_embed.img_size, model.patch_embed.grid_size, strict=True)
     return {
         "activation": activation,
         "layer_norm_epsilon": epsilon,
@@ -72,7 +73,8 @@ def measured(model):
         "class_token": model.cls_token is not None,
         "distillation_token": getattr(model, "dist_token", None) is not None,
         "register_tokens": 0 if _registers(model) is None else _registers(model).shape[1],
-        "image_size": tuple(model.patch_embed.img_size),
+        # What whole patches cover: 378 of the 384 px of So400m/14.
+        "image_size": tuple(side // patches * patches for side, patches in sides),
     }
 
 
