@@ -177,16 +177,16 @@ def check_folder(
     changes = differing_fields(deciding_options(configuration), deciding_options(there))
     redrawn = [name for name in changes if name in _DIVISION]
     if redrawn or "optimizer" in changes or (changes and not accept_changes):
-        advice = "or start over in a new folder with --fresh"
+        fresh = "start over in a new folder with --fresh"
         if redrawn:
-            advice += (
-                f". With another {' and '.join(redrawn)} the run could be judged by images that it "
-                "was trained on"
+            advice = (
+                f"or {fresh}. With another {' and '.join(redrawn)} the run could be judged by "
+                "images that it was trained on"
             )
         elif "optimizer" in changes:
-            advice += ". Another optimizer cannot go on from the state of this one"
+            advice = f"or {fresh}. Another optimizer cannot go on from the state of this one"
         else:
-            advice = advice.removeprefix("or ") + ", or go on all the same with --accept-changes"
+            advice = f"{fresh}, or go on all the same with --accept-changes"
         raise ValueError(
             f"{folder} holds another run. It differs in:\n  "
             + "\n  ".join(change_lines(changes))

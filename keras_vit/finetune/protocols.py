@@ -131,6 +131,8 @@ def protocol_values(
 ) -> dict[str, Any]:
     """The options of `protocol_recipe` by name, with those that `adapt` does not read.
 
+    Takes and raises what `protocol_recipe` does.
+
     Example:
 
     >>> protocol_values("mae", "cifar10", adapt="head")["mixup"]
