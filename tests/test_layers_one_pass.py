@@ -1,6 +1,10 @@
 """What TensorFlow computes in one pass, beside the same operations one by one."""
 
 import math
+import os
+import pathlib
+import subprocess
+import sys
 
 import keras
 import ml_dtypes
@@ -12,6 +16,7 @@ from test_layers_gradients import gradients
 import keras_vit
 from keras_vit.finetune.optimizer import SGD
 from keras_vit.layers.activations import training_activation
+from keras_vit.layers.image_preprocessing import ImagePreprocessing
 from keras_vit.layers.layer_normalization import LayerNormalization
 from keras_vit.layers.light_attention import attention_softmax, light_attention
 from keras_vit.layers.one_pass import in_one_pass, in_this_process, row_sum
@@ -192,6 +197,30 @@ def test_softmax_in_this_process_is_softmax(scale):
     np.testing.assert_allclose(as_array(found), exact, rtol=2**-8 * 1.01, atol=1e-30)
 
 
+@only_on_tensorflow
+def test_softmax_in_this_process_is_softmax_without_onednn():
+    # Read once, when TensorFlow is imported. Its own softmax of bfloat16 is off by 0.1.
+    program = "import test_layers_one_pass as t; t.test_softmax_in_this_process_is_softmax(1.0)"
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"}
+    folder = pathlib.Path(__file__).parent
+    subprocess.run([sys.executable, "-c", program], cwd=folder, env=environment, check=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("pixels", ["uint8", "float32"])
+def test_pixels_are_scaled_in_this_process_as_elsewhere(dtype, pixels):
+    images = np.random.default_rng(0).uniform(0, 255, size=(2, 112, 96, 3)).astype(pixels)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    scaling = ImagePreprocessing(mean=mean, std=std, dtype=dtype)
+    with in_this_process():
+        found = scaling(images)
+    assert keras.backend.standardize_dtype(found.dtype) == dtype
+    tolerance = 1e-6 if dtype == "float32" else 2**-8
+    np.testing.assert_allclose(
+        as_array(found), (images / 255 - mean) / std, rtol=tolerance, atol=1e-6
+    )
+
+
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="PyTorch has attention of its own")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_gradient_of_attention_over_many_scores_is_that_of_the_plain_one(dtype):
@@ -241,6 +270,35 @@ def test_an_inference_function_answers_as_the_model(dtype):
     np.testing.assert_allclose(
         as_array(infer(images)), as_array(model(images, training=False)), rtol=0.01, atol=tolerance
     )
+
+
+def test_an_inference_function_keeps_inputs_of_different_kinds_apart():
+    model = keras_vit.models.vision_transformer(CONFIG)
+    model.get_layer("head").kernel.assign(np.random.default_rng(0).normal(size=(192, 5)))
+    images = np.random.default_rng(0).integers(0, 256, size=(4, 32, 32, 3))
+    pixels = keras.Input((32, 32, 3), name="pixels", dtype="uint8")
+    for graph, wrap in (
+        (model, lambda batch: batch),
+        (keras.Model({"pixels": pixels}, model(pixels)), lambda batch: {"pixels": batch}),
+    ):
+        infer = keras_vit.models.inference_function(graph)
+        for batch in (images, images[:3], images):
+            expected = as_array(model(batch.astype("float32"), training=False))
+            for dtype in ("uint8", "float32"):
+                found = infer(wrap(batch.astype(dtype)))
+                np.testing.assert_allclose(as_array(found), expected, atol=1e-4)
+
+
+@only_on_tensorflow
+def test_an_inference_function_is_part_of_a_function_of_any_batch():
+    import tensorflow as tf
+
+    model = keras_vit.models.vision_transformer(CONFIG)
+    infer = keras_vit.models.inference_function(model)
+    images = tf.TensorSpec((None, 32, 32, 3))
+    shares = tf.function(lambda batch: tf.nn.softmax(infer(batch)), input_signature=[images])
+    for count in (3, 2):
+        assert shares(np.zeros((count, 32, 32, 3), "float32")).shape == (count, 5)
 
 
 @only_on_tensorflow

@@ -1,8 +1,11 @@
 """The layer that turns raw pixels into what the network was trained on."""
 
+import functools
+
 import keras
 from keras import ops
 
+from keras_vit.layers.one_pass import in_one_pass, stays_in_this_process
 from keras_vit.layers.resampling import INTERPOLATIONS
 
 CROP_MODES = ("center", "squash")
@@ -68,14 +71,12 @@ class ImagePreprocessing(keras.layers.Layer):
 
     def call(self, images):
         # One multiply-add: x * scale + offset.
-        scale = [1.0 / (255.0 * std) for std in self.std]
-        offset = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
-        images = ops.cast(images, "float32")
-        if set(scale) != {1.0}:
-            images = images * ops.convert_to_tensor(scale, "float32")
-        if set(offset) != {0.0}:
-            images = images + ops.convert_to_tensor(offset, "float32")
-        return ops.cast(images, self.compute_dtype)
+        scale = tuple(1.0 / (255.0 * std) for std in self.std)
+        offset = tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
+        scaled = _scaled(scale, offset)
+        if stays_in_this_process():
+            scaled = in_one_pass(scaled)
+        return ops.cast(scaled(ops.cast(images, "float32")), self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
@@ -89,6 +90,20 @@ class ImagePreprocessing(keras.layers.Layer):
             "crop_mode": self.crop_mode,
             "interpolation": self.interpolation,
         }
+
+
+@functools.lru_cache(maxsize=16)
+def _scaled(scale, offset):
+    """The multiply-add of all layers with these values."""
+
+    def scaled(images):
+        if set(scale) != {1.0}:
+            images = images * ops.convert_to_tensor(scale, "float32")
+        if set(offset) != {0.0}:
+            images = images + ops.convert_to_tensor(offset, "float32")
+        return images
+
+    return scaled
 
 
 def check_scaling(mean, std):

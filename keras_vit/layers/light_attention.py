@@ -1,8 +1,11 @@
 """Attention whose gradient takes fewer passes over the scores."""
 
+import functools
+
 from keras import ops
 
 from keras_vit.layers.one_pass import (
+    has_cpus_alone,
     in_one_pass,
     row_sum,
     stays_in_this_process,
@@ -10,12 +13,12 @@ from keras_vit.layers.one_pass import (
 )
 
 
-def attention_softmax(scores, *, in_this_process=None):
+def attention_softmax(scores, *, compiled=False):
     """Softmax over the last axis, in float32 where the dtype is a shorter one.
 
     Args:
         scores: Tensor of shape `(..., queries, keys)`.
-        in_this_process: Whether XLA may compile it; None for what is in effect.
+        compiled: Whether XLA may compile it on TensorFlow, and what is around it.
 
     Returns:
         A tensor of the shape and dtype of `scores`.
@@ -25,12 +28,35 @@ def attention_softmax(scores, *, in_this_process=None):
     >>> attention_softmax(ops.zeros((1, 2, 4))).shape == (1, 2, 4)
     True
     """
-    if in_this_process is None:
-        in_this_process = stays_in_this_process()
     wide = widened(scores)
-    if in_this_process and wide.dtype != scores.dtype:
+    is_short = wide.dtype != scores.dtype
+    if is_short and stays_in_this_process() and _is_wide_itself(scores.dtype):
+        return ops.softmax(scores, axis=-1)
+    if is_short and (compiled or stays_in_this_process()):
         return in_one_pass(_softmax)(scores)
     return ops.cast(ops.softmax(wide, axis=-1), scores.dtype)
+
+
+@functools.lru_cache
+def _is_wide_itself(dtype):
+    """Whether TensorFlow's softmax of short floats is rounded once, at its end.
+
+    oneDNN's is, and takes half the time of what XLA compiles. TensorFlow's own, where oneDNN is
+    turned off or the CPU has no such floats, rounds in between, and so does XLA, which compiles
+    a whole model for accelerators.
+    """
+    if not has_cpus_alone():
+        return False
+    import tensorflow as tf
+
+    with tf.init_scope():
+        scores = tf.cast(tf.linspace(-8.0, 0.0, 512), dtype)
+        exact = tf.nn.softmax(tf.cast(scores, "float64"))
+        found, rounded = (
+            tf.reduce_max(abs(tf.cast(shares, "float64") / exact - 1.0))
+            for shares in (tf.nn.softmax(scores), tf.cast(exact, dtype))
+        )
+        return float(found) < 1.1 * float(rounded)
 
 
 def _softmax(scores):
@@ -68,7 +94,7 @@ def light_attention(query, key, value):
     @ops.custom_gradient
     def attend(query, key, value):
         scores = ops.matmul(query, ops.swapaxes(key, -1, -2))
-        weights = attention_softmax(scores, in_this_process=True)
+        weights = attention_softmax(scores, compiled=True)
         attended = ops.matmul(weights, value)
 
         def gradient(upstream):

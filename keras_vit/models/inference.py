@@ -11,7 +11,8 @@ def inference_function(model):
 
     For inference in this process: it leaves out the tokens that nobody reads. JAX compiles it,
     PyTorch runs it without gradients. On TensorFlow XLA compiles all of it, and on a CPU only the
-    norms and the softmax of a model in shorter floats, whose products are slower under XLA.
+    scaling, the norms and, where oneDNN has none, the softmax of a model in shorter floats, whose
+    products are slower under XLA.
     TensorFlow Serving does not run such functions; `keras_vit.export` writes what it runs. Each new
     shape of the inputs is compiled, and kept: fill up the last batch of many.
 
@@ -57,8 +58,18 @@ def _tensorflow_function(graph):
         jit_compile=are_for_xla and not (are_short and has_cpus_alone()),
         autograph=False,
     )
-    # Arrays would be compiled for one by one.
-    return lambda inputs: compiled(keras.tree.map_structure(tf.convert_to_tensor, inputs))
+    # TensorFlow's own look-up of a function goes through all weights, each time.
+    functions = {}
+
+    def answer(inputs):
+        # Arrays would be compiled for one by one.
+        inputs = keras.tree.map_structure(tf.convert_to_tensor, inputs)
+        kind = repr(keras.tree.map_structure(lambda tensor: (tensor.shape, tensor.dtype), inputs))
+        if kind not in functions:
+            functions[kind] = compiled.get_concrete_function(inputs)
+        return functions[kind](inputs)
+
+    return answer
 
 
 def _jax_function(graph):
