@@ -1,7 +1,7 @@
 """What fewer tokens cost and give: `python -m benchmarks.tokens --model … --images …`.
 
 One classifier, as it is, with token merging and with token pruning, at several rates: accuracy on
-labelled images, multiply-adds, and images a second of the forward pass on batches of 8, two
+labelled images, multiply-adds, and images a second of its `inference_function` on batches of 8, two
 threads. Each repetition times all of them in turn, so that a drift of the machine's speed meets all
 alike; the median is printed, and the median of the ratios to the whole model within a repetition.
 """
@@ -47,16 +47,14 @@ class Row:
     ratio: float = 0.0
 
 
-def cases(checkpoint):
-    """A row and the traced forward pass of each case, the whole model first."""
-    import tensorflow as tf
-
+def cases(checkpoint, dtype):
+    """A row, the function and the model of each case, the whole model first."""
     options = [("all tokens", {})]
     options += [(f"token_merging={count}", {"token_merging": count}) for count in MERGED]
     options += [(f"token_keep_rate={rate}", {"token_keep_rate": rate}) for rate in KEPT]
     for name, fields in options:
-        model = keras_vit.from_checkpoint(checkpoint, **fields)
-        function = tf.function(lambda images, model=model: model(images, training=False))
+        model = keras_vit.from_checkpoint(checkpoint, dtype=dtype, **fields)
+        function = keras_vit.models.inference_function(model)
         yield Row(name, count_macs(config_of(model))), function, model
 
 
@@ -74,7 +72,7 @@ def measure_accuracy(row, function, images, labels):
     logits = [function(tf.constant(images[i : i + 50])).numpy() for i in batches]
     if len(images) % 50:
         logits.append(function(tf.constant(images[-(len(images) % 50) :])).numpy())
-    logits = np.concatenate(logits)
+    logits = np.concatenate(logits).astype("float32")
     better = (logits > logits[np.arange(len(labels)), labels][:, None]).sum(axis=1)
     row.top1, row.top5 = (float(100 * np.mean(better < k)) for k in (1, 5))
 
@@ -119,6 +117,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="checkpoint, of keras_vit.from_checkpoint")
     parser.add_argument("--images", required=True, help="folder with labels.csv: file,label")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--output", help="JSON file to write")
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.5, help="of a repetition of each")
@@ -129,7 +128,7 @@ def main():
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)
     tf.config.threading.set_inter_op_parallelism_threads(THREADS)
     rows, functions, images = [], [], None
-    for row, function, model in cases(options.model):
+    for row, function, model in cases(options.model, options.dtype):
         if images is None:
             images, labels = prepared_images(options.images, model)
         measure_accuracy(row, function, images, labels)

@@ -7,6 +7,7 @@ from parameters import slow_on_jax
 from reference_forward import softmax
 
 from keras_vit import layers
+from keras_vit.layers.one_pass import in_this_process
 from keras_vit.layers.token_reduction import (
     merge_tokens,
     merged_tokens,
@@ -107,6 +108,36 @@ def test_pruning_is_the_papers(prefix, rate):
         expected = evit(tokens[sample].astype("float64"), attention[sample], rate, prefix)
         np.testing.assert_allclose(found[sample], expected, atol=1e-5)
     assert found.shape[1] == prefix + 10 - pruned_tokens(10, rate)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_many_tokens_are_reduced_in_this_process_as_elsewhere(dtype):
+    # Numbers that bfloat16 has, so that both see the same likenesses.
+    tokens, keys = (
+        (random(*shape, seed=seed) * 16).round() / 16
+        for seed, shape in enumerate(((2, 197, 96), (2, 1, 197, 16)))
+    )
+    sizes = np.random.default_rng(2).integers(1, 5, (2, 197)).astype("float32")
+    attention = softmax(random(2, 197, seed=3).astype("float64")).astype("float32")
+    arrays = (tokens, sizes, keys, attention)
+    tensors = [keras.ops.convert_to_tensor(array) for array in arrays]
+    tensors[0], tensors[2] = (keras.ops.cast(tensors[i], dtype) for i in (0, 2))
+    with in_this_process():
+        merged, new_sizes = merge_tokens(*tensors[:3], 20, 1)
+        pruned = prune_tokens(tensors[0], tensors[3], 0.7, 1)
+    assert {keras.backend.standardize_dtype(x.dtype) for x in (merged, pruned)} == {dtype}
+    merged, new_sizes, pruned = to_numpy(
+        [keras.ops.cast(x, "float32") for x in (merged, new_sizes, pruned)]
+    )
+    tolerance = (
+        {"rtol": 1e-5, "atol": 1e-5} if dtype == "float32" else {"rtol": 2**-7, "atol": 2**-7}
+    )
+    for sample in range(2):
+        expected, expected_sizes = tome(tokens[sample], sizes[sample], keys[sample], 20, 1)
+        np.testing.assert_allclose(merged[sample], expected, **tolerance)
+        np.testing.assert_array_equal(new_sizes[sample], expected_sizes)
+        expected = evit(tokens[sample].astype("float64"), attention[sample], 0.7, 1)
+        np.testing.assert_allclose(pruned[sample], expected, **tolerance)
 
 
 def test_counts_of_tokens():

@@ -51,9 +51,18 @@ def in_one_pass(function):
 
     def one_pass(*arguments):
         numbers = math.prod(size for size in arguments[0].shape if size)
-        return (compiled if numbers >= _LARGE else plain)(*map(tf.convert_to_tensor, arguments))
+        arguments = map(tf.convert_to_tensor, arguments)
+        if numbers < _LARGE:
+            return plain(*arguments)
+        return keras.tree.map_structure(_of_known_shape, compiled(*arguments))
 
     return one_pass
+
+
+def _of_known_shape(result):
+    # TensorFlow's optimizer does not look into what XLA compiles.
+    shape = result.shape
+    return ops.reshape(result, shape) if shape.is_fully_defined() else result
 
 
 def _widely(function, widen, shorten):

@@ -1,8 +1,11 @@
 """Fewer tokens: the like merged, the unattended fused."""
 
+import functools
 import math
 
 from keras import ops
+
+from keras_vit.layers.one_pass import in_one_pass, stays_in_this_process
 
 
 def merged_tokens(patches, count):
@@ -51,6 +54,10 @@ def merge_tokens(tokens, sizes, keys, count, prefix_tokens):
     count = merged_tokens(tokens.shape[1] - prefix_tokens, count)
     if count == 0:
         return tokens, sizes
+    return _whole(_merge_tokens, count=count, prefix_tokens=prefix_tokens)(tokens, sizes, keys)
+
+
+def _merge_tokens(tokens, sizes, keys, *, count, prefix_tokens):
     # The mean over the heads, by its direction alone.
     keys = ops.cast(ops.mean(keys, axis=1), "float32")
     keys = keys * ops.rsqrt(ops.maximum(ops.sum(keys**2, axis=-1, keepdims=True), 1e-12))
@@ -62,9 +69,10 @@ def merge_tokens(tokens, sizes, keys, count, prefix_tokens):
 
     (sources, targets), (keys, target_keys) = halves(tokens), halves(keys)
     source_sizes, target_sizes = halves(sizes[..., None])
-    likeness, nearest = ops.top_k(ops.matmul(keys, ops.swapaxes(target_keys, 1, 2)), 1)
-    _, order = ops.top_k(likeness[..., 0], likeness.shape[1])
-    merged, stay = order[:, :count], ops.sort(order[:, count:], axis=-1)
+    scores = ops.matmul(keys, ops.swapaxes(target_keys, 1, 2))
+    nearest = ops.cast(ops.argmax(scores, axis=-1), "int32")[..., None]
+    _, merged = ops.top_k(ops.max(scores, axis=-1), count)
+    stay = _others(merged, sources.shape[1])
     # (batch, targets, merged): which goes where.
     goes = ops.one_hot(
         take_tokens(nearest, merged)[..., 0], targets.shape[1], axis=1, dtype="float32"
@@ -80,6 +88,23 @@ def merge_tokens(tokens, sizes, keys, count, prefix_tokens):
         ops.concatenate([tokens[:, :prefix_tokens], take_tokens(sources, stay), targets], axis=1),
         ops.concatenate([sizes[:, :prefix_tokens], new_sizes[..., 0]], axis=1),
     )
+
+
+def _others(indices, count):
+    """The numbers below `count` that are not among `indices` `(batch, taken)`, in order.
+
+    Without a sort of all of them, which takes as long as the rest of a merge.
+
+    >>> import numpy as np
+    >>> np.asarray(_others(ops.convert_to_tensor([[3, 0]]), 5)).tolist()
+    [[1, 2, 4]]
+    """
+    taken = indices.shape[1]
+    # How many others come before each of the taken.
+    before = ops.sort(indices, axis=-1) - ops.arange(taken, dtype=indices.dtype)
+    others = ops.arange(count - taken, dtype=indices.dtype)
+    passed = ops.cast(before[:, None, :] <= others[None, :, None], indices.dtype)
+    return others + ops.sum(passed, axis=-1)
 
 
 def every_other(x):
@@ -123,11 +148,30 @@ def prune_tokens(tokens, attention, keep_rate, prefix_tokens):
     if fewer == 0:
         return tokens
     kept = patches - fewer - 1
+    return _whole(_prune_tokens, kept=kept, prefix_tokens=prefix_tokens)(tokens, attention)
+
+
+def _prune_tokens(tokens, attention, *, kept, prefix_tokens):
+    patches = tokens.shape[1] - prefix_tokens
     attention, order = ops.top_k(ops.cast(attention[:, prefix_tokens:], "float32"), patches)
     shares = attention[:, kept:] / ops.sum(attention[:, kept:], axis=1, keepdims=True)
     ranked = take_tokens(tokens, prefix_tokens + order)
     fused = ops.matmul(ops.cast(shares[:, None], tokens.dtype), ranked[:, kept:])
     return ops.concatenate([tokens[:, :prefix_tokens], ranked[:, :kept], fused], axis=1)
+
+
+@functools.lru_cache(maxsize=64)
+def _bound(function, **options):
+    return functools.partial(function, **options)
+
+
+def _whole(function, **options):
+    """`function` with these options, for TensorFlow's inference in this process as one operation.
+
+    As some sixty small ones they take longer than the blocks gain.
+    """
+    function = _bound(function, **options)
+    return in_one_pass(function) if stays_in_this_process() else function
 
 
 def take_tokens(values, indices):
