@@ -70,13 +70,11 @@ def _merge_tokens(tokens, sizes, keys, *, count, prefix_tokens):
     (sources, targets), (keys, target_keys) = halves(tokens), halves(keys)
     source_sizes, target_sizes = halves(sizes[..., None])
     scores = ops.matmul(keys, ops.swapaxes(target_keys, 1, 2))
-    nearest = ops.cast(ops.argmax(scores, axis=-1), "int32")[..., None]
     _, merged = ops.top_k(ops.max(scores, axis=-1), count)
     stay = _others(merged, sources.shape[1])
+    nearest = ops.argmax(take_tokens(scores, merged), axis=-1)
     # (batch, targets, merged): which goes where.
-    goes = ops.one_hot(
-        take_tokens(nearest, merged)[..., 0], targets.shape[1], axis=1, dtype="float32"
-    )
+    goes = ops.one_hot(nearest, targets.shape[1], axis=1, dtype="float32")
     merged_sizes = take_tokens(source_sizes, merged)
     new_sizes = target_sizes + ops.matmul(goes, merged_sizes)
     goes = goes * (ops.swapaxes(merged_sizes, 1, 2) / new_sizes)
