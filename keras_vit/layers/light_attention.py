@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 from keras import ops
 
 from keras_vit.layers.one_pass import (
@@ -37,6 +38,23 @@ def attention_softmax(scores, *, compiled=False):
     return ops.cast(ops.softmax(wide, axis=-1), scores.dtype)
 
 
+def masked(scores, mask):
+    """`scores` as the softmax leaves out what is not seen.
+
+    Args:
+        scores: Tensor of shape `(..., queries, keys)`.
+        mask: Bool array that can be broadcast to it; or None, if all is seen.
+
+    Example:
+
+    >>> masked(ops.zeros((1, 2)), np.array([True, False])).shape == (1, 2)
+    True
+    """
+    if mask is None:
+        return scores
+    return ops.where(mask, scores, ops.cast(-np.inf, scores.dtype))
+
+
 @functools.lru_cache
 def _is_wide_itself(dtype):
     """Whether TensorFlow's softmax of short floats is rounded once, at its end.
@@ -68,7 +86,7 @@ def _gradient_of_scores(of_weights, weights, upstream, attended):
     return (of_weights - row_sum(upstream * attended)) * weights
 
 
-def light_attention(query, key, value):
+def light_attention(query, key, value, mask=None):
     """`softmax(query @ key.T) @ value`, for training where there is no kernel for all of it.
 
     The gradient of the softmax has a sum over all keys. It is that over the heads' width of the
@@ -77,9 +95,10 @@ def light_attention(query, key, value):
     rounding error grows with the lengths of queries and keys, as in all such kernels.
 
     Args:
-        query: Tensor of shape `(batch, heads, queries, head_dim)`.
-        key: Tensor of shape `(batch, heads, keys, head_dim)`.
+        query: Tensor of shape `(batch, heads, …, queries, head_dim)`.
+        key: Tensor of shape `(batch, heads, …, keys, head_dim)`.
         value: Likewise.
+        mask: Which keys are seen, as of `masked`; None for all.
 
     Returns:
         A tensor of the shape of `query`.
@@ -93,7 +112,7 @@ def light_attention(query, key, value):
 
     @ops.custom_gradient
     def attend(query, key, value):
-        scores = ops.matmul(query, ops.swapaxes(key, -1, -2))
+        scores = masked(ops.matmul(query, ops.swapaxes(key, -1, -2)), mask)
         weights = attention_softmax(scores, compiled=True)
         attended = ops.matmul(weights, value)
 

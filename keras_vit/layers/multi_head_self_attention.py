@@ -3,13 +3,12 @@
 import math
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_vit.layers.composite_layer import CompositeLayer
 from keras_vit.layers.fused_attention import fused_attention
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
-from keras_vit.layers.light_attention import attention_softmax, light_attention
+from keras_vit.layers.light_attention import attention_softmax, light_attention, masked
 from keras_vit.layers.patches import as_pair
 from keras_vit.layers.rates import unless_zero
 from keras_vit.layers.relative_position_bias import RelativePositionBias
@@ -293,7 +292,11 @@ class MultiHeadSelfAttention(CompositeLayer):
         return self._weights(query, key, mask=mask)
 
     def _attend_in_windows(self, query, key, value, training):
+        is_light = training and not self.dropout_rate and keras.backend.backend() == "tensorflow"
+
         def attend(query, key, value, mask):
+            if is_light:
+                return light_attention(self._scaled(query), key, value, mask)
             weights = self.dropout(self._weights(query, key, mask=mask), training=training)
             return ops.matmul(weights, value)
 
@@ -366,9 +369,7 @@ class MultiHeadSelfAttention(CompositeLayer):
             scores = self.relative_position_bias(scores)
         if sizes is not None:
             scores = scores + size_bias(sizes, scores.dtype)
-        if mask is not None:
-            scores = ops.where(mask, scores, ops.cast(-np.inf, scores.dtype))
-        return attention_softmax(scores)
+        return attention_softmax(masked(scores, mask))
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
