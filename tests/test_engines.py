@@ -66,6 +66,8 @@ SWITCHES = {
     },
     "distilled": {"distillation_token": True, "classifier_activation": "softmax"},
     "ResNet stem": {"depth": 1, "stem_blocks": (1,), "stem_width": 32, "patch_size": 1},
+    "merged tokens": {"depth": 2, "token_merging": 2},
+    "pruned tokens": {"depth": 4, "token_keep_rate": 0.5},
 }
 
 
@@ -137,7 +139,9 @@ def any_engine():
     pytest.skip(f"needs the packages of one engine: {MODULES}")
 
 
-@pytest.mark.parametrize("switches", slow_except(SWITCHES, fast=["everything in the blocks"]))
+@pytest.mark.parametrize(
+    "switches", slow_except(SWITCHES, fast=["everything in the blocks", "merged tokens"])
+)
 def test_every_switch_gives_the_probabilities_of_the_model(tmp_path, engine, switches):
     model = small_transformer(**SWITCHES[switches])
     run = load_engine(export_engine(model, tmp_path / "pets", engine, class_names=NAMES), threads=1)

@@ -185,22 +185,33 @@ def test_a_large_weight_is_updated_by_the_rule(dtype):
     np.testing.assert_allclose(as_array(weight), expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_softmax_in_this_process_is_softmax(scale):
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [("bfloat16", 1.0), ("bfloat16", 100.0), ("float16", 1.0)]
+)
+def test_softmax_in_this_process_is_softmax(dtype, scale):
     scores = np.random.default_rng(0).normal(0, scale, size=(2, 4, 70, 71))
     scores[0, 0, 0, :5] = -np.inf  # As a mask leaves them.
-    scores = np.asarray(as_array(ops.cast(ops.convert_to_tensor(scores), "bfloat16")), "float64")
+    scores = np.asarray(as_array(ops.cast(ops.convert_to_tensor(scores), dtype)), "float64")
     exact = np.exp(scores - scores.max(-1, keepdims=True))
     exact /= exact.sum(-1, keepdims=True)
     with in_this_process():
-        found = attention_softmax(ops.cast(ops.convert_to_tensor(scores), "bfloat16"))
-    np.testing.assert_allclose(as_array(found), exact, rtol=2**-8 * 1.01, atol=1e-30)
+        found = attention_softmax(ops.cast(ops.convert_to_tensor(scores), dtype))
+    # Rounded once; float16 has no numbers between multiples of 2**-24.
+    tolerance = (
+        {"rtol": 2**-8, "atol": 1e-30} if dtype == "bfloat16" else {"rtol": 2**-11, "atol": 2**-25}
+    )
+    np.testing.assert_allclose(
+        as_array(found), exact, **{name: 1.01 * x for name, x in tolerance.items()}
+    )
 
 
 @only_on_tensorflow
 def test_softmax_in_this_process_is_softmax_without_onednn():
     # Read once, when TensorFlow is imported. Its own softmax of bfloat16 is off by 0.1.
-    program = "import test_layers_one_pass as t; t.test_softmax_in_this_process_is_softmax(1.0)"
+    program = "import test_layers_one_pass as tests\n" + "\n".join(
+        f"tests.test_softmax_in_this_process_is_softmax({dtype!r}, 1.0)"
+        for dtype in ("bfloat16", "float16")
+    )
     environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"}
     folder = pathlib.Path(__file__).parent
     subprocess.run([sys.executable, "-c", program], cwd=folder, env=environment, check=True)
@@ -223,18 +234,25 @@ def test_pixels_are_scaled_in_this_process_as_elsewhere(dtype, pixels):
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="PyTorch has attention of its own")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_gradient_of_attention_over_many_scores_is_that_of_the_plain_one(dtype):
+@pytest.mark.parametrize("windows", [None, 3])
+def test_the_gradient_of_attention_over_many_scores_is_that_of_the_plain_one(dtype, windows):
     random = np.random.default_rng(0)
-    arrays = [random.normal(size=(2, 3, 90, 16)) for _ in range(3)]
+    shape, mask = (2, 3, 90, 16), None
+    if windows:
+        shape = (2, 1, windows, 90, 16)
+        mask = random.random((windows, 1, 90)) < 0.8  # Of each window other keys are seen.
+    arrays = [random.normal(size=shape) for _ in range(3)]
     arrays = [as_array(ops.cast(ops.convert_to_tensor(x), dtype)) for x in arrays]
-    factors = ops.convert_to_tensor(random.normal(size=(2, 3, 90, 16)).astype("float32"))
+    factors = ops.convert_to_tensor(random.normal(size=shape).astype("float32"))
 
     def plain(query, key, value):
         scores = ops.matmul(query, ops.swapaxes(key, -1, -2))
+        if windows:
+            scores = scores + ops.convert_to_tensor(np.where(mask, 0.0, -1e9).astype("float32"))
         return ops.sum(ops.matmul(ops.softmax(scores, axis=-1), value) * factors)
 
     def light(*qkv):
-        attended = light_attention(*(ops.cast(x, dtype) for x in qkv))
+        attended = light_attention(*(ops.cast(x, dtype) for x in qkv), mask)
         return ops.sum(ops.cast(attended, "float32") * factors)
 
     # The largest is 11; in bfloat16 the plain operations are off by 0.17, 0.013 on average.

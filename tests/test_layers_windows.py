@@ -167,14 +167,13 @@ def test_dropout_drops_weights_of_windows_and_of_tokens_before_them():
         assert abs(sums[:, token].mean() - 1) < 4 * deviation / np.sqrt(128)
 
 
-@pytest.mark.slow
 def test_gradients_are_those_of_the_mask():
     """A training step moves the weights as it does with the mask on all pairs."""
     grid, prefix, window_size = (3, 5), 1, (2, 2)
     tokens = random_tokens(grid, prefix).astype("float32")
 
     class Masked(MultiHeadSelfAttention):
-        def _is_fused(self, sizes, training):
+        def _is_plain(self, sizes, training):
             return False
 
         def _weights(self, query, key, sizes=None, mask=None):

@@ -14,12 +14,13 @@ from keras_vit.layers.one_pass import (
 )
 
 
-def attention_softmax(scores, *, compiled=False):
+def attention_softmax(scores, *, may_compile=False):
     """Softmax over the last axis, in float32 where the dtype is a shorter one.
 
     Args:
         scores: Tensor of shape `(..., queries, keys)`.
-        compiled: Whether XLA may compile it on TensorFlow, and what is around it.
+        may_compile: Whether XLA may compile it on TensorFlow outside of `in_this_process` too, as
+            in training.
 
     Returns:
         A tensor of the shape and dtype of `scores`.
@@ -33,13 +34,13 @@ def attention_softmax(scores, *, compiled=False):
     is_short = wide.dtype != scores.dtype
     if is_short and stays_in_this_process() and _is_wide_itself(scores.dtype):
         return ops.softmax(scores, axis=-1)
-    if is_short and (compiled or stays_in_this_process()):
+    if is_short and (may_compile or stays_in_this_process()):
         return in_one_pass(_softmax)(scores)
     return ops.cast(ops.softmax(wide, axis=-1), scores.dtype)
 
 
 def masked(scores, mask):
-    """`scores` as the softmax leaves out what is not seen.
+    """`scores`, minus infinity where a key is not seen: the softmax leaves it out.
 
     Args:
         scores: Tensor of shape `(..., queries, keys)`.
@@ -68,7 +69,8 @@ def _is_wide_itself(dtype):
     import tensorflow as tf
 
     with tf.init_scope():
-        scores = tf.cast(tf.linspace(-8.0, 0.0, 512), dtype)
+        # The shares are no subnormal numbers of float16.
+        scores = tf.cast(tf.linspace(-2.0, 0.0, 512), dtype)
         exact = tf.nn.softmax(tf.cast(scores, "float64"))
         found, rounded = (
             tf.reduce_max(abs(tf.cast(shares, "float64") / exact - 1.0))
@@ -113,7 +115,7 @@ def light_attention(query, key, value, mask=None):
     @ops.custom_gradient
     def attend(query, key, value):
         scores = masked(ops.matmul(query, ops.swapaxes(key, -1, -2)), mask)
-        weights = attention_softmax(scores, compiled=True)
+        weights = attention_softmax(scores, may_compile=True)
         attended = ops.matmul(weights, value)
 
         def gradient(upstream):

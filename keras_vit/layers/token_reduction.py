@@ -72,7 +72,8 @@ def _merge_tokens(tokens, sizes, keys, *, count, prefix_tokens):
     scores = ops.matmul(keys, ops.swapaxes(target_keys, 1, 2))
     _, merged = ops.top_k(ops.max(scores, axis=-1), count)
     stay = _others(merged, sources.shape[1])
-    nearest = ops.argmax(take_tokens(scores, merged), axis=-1)
+    # Not argmax, which Keras makes of operations on bits that other engines do not have.
+    nearest = ops.top_k(take_tokens(scores, merged), 1)[1][..., 0]
     # (batch, targets, merged): which goes where.
     goes = ops.one_hot(nearest, targets.shape[1], axis=1, dtype="float32")
     merged_sizes = take_tokens(source_sizes, merged)
@@ -101,8 +102,9 @@ def _others(indices, count):
     # How many others come before each of the taken.
     before = ops.sort(indices, axis=-1) - ops.arange(taken, dtype=indices.dtype)
     others = ops.arange(count - taken, dtype=indices.dtype)
-    passed = ops.cast(before[:, None, :] <= others[None, :, None], indices.dtype)
-    return others + ops.sum(passed, axis=-1)
+    passed = ops.cast(before[:, :, None] <= others, "float32")
+    # Summed as floats: OpenVINO 2026.4 gets the same sum of ints wrong.
+    return others + ops.cast(ops.sum(passed, axis=1), indices.dtype)
 
 
 def every_other(x):

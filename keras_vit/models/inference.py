@@ -10,9 +10,9 @@ def inference_function(model):
     """`model` as a function from inputs to outputs, in the fastest way of its backend.
 
     For inference in this process: it leaves out the tokens that nobody reads. JAX compiles it,
-    PyTorch runs it without gradients. On TensorFlow XLA compiles all of it, and on a CPU only the
-    scaling, the norms and, where oneDNN has none, the softmax of a model in shorter floats, whose
-    products are slower under XLA.
+    PyTorch runs it without gradients. On TensorFlow XLA compiles all of it, and on a CPU parts of a
+    model in shorter floats, whose products are slower under XLA: the scaling of pixels, norms, the
+    merging and pruning of tokens, and softmax where TensorFlow's own rounds more than once.
     TensorFlow Serving does not run such functions; `keras_vit.export` writes what it runs. Each new
     shape of the inputs is compiled, and kept: fill up the last batch of many.
 
@@ -58,7 +58,7 @@ def _tensorflow_function(graph):
         jit_compile=are_for_xla and not (are_short and has_cpus_alone()),
         autograph=False,
     )
-    # TensorFlow's own look-up of a function goes through all weights, each time.
+    # By the inputs alone: TensorFlow's own look-up goes through all weights, each time.
     functions = {}
 
     def answer(inputs):
