@@ -1,14 +1,12 @@
 """Attention whose gradient takes fewer passes over the scores."""
 
-import functools
-
 import numpy as np
 from keras import ops
 
 from keras_vit.layers.one_pass import (
-    has_cpus_alone,
     in_one_pass,
     row_sum,
+    softmax_rounds_once,
     stays_in_this_process,
     widened,
 )
@@ -32,7 +30,7 @@ def attention_softmax(scores, *, may_compile=False):
     """
     wide = widened(scores)
     is_short = wide.dtype != scores.dtype
-    if is_short and stays_in_this_process() and _is_wide_itself(scores.dtype):
+    if is_short and stays_in_this_process() and softmax_rounds_once(scores.dtype):
         return ops.softmax(scores, axis=-1)
     if is_short and (may_compile or stays_in_this_process()):
         return in_one_pass(_softmax)(scores)
@@ -54,29 +52,6 @@ def masked(scores, mask):
     if mask is None:
         return scores
     return ops.where(mask, scores, ops.cast(-np.inf, scores.dtype))
-
-
-@functools.lru_cache
-def _is_wide_itself(dtype):
-    """Whether TensorFlow's softmax of short floats is rounded once, at its end.
-
-    oneDNN's is, and takes half the time of what XLA compiles. TensorFlow's own, where oneDNN is
-    turned off or the CPU has no such floats, rounds in between, and so does XLA, which compiles
-    a whole model for accelerators.
-    """
-    if not has_cpus_alone():
-        return False
-    import tensorflow as tf
-
-    with tf.init_scope():
-        # The shares are no subnormal numbers of float16.
-        scores = tf.cast(tf.linspace(-2.0, 0.0, 512), dtype)
-        exact = tf.nn.softmax(tf.cast(scores, "float64"))
-        found, rounded = (
-            tf.reduce_max(abs(tf.cast(shares, "float64") / exact - 1.0))
-            for shares in (tf.nn.softmax(scores), tf.cast(exact, dtype))
-        )
-        return float(found) < 1.1 * float(rounded)
 
 
 def _softmax(scores):
