@@ -12,7 +12,13 @@ import keras_vit
 from keras_vit.inspection import draw_overlay, draw_sheet, patch_attention, seen_box, write_picture
 from keras_vit.inspection.blocks import block_indices
 from keras_vit.layers import ImagePreprocessing
-from keras_vit.models import VisionTransformerConfig, vision_transformer, without_unread_tokens
+from keras_vit.models import (
+    VisionTransformerConfig,
+    even_tokens,
+    vision_transformer,
+    with_even_tokens,
+    without_unread_tokens,
+)
 
 ROWS, COLUMNS = 3, 2
 PATCHES = ROWS * COLUMNS
@@ -145,6 +151,24 @@ def test_tokens_that_are_not_computed_are_not_shown(tmp_path):
     assert keras_vit.features(whole).output["block_2"]["grid"].shape[1:] == (ROWS, COLUMNS, 16)
     np.testing.assert_allclose(
         keras_vit.attention_maps(shorter)(images)["block_2"],
+        keras_vit.attention_maps(model)(images)["block_2"],
+        rtol=1e-5,
+    )
+
+
+def test_tokens_that_are_filled_up_are_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(even_tokens, "has_kernel", lambda shape, dtype: True)
+    model, images = build(), some_images()
+    with_even_tokens(model).save(tmp_path / "even.keras")
+    even = keras.saving.load_model(tmp_path / "even.keras")
+    for look in (*LOOKS, patch_attention):
+        with pytest.raises(
+            ValueError, match=r"takes 8 tokens where the model has 7.*from_checkpoint\(path\)"
+        ):
+            look(even)
+    whole = keras_vit.from_checkpoint(tmp_path / "even.keras")
+    np.testing.assert_allclose(
+        keras_vit.attention_maps(whole)(images)["block_2"],
         keras_vit.attention_maps(model)(images)["block_2"],
         rtol=1e-5,
     )

@@ -29,8 +29,8 @@ def attention_maps(model, blocks=None):
         the patches row by row.
 
     Raises:
-        ValueError: If `model` is no Vision Transformer of keras_vit, merges or prunes tokens, or
-            has not a block asked for.
+        ValueError: If `model` is no Vision Transformer of keras_vit, merges, prunes or fills up
+            tokens, or has not a block asked for.
 
     Example:
 
@@ -120,8 +120,8 @@ def attention_rollout(model, *, head_fusion="mean", discard_ratio=0.0):
         patches.
 
     Raises:
-        ValueError: If `model` is no Vision Transformer of keras_vit, merges or prunes tokens, or an
-            argument is out of its range.
+        ValueError: If `model` is no Vision Transformer of keras_vit, merges, prunes or fills up
+            tokens, or an argument is out of its range.
 
     Example:
 

@@ -1,5 +1,6 @@
 """Which blocks are looked at, and how, without a trace in the model."""
 
+import math
 import operator
 from numbers import Integral
 
@@ -13,7 +14,7 @@ def config_with_places(model):
 
     Raises:
         ValueError: If `model` is no Vision Transformer of keras_vit, one that merges or prunes
-            tokens, or one whose layers belong to another model's graph.
+            tokens or fills them up, or one whose layers belong to another model's graph.
     """
     config = config_of(model)
     # A layer tells its tensors in the first graph that it was called in.
@@ -32,6 +33,16 @@ def config_with_places(model):
             f"Received: model={model.name!r}, {option}={getattr(config, option)}; look into a "
             "model of the same weights without it: keras_vit.from_checkpoint(path, "
             f"{option}={whole[option]})"
+        )
+    tokens = model.get_layer("block_0").input.shape[1]
+    count = config.prefix_tokens + math.prod(config.grid)
+    # The token that fills up would be attended to like any other.
+    if tokens != count:
+        raise ValueError(
+            f"A block takes {tokens} tokens where the model has {count}, as in one that "
+            "`with_even_tokens` filled up. Expected no others: look into the model that it was "
+            "made from, or, of a file, into keras_vit.from_checkpoint(path). Received: "
+            f"model={model.name!r}"
         )
     return config
 
