@@ -504,8 +504,13 @@ def test_what_the_network_did_not_see_is_dimmed():
 def test_the_seen_part_lies_in_the_image(crop_mode, height, width, fraction):
     policy = ImagePreprocessing(crop_fraction=fraction, crop_mode=crop_mode)
     top, left, bottom, right = seen_box(height, width, (16, 32), policy)
-    assert 0 <= top <= bottom <= height
-    assert 0 <= left <= right <= width
+    assert 0 <= top < bottom <= height
+    assert 0 <= left < right <= width
+
+
+def test_of_a_strip_a_pixel_is_seen():
+    assert seen_box(1, 300, (16, 16), ImagePreprocessing()) == (0, 150, 1, 151)
+    assert seen_box(301, 1, (16, 16), ImagePreprocessing()) == (150, 0, 151, 1)
 
 
 @pytest.mark.parametrize(
@@ -516,6 +521,13 @@ def test_the_seen_part_lies_in_the_image(crop_mode, height, width, fraction):
         (np.zeros((8, 8, 3), "uint8"), np.zeros(4), {}, "`patch_map` must be an array"),
         (np.zeros((8, 8, 3), "uint8"), np.full((2, 2), np.nan), {}, "finite"),
         (np.zeros((8, 8, 3), "uint8"), np.eye(2), {"opacity": 2}, "`opacity` must be in"),
+        (
+            np.zeros((8, 9, 3), "uint8"),
+            np.eye(2),
+            {"box": (0, 3, 8, 3)},
+            "`box` must.*8 pixels high and 9",
+        ),
+        (np.zeros((8, 9, 3), "uint8"), np.eye(2), {"box": (0, 0, 9, 8)}, r"box=\(0, 0, 9, 8\)"),
     ],
 )
 def test_what_cannot_be_drawn_is_named(image, patch_map, options, message):
