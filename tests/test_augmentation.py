@@ -1,6 +1,7 @@
 """The augmentation policy, and what is drawn by it on the host."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -405,6 +406,19 @@ def test_partners_stay_in_their_micro_batch():
     # One ratio each.
     assert (inputs["mix_ratios"].reshape(3, 4) == inputs["mix_ratios"].reshape(3, 4)[:, :1]).all()
     assert len(set(inputs["mix_ratios"])) == 3
+
+
+def test_mixing_takes_no_more_memory_than_its_targets():
+    image_set = dataclasses.replace(noise_set(), class_names=tuple(map(str, range(4000))))
+    stream = batches(Augmentation(16, mixup=0.5), image_set)
+    tracemalloc.start()
+    try:
+        _, targets = stream[0]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert targets.shape == (8, 4000)
+    assert peak < 4 * targets.nbytes
 
 
 @pytest.mark.parametrize("alphas", [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
