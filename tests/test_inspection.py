@@ -267,11 +267,18 @@ def test_blocks_that_are_not_there_are_named(look):
     for block in (3, -4):
         with pytest.raises(ValueError, match=rf"0 to 2.*Received: block {block}"):
             look(model, blocks=[0, block])
-    for blocks in ("block_0", [0.5], [True]):
+    for blocks in ("block_0", 2.0, True, [0.5], [True]):
         with pytest.raises(ValueError, match="sequence of ints"):
             look(model, blocks=blocks)
     with pytest.raises(ValueError, match="Nothing to look at"):
         look(model, blocks=[], **({"blocks_only": True} if look is keras_vit.features else {}))
+
+
+def test_patch_attention_takes_one_block():
+    model = build()
+    for block in (None, [0, 1], 1.0):
+        with pytest.raises(ValueError, match=r"`block` must be an int. Received: block="):
+            patch_attention(model, block=block)
 
 
 @pytest.mark.parametrize("look", LOOKS)

@@ -64,19 +64,25 @@ def block_indices(blocks, depth):
     """
     if blocks is None:
         return list(range(depth))
-    indices = set()
-    for block in [blocks] if isinstance(blocks, Integral) else blocks:
-        if not isinstance(block, Integral) or isinstance(block, bool):
-            raise ValueError(
-                f"`blocks` must be an int, a sequence of ints, or None. Received: blocks={blocks!r}"
-            )
+    try:
+        chosen = list(blocks)
+    except TypeError:
+        chosen = [blocks]
+    if not all(map(is_int, chosen)):
+        raise ValueError(
+            f"`blocks` must be an int, a sequence of ints, or None. Received: blocks={blocks!r}"
+        )
+    for block in chosen:
         if not -depth <= block < depth:
             raise ValueError(
                 f"The model has {depth} blocks, 0 to {depth - 1}; negative numbers count from the "
                 f"end. Received: block {block}"
             )
-        indices.add(operator.index(block) % depth)
-    return sorted(indices)
+    return sorted({operator.index(block) % depth for block in chosen})
+
+
+def is_int(value):
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 class SharedLayers(keras.layers.Layer):
