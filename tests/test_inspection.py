@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from parameters import slow_except
+from PIL import Image
 from reference_forward import layer_norm, softmax
 
 import keras_vit
@@ -559,3 +560,24 @@ def test_a_picture_replaces_no_file(tmp_path):
     for path, picture in zip(paths, (first, second), strict=True):
         np.testing.assert_array_equal(keras_vit.data.decode_image(path), picture)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_pictures_written_at_once_get_a_file_each(tmp_path, monkeypatch):
+    first, second = (np.full((4, 4, 3), shade, "uint8") for shade in (1, 2))
+    save = Image.Image.save
+
+    def save_while_another_is_written(*arguments):
+        monkeypatch.setattr(Image.Image, "save", save)
+        write_picture(second, tmp_path, "cat")
+        save(*arguments)
+
+    monkeypatch.setattr(Image.Image, "save", save_while_another_is_written)
+    write_picture(first, tmp_path, "cat")
+    for name, picture in {"cat.png": first, "cat-2.png": second}.items():
+        np.testing.assert_array_equal(keras_vit.data.decode_image(tmp_path / name), picture)
+
+
+def test_a_picture_that_cannot_be_written_takes_no_name(tmp_path):
+    with pytest.raises(TypeError):
+        write_picture(np.zeros((4, 4, 5)), tmp_path, "cat")
+    assert not list(tmp_path.iterdir())

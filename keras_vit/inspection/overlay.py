@@ -200,12 +200,19 @@ def write_picture(picture: np.ndarray, folder: str | Path, name: str) -> Path:
     """
     for number in itertools.count(1):
         path = Path(folder, f"{name}.png" if number == 1 else f"{name}-{number}.png")
-        if not path.exists():
+        try:
+            # Taken by making the file, which of several processes one alone can.
+            path.touch(exist_ok=False)
             break
+        except FileExistsError:
+            continue
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         Image.fromarray(picture).save(beside, "PNG")
         os.replace(beside, path)
+    except BaseException:
+        path.unlink()
+        raise
     finally:
         beside.unlink(missing_ok=True)
     return path
