@@ -94,7 +94,8 @@ class Augmentation:
     An image is cropped and mirrored, changed by the operations of a policy, jittered in colour,
     partly erased and mixed with another, in this order. Of the operations of one image, those on
     colour come first, in their drawn order; its shears, shifts and rotation are one resampling
-    after them, so that the grey that it fills in stays grey.
+    after them, so that the grey that it fills in stays grey; only the jitter after the mixed
+    chains of `"augmix"` changes it.
 
     Args:
         image_size: Side, or `(height, width)`, of the images in training, in pixels.
