@@ -1,6 +1,7 @@
 """The augmentation policy, and what is drawn by it on the host."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -407,6 +408,19 @@ def test_partners_stay_in_their_micro_batch():
     assert len(set(inputs["mix_ratios"])) == 3
 
 
+def test_mixing_takes_no_more_memory_than_its_targets():
+    image_set = dataclasses.replace(noise_set(), class_names=tuple(map(str, range(4000))))
+    stream = batches(Augmentation(16, mixup=0.5), image_set)
+    tracemalloc.start()
+    try:
+        _, targets = stream[0]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert targets.shape == (8, 4000)
+    assert peak < 4 * targets.nbytes
+
+
 @pytest.mark.parametrize("alphas", [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
 def test_targets_follow_the_pixels(alphas):
     mixup, cutmix = alphas
@@ -506,8 +520,11 @@ def test_repeated_images_are_augmented_apart():
         ({"interpolation": "area"}, "`interpolation` must be one of nearest"),
         ({"crop_min_area": 0}, r"`crop_min_area` must be \(0, 1\]. Received: crop_min_area=0"),
         ({"crop_min_area": 1.1}, "crop_min_area=1.1"),
-        ({"crop_padding": -1}, "`crop_padding` must be 0 or more"),
-        ({"augment_operations": 0}, "`augment_operations` must be 1 or more"),
+        ({"crop_padding": -1}, "`crop_padding` must be an int of 0 or more"),
+        ({"crop_padding": 2.5}, "`crop_padding` must be an int.*crop_padding=2.5"),
+        ({"augment_operations": 0}, "`augment_operations` must be an int of 1 or more"),
+        ({"augment_operations": 2.5}, "`augment_operations` must be an int.*=2.5"),
+        ({"augment_operations": True}, "`augment_operations` must be an int.*=True"),
         ({"augment_magnitude": 10.5}, r"`augment_magnitude` must be 0\.\.10"),
         ({"augment_magnitude_std": -1}, "augment_magnitude_std=-1"),
         ({"color_jitter": -0.1}, "color_jitter=-0.1"),
@@ -515,8 +532,10 @@ def test_repeated_images_are_augmented_apart():
         ({"mixup": -1}, "mixup=-1"),
         ({"cutmix": float("nan")}, "cutmix=nan"),
         ({"mixup": float("inf")}, "mixup=inf"),
+        ({"mixup": "0.8"}, "`mixup` must be 0 or more. Received: mixup='0.8'"),
         ({"mix_probability": -0.5}, "mix_probability=-0.5"),
-        ({"repeated_augmentation": 0}, "`repeated_augmentation` must be 1 or more"),
+        ({"repeated_augmentation": 0}, "`repeated_augmentation` must be an int of 1 or more"),
+        ({"repeated_augmentation": 1.5}, "`repeated_augmentation` must be an int.*=1.5"),
     ],
 )
 def test_values_outside_their_range_are_named(options, message):

@@ -109,6 +109,12 @@ def test_a_photograph_keeps_its_size_and_the_unseen_part_is_dark(model_file, tmp
     assert (picture[:, 30:60] != 30).any(-1).all()
 
 
+def test_a_strip_of_which_less_than_a_pixel_is_seen_is_drawn(model_file, tmp_path):
+    Image.new("RGB", (1, 300), (200, 200, 200)).save(tmp_path / "strip.jpg")
+    assert explain(model_file, tmp_path, tmp_path / "strip.jpg") == 0
+    assert decode_image(tmp_path / "strip.png").shape == (300, 1, 3)
+
+
 @pytest.mark.slow
 def test_images_of_one_name_get_a_picture_each(model_file, image, tmp_path, capsys):
     (tmp_path / "other").mkdir()

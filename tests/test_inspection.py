@@ -6,13 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from parameters import slow_except
+from PIL import Image
 from reference_forward import layer_norm, softmax
 
 import keras_vit
 from keras_vit.inspection import draw_overlay, draw_sheet, patch_attention, seen_box, write_picture
 from keras_vit.inspection.blocks import block_indices
 from keras_vit.layers import ImagePreprocessing
-from keras_vit.models import VisionTransformerConfig, vision_transformer, without_unread_tokens
+from keras_vit.models import (
+    VisionTransformerConfig,
+    even_tokens,
+    vision_transformer,
+    with_even_tokens,
+    without_unread_tokens,
+)
 
 ROWS, COLUMNS = 3, 2
 PATCHES = ROWS * COLUMNS
@@ -150,6 +157,24 @@ def test_tokens_that_are_not_computed_are_not_shown(tmp_path):
     )
 
 
+def test_tokens_that_are_filled_up_are_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(even_tokens, "has_kernel", lambda shape, dtype: True)
+    model, images = build(), some_images()
+    with_even_tokens(model).save(tmp_path / "even.keras")
+    even = keras.saving.load_model(tmp_path / "even.keras")
+    for look in (*LOOKS, patch_attention):
+        with pytest.raises(
+            ValueError, match=r"takes 8 tokens where the model has 7.*from_checkpoint\(path\)"
+        ):
+            look(even)
+    whole = keras_vit.from_checkpoint(tmp_path / "even.keras")
+    np.testing.assert_allclose(
+        keras_vit.attention_maps(whole)(images)["block_2"],
+        keras_vit.attention_maps(model)(images)["block_2"],
+        rtol=1e-5,
+    )
+
+
 @pytest.mark.parametrize("look", LOOKS)
 def test_a_graph_of_another_models_layers_is_refused(look):
     with pytest.raises(ValueError, match="look into the model that was given to `without_unread"):
@@ -243,11 +268,18 @@ def test_blocks_that_are_not_there_are_named(look):
     for block in (3, -4):
         with pytest.raises(ValueError, match=rf"0 to 2.*Received: block {block}"):
             look(model, blocks=[0, block])
-    for blocks in ("block_0", [0.5], [True]):
+    for blocks in ("block_0", 2.0, True, [0.5], [True]):
         with pytest.raises(ValueError, match="sequence of ints"):
             look(model, blocks=blocks)
     with pytest.raises(ValueError, match="Nothing to look at"):
         look(model, blocks=[], **({"blocks_only": True} if look is keras_vit.features else {}))
+
+
+def test_patch_attention_takes_one_block():
+    model = build()
+    for block in (None, [0, 1], 1.0):
+        with pytest.raises(ValueError, match=r"`block` must be an int. Received: block="):
+            patch_attention(model, block=block)
 
 
 @pytest.mark.parametrize("look", LOOKS)
@@ -480,8 +512,13 @@ def test_what_the_network_did_not_see_is_dimmed():
 def test_the_seen_part_lies_in_the_image(crop_mode, height, width, fraction):
     policy = ImagePreprocessing(crop_fraction=fraction, crop_mode=crop_mode)
     top, left, bottom, right = seen_box(height, width, (16, 32), policy)
-    assert 0 <= top <= bottom <= height
-    assert 0 <= left <= right <= width
+    assert 0 <= top < bottom <= height
+    assert 0 <= left < right <= width
+
+
+def test_of_a_strip_a_pixel_is_seen():
+    assert seen_box(1, 300, (16, 16), ImagePreprocessing()) == (0, 150, 1, 151)
+    assert seen_box(301, 1, (16, 16), ImagePreprocessing()) == (150, 0, 151, 1)
 
 
 @pytest.mark.parametrize(
@@ -492,6 +529,13 @@ def test_the_seen_part_lies_in_the_image(crop_mode, height, width, fraction):
         (np.zeros((8, 8, 3), "uint8"), np.zeros(4), {}, "`patch_map` must be an array"),
         (np.zeros((8, 8, 3), "uint8"), np.full((2, 2), np.nan), {}, "finite"),
         (np.zeros((8, 8, 3), "uint8"), np.eye(2), {"opacity": 2}, "`opacity` must be in"),
+        (
+            np.zeros((8, 9, 3), "uint8"),
+            np.eye(2),
+            {"box": (0, 3, 8, 3)},
+            "`box` must.*8 pixels high and 9",
+        ),
+        (np.zeros((8, 9, 3), "uint8"), np.eye(2), {"box": (0, 0, 9, 8)}, r"box=\(0, 0, 9, 8\)"),
     ],
 )
 def test_what_cannot_be_drawn_is_named(image, patch_map, options, message):
@@ -516,3 +560,24 @@ def test_a_picture_replaces_no_file(tmp_path):
     for path, picture in zip(paths, (first, second), strict=True):
         np.testing.assert_array_equal(keras_vit.data.decode_image(path), picture)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_pictures_written_at_once_get_a_file_each(tmp_path, monkeypatch):
+    first, second = (np.full((4, 4, 3), shade, "uint8") for shade in (1, 2))
+    save = Image.Image.save
+
+    def save_while_another_is_written(*arguments):
+        monkeypatch.setattr(Image.Image, "save", save)
+        write_picture(second, tmp_path, "cat")
+        save(*arguments)
+
+    monkeypatch.setattr(Image.Image, "save", save_while_another_is_written)
+    write_picture(first, tmp_path, "cat")
+    for name, picture in {"cat.png": first, "cat-2.png": second}.items():
+        np.testing.assert_array_equal(keras_vit.data.decode_image(tmp_path / name), picture)
+
+
+def test_a_picture_that_cannot_be_written_takes_no_name(tmp_path):
+    with pytest.raises(TypeError):
+        write_picture(np.zeros((4, 4, 5)), tmp_path, "cat")
+    assert not list(tmp_path.iterdir())

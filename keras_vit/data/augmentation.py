@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -93,7 +94,8 @@ class Augmentation:
     An image is cropped and mirrored, changed by the operations of a policy, jittered in colour,
     partly erased and mixed with another, in this order. Of the operations of one image, those on
     colour come first, in their drawn order; its shears, shifts and rotation are one resampling
-    after them, so that the grey that it fills in stays grey.
+    after them, so that the grey that it fills in stays grey; only the jitter after the mixed
+    chains of `"augmix"` changes it.
 
     Args:
         image_size: Side, or `(height, width)`, of the images in training, in pixels.
@@ -169,22 +171,23 @@ class Augmentation:
                     f"`{name}` must be one of {', '.join(known)}. Received: "
                     f"{name}={getattr(self, name)!r}"
                 )
-        for name, low, high, range_text in (
-            ("crop_min_area", math.ulp(0.0), 1, "(0, 1]"),
-            ("crop_padding", 0, math.inf, "0 or more"),
-            ("augment_operations", 1, math.inf, "1 or more"),
-            ("augment_magnitude", 0, LARGEST_MAGNITUDE, "0..10"),
-            ("augment_magnitude_std", 0, math.inf, "0 or more"),
-            ("color_jitter", 0, math.inf, "0 or more"),
-            ("random_erasing", 0, 1, "0..1"),
-            ("mixup", 0, math.inf, "0 or more"),
-            ("cutmix", 0, math.inf, "0 or more"),
-            ("mix_probability", 0, 1, "0..1"),
-            ("repeated_augmentation", 1, math.inf, "1 or more"),
+        for name, kind, low, high, range_text in (
+            ("crop_min_area", Real, math.ulp(0.0), 1, "(0, 1]"),
+            ("crop_padding", Integral, 0, math.inf, "an int of 0 or more"),
+            ("augment_operations", Integral, 1, math.inf, "an int of 1 or more"),
+            ("augment_magnitude", Real, 0, LARGEST_MAGNITUDE, "0..10"),
+            ("augment_magnitude_std", Real, 0, math.inf, "0 or more"),
+            ("color_jitter", Real, 0, math.inf, "0 or more"),
+            ("random_erasing", Real, 0, 1, "0..1"),
+            ("mixup", Real, 0, math.inf, "0 or more"),
+            ("cutmix", Real, 0, math.inf, "0 or more"),
+            ("mix_probability", Real, 0, 1, "0..1"),
+            ("repeated_augmentation", Integral, 1, math.inf, "an int of 1 or more"),
         ):
             value = getattr(self, name)
-            if not (low <= value <= high and value < math.inf):
-                raise ValueError(f"`{name}` must be {range_text}. Received: {name}={value}")
+            is_number = isinstance(value, kind) and not isinstance(value, bool)
+            if not (is_number and low <= value <= high and value < math.inf):
+                raise ValueError(f"`{name}` must be {range_text}. Received: {name}={value!r}")
 
     @property
     def size(self) -> tuple[int, int]:

@@ -178,9 +178,13 @@ class TrainingBatches:
         )
 
     def _mixed(self, labels, partners, own):
-        classes = np.eye(len(self.image_set.class_names), dtype=np.float32)[labels]
-        first = np.arange(self.batch_size) // self.micro_batch_size * self.micro_batch_size
-        return own[:, None] * classes + (1 - own)[:, None] * classes[first + partners]
+        rows = np.arange(self.batch_size)
+        first = rows // self.micro_batch_size * self.micro_batch_size
+        shares = np.zeros((self.batch_size, len(self.image_set.class_names)), np.float32)
+        shares[rows, labels] = own
+        # Of one class with its partner, an image is all of it.
+        shares[rows, labels[first + partners]] += 1 - own
+        return shares
 
 
 def crop_image(image: np.ndarray, box: np.ndarray, augmentation: Augmentation) -> np.ndarray:

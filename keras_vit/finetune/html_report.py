@@ -392,9 +392,6 @@ def _attention_facts(model, predictions, image_set):
             return {"looks": [], "why_no_looks": "the attention of the model is not finite."}
         picture = _enlarged(shrink_image(image, PICTURE_SIZE))
         box = seen_box(*picture.shape[:2], size, policy)
-        if box[0] >= box[2] or box[1] >= box[3]:
-            # A strip so thin that less than a pixel of it was seen: show what became of that.
-            picture, box = _enlarged(np.rint(pixels).astype(np.uint8)), None
         looks.append(
             {
                 **_caption(predictions, image_set, index),

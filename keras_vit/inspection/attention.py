@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vit.inspection.blocks import SharedLayers, block_indices, config_with_places
+from keras_vit.inspection.blocks import SharedLayers, block_indices, config_with_places, is_int
 from keras_vit.layers.light_attention import attention_softmax
 
 HEAD_FUSIONS = {"mean": ops.mean, "max": ops.max, "min": ops.min}
@@ -29,8 +29,8 @@ def attention_maps(model, blocks=None):
         the patches row by row.
 
     Raises:
-        ValueError: If `model` is no Vision Transformer of keras_vit, merges or prunes tokens, or
-            has not a block asked for.
+        ValueError: If `model` is no Vision Transformer of keras_vit, merges, prunes or fills up
+            tokens, or has not a block asked for.
 
     Example:
 
@@ -70,7 +70,7 @@ def patch_attention(model, block=-1, *, head_fusion=None):
         the tokens that are no patches.
 
     Raises:
-        ValueError: As `attention_maps`, and for an unknown fusion.
+        ValueError: As `attention_maps`, for something else than an int, and for an unknown fusion.
 
     Example:
 
@@ -84,7 +84,9 @@ def patch_attention(model, block=-1, *, head_fusion=None):
     config = config_with_places(model)
     if head_fusion is not None:
         _check_head_fusion(head_fusion)
-    (index,) = block_indices([block], config.depth)
+    if not is_int(block):
+        raise ValueError(f"`block` must be an int. Received: block={block!r}")
+    (index,) = block_indices(block, config.depth)
     layer = model.get_layer(f"block_{index}")
     readout = _readout(config)[None, None, None]
 
@@ -120,8 +122,8 @@ def attention_rollout(model, *, head_fusion="mean", discard_ratio=0.0):
         patches.
 
     Raises:
-        ValueError: If `model` is no Vision Transformer of keras_vit, merges or prunes tokens, or an
-            argument is out of its range.
+        ValueError: If `model` is no Vision Transformer of keras_vit, merges, prunes or fills up
+            tokens, or an argument is out of its range.
 
     Example:
 

@@ -1,5 +1,6 @@
 """Which blocks are looked at, and how, without a trace in the model."""
 
+import math
 import operator
 from numbers import Integral
 
@@ -13,7 +14,7 @@ def config_with_places(model):
 
     Raises:
         ValueError: If `model` is no Vision Transformer of keras_vit, one that merges or prunes
-            tokens, or one whose layers belong to another model's graph.
+            tokens or fills them up, or one whose layers belong to another model's graph.
     """
     config = config_of(model)
     # A layer tells its tensors in the first graph that it was called in.
@@ -32,6 +33,16 @@ def config_with_places(model):
             f"Received: model={model.name!r}, {option}={getattr(config, option)}; look into a "
             "model of the same weights without it: keras_vit.from_checkpoint(path, "
             f"{option}={whole[option]})"
+        )
+    tokens = model.get_layer("block_0").input.shape[1]
+    count = config.prefix_tokens + math.prod(config.grid)
+    # The token that fills up would be attended to like any other.
+    if tokens != count:
+        raise ValueError(
+            f"A block takes {tokens} tokens where the model has {count}, as in one that "
+            "`with_even_tokens` filled up. Expected no others: look into the model that it was "
+            "made from, or, of a file, into keras_vit.from_checkpoint(path). Received: "
+            f"model={model.name!r}"
         )
     return config
 
@@ -53,19 +64,25 @@ def block_indices(blocks, depth):
     """
     if blocks is None:
         return list(range(depth))
-    indices = set()
-    for block in [blocks] if isinstance(blocks, Integral) else blocks:
-        if not isinstance(block, Integral) or isinstance(block, bool):
-            raise ValueError(
-                f"`blocks` must be an int, a sequence of ints, or None. Received: blocks={blocks!r}"
-            )
+    try:
+        chosen = list(blocks)
+    except TypeError:
+        chosen = [blocks]
+    if not all(map(is_int, chosen)):
+        raise ValueError(
+            f"`blocks` must be an int, a sequence of ints, or None. Received: blocks={blocks!r}"
+        )
+    for block in chosen:
         if not -depth <= block < depth:
             raise ValueError(
                 f"The model has {depth} blocks, 0 to {depth - 1}; negative numbers count from the "
                 f"end. Received: block {block}"
             )
-        indices.add(operator.index(block) % depth)
-    return sorted(indices)
+    return sorted({operator.index(block) % depth for block in chosen})
+
+
+def is_int(value):
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 class SharedLayers(keras.layers.Layer):

@@ -35,9 +35,9 @@ def features(model, blocks=None, *, norm=False, blocks_only=False):
           distilled model what the class token's takes, and `"pre_logits_distillation"` the other's.
 
     Raises:
-        ValueError: If `model` is no Vision Transformer of keras_vit, merges or prunes tokens, does
-            not compute all tokens of a block or has not a block asked for, or if `norm` is asked
-            for and the norm follows the pooling.
+        ValueError: If `model` is no Vision Transformer of keras_vit, merges, prunes or fills up
+            tokens, does not compute all tokens of a block or has not a block asked for, or if
+            `norm` is asked for and the norm follows the pooling.
 
     Example:
 

@@ -47,8 +47,8 @@ def draw_overlay(
         A uint8 array `(height, width, 3)`.
 
     Raises:
-        ValueError: If an array has another shape, the map is not finite, or `opacity` is out of
-            range.
+        ValueError: If an array has another shape, the map is not finite, `box` is empty or not
+            within the image, or `opacity` is out of range.
 
     Example:
 
@@ -69,7 +69,13 @@ def draw_overlay(
         )
     if not 0 <= opacity <= 1:
         raise ValueError(f"`opacity` must be in [0, 1]. Received: opacity={opacity}")
-    top, left, bottom, right = box or (0, 0, *image.shape[:2])
+    height, width, _ = image.shape
+    top, left, bottom, right = box or (0, 0, height, width)
+    if not (0 <= top < bottom <= height and 0 <= left < right <= width):
+        raise ValueError(
+            "`box` must be (top, left, bottom, right) of a part of the image, which is "
+            f"{height} pixels high and {width} wide. Received: box={box}"
+        )
     heat = _scaled(patch_map)
     heat = resampling_matrix(heat.shape[0], bottom - top) @ heat
     heat = heat @ resampling_matrix(heat.shape[1], right - left).T
@@ -152,7 +158,7 @@ def seen_box(
         preprocessing: The model's layer; its `crop_fraction` and `crop_mode` are read.
 
     Returns:
-        `(top, left, bottom, right)` in pixels of the image, rounded.
+        `(top, left, bottom, right)` in pixels of the image, rounded; at least one pixel.
 
     Example:
 
@@ -167,12 +173,18 @@ def seen_box(
         crop_mode=preprocessing.crop_mode,
     )
     y, x = height / resized_height, width / resized_width
-    return (
-        round(top * y),
-        round(left * x),
-        round((top + image_size[0]) * y),
-        round((left + image_size[1]) * x),
-    )
+    top, bottom = _pixels(top * y, (top + image_size[0]) * y)
+    left, right = _pixels(left * x, (left + image_size[1]) * x)
+    return top, left, bottom, right
+
+
+def _pixels(start, stop):
+    """The rounded ends of a part of a side; of less than a pixel, the pixel of its middle."""
+    first, last = round(start), round(stop)
+    if first < last:
+        return first, last
+    middle = math.floor((start + stop) / 2)
+    return middle, middle + 1
 
 
 def write_picture(picture: np.ndarray, folder: str | Path, name: str) -> Path:
@@ -188,12 +200,19 @@ def write_picture(picture: np.ndarray, folder: str | Path, name: str) -> Path:
     """
     for number in itertools.count(1):
         path = Path(folder, f"{name}.png" if number == 1 else f"{name}-{number}.png")
-        if not path.exists():
+        try:
+            # Taken by making the file, which of several processes one alone can.
+            path.touch(exist_ok=False)
             break
+        except FileExistsError:
+            continue
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         Image.fromarray(picture).save(beside, "PNG")
         os.replace(beside, path)
+    except BaseException:
+        path.unlink()
+        raise
     finally:
         beside.unlink(missing_ok=True)
     return path
