@@ -422,6 +422,16 @@ def test_results_of_before_and_of_sweeps_can_be_read(tmp_path):
     assert read_result(tmp_path / "result.json").peak_memory is None
 
 
+@pytest.mark.parametrize("name", ["test", "validation", "left_out"])
+def test_a_result_with_a_number_for_a_part_is_damaged(tmp_path, name):
+    images = some_images(10, 2)
+    write_result(tmp_path / "result.json", some_result(images, some_outputs(images)))
+    fields = json.loads((tmp_path / "result.json").read_text())
+    (tmp_path / "result.json").write_text(json.dumps({**fields, name: 5}))
+    with pytest.raises(ValueError, match=r"result\.json is damaged"):
+        read_result(tmp_path / "result.json")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="in other units elsewhere")
 def test_peak_memory_is_about_what_the_system_counts():
     import resource
