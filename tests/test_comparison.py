@@ -164,6 +164,38 @@ def test_what_is_no_run_is_left_out_and_what_is_damaged_is_named(tmp_path, capsy
         compare_runs([run])
 
 
+def test_a_click_sorts_by_numbers_and_what_is_unknown_comes_last(tmp_path):
+    columns = {
+        "minutes": (9.0, 80.0, 1200.0),
+        "images_per_second": (98.0, 999.0, 1234.0),
+        "peak_memory": (96 * 2**20, 980 * 2**20, 6 * 2**28),
+        "steps": (60, 400, 1500),
+    }
+    runs = []
+    for index, name in enumerate(("little", "some", "much")):
+        runs.append(make_run(tmp_path, name, strength=4.0 - index))
+        changes = {column: values[index] for column, values in columns.items()}
+        result = dataclasses.replace(read_result(runs[-1] / "result.json"), **changes)
+        write_result(runs[-1] / "result.json", result)
+    runs.append(make_run(tmp_path, "stopped", strength=1.0, finished=False))
+    (runs[-1] / "log.csv").unlink()
+    compare_runs(reversed(runs), tmp_path)
+    with chromium() as browser:
+        open_page(browser, tmp_path / "compare.html")
+        names = "return [...document.querySelectorAll('tbody th')].map(head => head.textContent)"
+        unknown_last = ["little", "some", "much", "stopped"]
+        # No step is a number.
+        orders = {"steps x batch": ["stopped", "little", "some", "much"]}
+        for column in ("minutes", "images/s", "peak memory", "steps x batch"):
+            head = browser.find_element("xpath", f"//th/button[text()='{column}']")
+            head.click()
+            assert browser.execute_script(names) == orders.get(column, unknown_last)
+        minutes = browser.find_element("xpath", "//th/button[text()='minutes']")
+        minutes.click()
+        minutes.click()
+        assert browser.execute_script(names) == ["much", "some", "little", "stopped"]
+
+
 def test_the_page(tmp_path):
     runs = [
         make_run(tmp_path, f"run {index}", strength=1.0 + index, learning_rate=0.01 + index)

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras_vit.finetune.evaluation import Evaluation
 from keras_vit.finetune.figures import RUN_COLOURS, comparison_curves, plot_style, save_figures
@@ -99,7 +99,11 @@ def compare_runs(folders: Iterable[str | Path], output: str | Path | None = None
     options = _differing_options(runs)
     header = [*COLUMNS, *options]
     rows = [
-        [name, *_cells(run), *(values[index] for values in options.values())]
+        [
+            _text_cell(name),
+            *_cells(run),
+            *(_text_cell(values[index]) for values in options.values()),
+        ]
         for index, (name, run) in enumerate(zip(names, runs, strict=True))
     ]
     notes = [*_data_notes(runs), *_difference(runs, names)]
@@ -142,7 +146,18 @@ def _run_names(runs):
     return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
 
 
-def _cells(run: ComparedRun):
+class _Cell(NamedTuple):
+    """What a table shows, and what the page sorts it by; None where that is unknown."""
+
+    text: str
+    value: str | float | None
+
+
+def _text_cell(text):
+    return _Cell(text, None if text == UNKNOWN else text)
+
+
+def _cells(run: ComparedRun) -> list[_Cell]:
     """The cells of a run after its name, up to the options."""
     recipe, result, test = run.configuration["recipe"], run.result, run.test
     last = run.log[-1]["step"] if run.log else 0
@@ -156,13 +171,14 @@ def _cells(run: ComparedRun):
     logged = [row["images_per_second"] for row in run.log if "images_per_second" in row]
     # The session that ended the run may have trained no step.
     pace = (result and result.images_per_second) or (logged[-1] if logged else 0)
+    minutes, memory = (result.minutes, result.peak_memory) if result else (None, None)
     return [
-        accuracy,
-        percent(run.validation_accuracy),
-        f"{steps} x {recipe['batch_size']}",
-        f"{result.minutes:.1f}" if result else "unfinished",
-        f"{pace:,.0f}" if pace else UNKNOWN,
-        memory_text(result.peak_memory) if result else UNKNOWN,
+        _Cell(accuracy, test.accuracy if test else None),
+        _Cell(percent(run.validation_accuracy), run.validation_accuracy),
+        _Cell(f"{steps} x {recipe['batch_size']}", done),
+        _Cell("unfinished" if minutes is None else f"{minutes:.1f}", minutes),
+        _Cell(f"{pace:,.0f}" if pace else UNKNOWN, pace or None),
+        _Cell(memory_text(memory), memory),
     ]
 
 
@@ -276,11 +292,12 @@ def _same_images(first, second, answers, other_answers):
     return changes >= len(set(labels))
 
 
-def _text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _text_table(header: Sequence[str], rows: Sequence[Sequence[_Cell]]) -> str:
     """Columns of one width each: the first on the left, the others on the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    texts = [header, *([cell.text for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     lines = []
-    for row in (header, *rows):
+    for row in texts:
         cells = [row[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join(cells).rstrip())
@@ -304,8 +321,6 @@ def _write_page(output: Path, header, rows, notes, runs, names) -> Path:
             {
                 "cells": cells,
                 "colour": RUN_COLOURS[next(colours) % len(RUN_COLOURS)] if run.log else None,
-                "test": run.test,
-                "validation": run.validation_accuracy,
             }
             for cells, run in zip(rows, runs, strict=True)
         ],
