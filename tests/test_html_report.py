@@ -233,6 +233,29 @@ def test_files_of_any_size(tmp_path, browser, model):
     assert [row["image"] for row in rows] == [str(path) for path in paths]
 
 
+def test_classes_of_one_name_are_counted_apart(tmp_path):
+    names = ("crane", "crane", "dog")
+    images = dataclasses.replace(some_images(9, 3), class_names=names)
+    trained_on = np.array([0] * 5 + [1] * 2 + [2], "int32")
+    train_set = ImageSet(np.zeros((8, 4, 4, 3), "uint8"), trained_on, names)
+    outputs = some_outputs(images, strength=100.0)
+    path = write_report(
+        tmp_path,
+        model=None,
+        result=some_result(images, outputs),
+        image_set=images,
+        outputs=outputs,
+        train_set=train_set,
+    )
+    # Trained on, test images, right.
+    classes = text_of(path).split("Accuracy of each class")[1]
+    assert re.findall(r"(crane|dog) (\d) 3 3", classes) == [
+        ("crane", "5"),
+        ("crane", "2"),
+        ("dog", "1"),
+    ]
+
+
 def test_the_surest_mistakes_come_first(tmp_path):
     images = some_images(90, 3)
     outputs = some_outputs(images, strength=0.0)

@@ -286,16 +286,15 @@ def _prediction_facts(predictions: Predictions, train_set):
     names = predictions.class_names
     counts = np.bincount(predictions.labels, minlength=len(names))
     pairs = most_confused(predictions, SHOWN_PAIRS)
-    trained = {}
+    trained = None
     if train_set is not None:
-        numbers = np.bincount(train_set.labels, minlength=len(names))
-        trained = dict(zip(names, numbers.tolist(), strict=True))
+        trained = np.bincount(train_set.labels, minlength=len(names)).tolist()
     classes = [
         {
             **vars(row),
             "accuracy": row.accuracy,
             "interval": wilson_interval(row.correct, row.count) if row.count else None,
-            "trained": trained.get(row.name),
+            "trained": trained and trained[row.label],
         }
         for row in class_accuracies(predictions)
     ]
@@ -308,7 +307,7 @@ def _prediction_facts(predictions: Predictions, train_set):
         ],
         "unanswered": int((~known).sum()),
         "classes": classes,
-        "with_training_counts": bool(trained),
+        "with_training_counts": trained is not None,
         "calibration": calibration(predictions, CALIBRATION_BINS),
         "mean_confidence": float(predictions.confidence[known].mean()) if known.any() else None,
         "accuracy": float(predictions.correct[known].mean()) if known.any() else None,
