@@ -15,11 +15,22 @@ from keras_vit.finetune.predictions import make_predictions, write_predictions
 from keras_vit.finetune.report import read_result, write_result
 
 
-def make_run(folder, name, *, strength, finished=True, validation=None, answers=True, **changes):
+def make_run(
+    folder,
+    name,
+    *,
+    strength,
+    finished=True,
+    validation=None,
+    answers=True,
+    class_names=None,
+    **changes,
+):
     """A run's folder; `strength` says how good its model is, `changes` are options."""
     folder = folder / name
     folder.mkdir()
     images = some_images(400, 4)
+    images = dataclasses.replace(images, class_names=class_names or images.class_names)
     outputs = some_outputs(images, strength=strength)
     recipe = Recipe(name=name, precision="float32", **changes)
     result = some_result(images, outputs, recipe=recipe, validation=validation is not None)
@@ -105,8 +116,16 @@ def test_the_best_two_differ_where_mcnemar_says_so(tmp_path):
     ]
     only_first, only_second = (right[0] & ~right[1]).sum(), (right[1] & ~right[0]).sum()
     text = compare_runs(runs)
-    assert f"first alone got {only_first} right, the second alone {only_second}." in text
+    counts = f"first alone got {only_first} right, the second alone {only_second}."
+    assert counts in text
     assert "they differ" in text
+    # Two classes of one name are two still.
+    cranes = {"class_names": ("crane", "crane", "dog", "cat")}
+    alike = [
+        make_run(tmp_path, f"{name}2", strength=strength, **cranes)
+        for name, strength in (("a", 4.0), ("b", 1.0))
+    ]
+    assert counts in compare_runs(alike)
     similar = make_run(tmp_path, "c", strength=3.9, learning_rate=0.1)
     assert "no difference is shown" in compare_runs([runs[0], similar])
 

@@ -253,7 +253,7 @@ def _difference(runs, names):
     pair = f"{first_name} and {second_name}"
     answers = [read_predictions(run.folder / "predictions.csv") for run in (first, second)]
     if _same_images(first, second, *answers):
-        right = [[row["label"] == row["predicted"] for row in rows] for rows in answers]
+        right = [[_is_right(row) for row in rows] for rows in answers]
         only_first = sum(a and not b for a, b in zip(*right, strict=True))
         only_second = sum(b and not a for a, b in zip(*right, strict=True))
         probability = mcnemar_p_value(only_first, only_second)
@@ -272,6 +272,11 @@ def _difference(runs, names):
         f"{'' if overlap else 'do not overlap, they differ'}. predictions.csv of both for the same "
         "images would tell more exactly."
     )
+
+
+def _is_right(row):
+    # Classes may share a name (ImageNet's two cranes); then the probabilities tell them apart.
+    return row["label"] == row["predicted"] and row["label_probability"] == row["confidence"]
 
 
 def _same_images(first, second, answers, other_answers):
