@@ -272,6 +272,31 @@ def test_the_surest_mistakes_come_first(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("counts", "shown"),
+    [
+        ((95, 5), "0 1 0 1 0 1 0 1"),
+        ((5, 0, 1, 95), "0 2 3 0 3 0 3 0"),
+        ((1, 1), "0 1"),
+        ((2,) * 40, "2 7 12 17 22 27 32 37"),
+    ],
+)
+def test_rollout_is_drawn_of_as_many_classes_as_fit(tmp_path, counts, shown):
+    labels = np.repeat(np.arange(len(counts)), counts).astype("int32")
+    names = tuple(f"class {index}" for index in range(len(counts)))
+    images = ImageSet(some_images(len(labels), 1).images, labels, names)
+    outputs = some_outputs(images, strength=100.0)
+    path = write_report(
+        tmp_path,
+        model=vision_transformer(dataclasses.replace(ARCHITECTURE, num_classes=len(counts))),
+        result=some_result(images, outputs),
+        image_set=images,
+        outputs=outputs,
+    )
+    looks = text_of(path).split("Where it looks")[1]
+    assert re.findall(r"class (\d+) 100.0%", looks) == shown.split()
+
+
 def test_rollout_is_left_out_where_it_means_nothing(tmp_path):
     import keras
 
