@@ -141,6 +141,10 @@ def test_intervals_decide_without_answers_for_the_same_images(tmp_path):
     lines = (other / "predictions.csv").read_text().splitlines()
     (other / "predictions.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
     assert "intervals overlap" in compare_runs([first, other])
+    # They are of fewer images than the test.
+    for run in (first, other):
+        (run / "predictions.csv").write_text("\n".join(lines[:-40]) + "\n")
+    assert "intervals overlap" in compare_runs([first, other])
 
 
 def test_other_data_is_said_and_not_compared(tmp_path):

@@ -209,6 +209,23 @@ def test_a_missing_report_is_made_up_for(finished, digits):
     assert (folder / "predictions.csv").read_text() == before
 
 
+def test_a_report_of_the_validation_images_is_none_of_the_test(tmp_path, digits):
+    recipe = recipe_in(tmp_path, report=True, steps=5)
+    folder = tmp_path / "tiny"
+    images = {"source": digits, "architecture": ARCHITECTURE}
+    judged = run(recipe, test=False, **images).validation.count
+    answers = (folder / "predictions.csv").read_text()
+    assert len(answers.splitlines()) == 1 + judged
+    # As a kill between result and report leaves it, too.
+    run(dataclasses.replace(recipe, report=False), **images)
+    names = {path.name for path in folder.iterdir()}
+    assert not names & {"report.html", "predictions.csv", "figures"}
+    assert (folder / "predictions_of_step_00000005.csv").read_text() == answers
+    tested = run(recipe, **images).test.count
+    assert len((folder / "predictions.csv").read_text().splitlines()) == 1 + tested
+    assert "Test accuracy" in (folder / "report.html").read_text()
+
+
 def test_a_folder_with_another_run_is_refused(finished, digits):
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}

@@ -67,6 +67,8 @@ from keras_vit.models import VisionTransformerConfig
 from keras_vit.serving.files import WARMUP_BATCH_SIZES, check_warmup_fits
 
 SAVED_MODELS = Path("saved_models")
+# What `write_report` leaves in a run's folder.
+REPORT_FILES = ("report.html", "predictions.csv", "figures")
 
 # 64 images of 224 px: ViT-B/16 then trains within some 20 GiB.
 PIXELS_AT_ONCE_ON_CPU = 64 * 224**2
@@ -312,7 +314,8 @@ def _accept_changes(changes, compiled, folder, configuration):
         return
     if changes.keys() & {"batch_size", "micro_batch_size"}:
         set_steps_done(compiled.optimizer, done.step)
-    _put_aside(folder, done.step)
+    # The result last: a folder with one counts as finished.
+    _put_aside(folder, done.step, (*REPORT_FILES, "model.keras", "result.json"))
     identity = identity_digest(deciding_options(configuration))
     done = dataclasses.replace(done, evaluations_since_best=0)
     if done.best_step and (
@@ -338,13 +341,12 @@ def _check_steps_are_left(changes, folder, done, steps):
         )
 
 
-def _put_aside(folder, step):
-    """Keeps what a finished run came to, which is no longer finished."""
+def _put_aside(folder, step, names):
+    """Keeps files of a finished run beside those that take their place."""
     result = folder / "result.json"
     if not result.exists():
         return
-    # The result last: a folder with one counts as finished.
-    for name in ("report.html", "predictions.csv", "figures", "model.keras", "result.json"):
+    for name in names:
         path = folder / name
         kept = path.with_stem(f"{path.stem}_of_step_{step:08d}")
         if not path.exists():
@@ -403,6 +405,8 @@ def _train_and_test(training, recipe, splits, folder, configuration, began, *, t
     )
     if host_number() > 0:
         return result
+    # A report of the validation images would pass for one of the test.
+    _put_aside(folder, progress.step, REPORT_FILES)
     # A folder with a result counts as finished.
     write_result(folder / "result.json", result)
     if recipe.report and host_count() > 1:
