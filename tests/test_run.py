@@ -541,6 +541,25 @@ def test_a_batch_is_accumulated_where_a_cpu_could_not_hold_it(capsys):
     assert "67 is trained as 1 at a time" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
+def test_where_images_are_mixed_two_are_trained_at_once(mixing):
+    def micro_batch_size(**options):
+        recipe = Recipe(**{mixing: 0.5}, **options)
+        return resolve_recipe(recipe).micro_batch_size
+
+    assert micro_batch_size(batch_size=66) == 33
+    assert micro_batch_size(batch_size=512, image_size=1280, resize_size=1280) == 2
+    assert micro_batch_size(batch_size=1) == 1
+    with pytest.raises(
+        ValueError, match=r"at most 64, .*=67\. .* such as 64 or 128, .*size=67 where"
+    ):
+        micro_batch_size(batch_size=67)
+    with pytest.raises(ValueError, match=r"at most 2, .*=9\. .* such as 8 or 10, .*size=3 where"):
+        micro_batch_size(batch_size=9, image_size=1280, resize_size=1280)
+    for chosen in ({"batch_size": 64}, {"batch_size": 67, "micro_batch_size": 67}):
+        assert micro_batch_size(**chosen) == chosen["batch_size"]
+
+
 @pytest.mark.parametrize("name", ["recipe.json", "result.json", "log.csv"])
 @pytest.mark.parametrize("content", ["{", "[]", "{}", "a,b\n1,2\n"])
 def test_damaged_files_of_a_run_are_named(tmp_path, finished, digits, capsys, name, content):

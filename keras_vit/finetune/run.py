@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_vit.data import DataSource, check_class_names, check_images
-from keras_vit.finetune.batch_size import is_out_of_memory
+from keras_vit.finetune.batch_size import batch_parts, is_out_of_memory
 from keras_vit.finetune.compiled_programs import keep_compiled_programs
 from keras_vit.finetune.distribution import (
     current_distribution,
@@ -259,12 +259,17 @@ def resolve_recipe(recipe: Recipe, folder: Path | None = None) -> Recipe:
         # Features are small.
         micro_batch_size = recipe.batch_size
     if micro_batch_size is None and accelerator.kind == "cpu":
-        fitting = max(divisor, PIXELS_AT_ONCE_ON_CPU // recipe.image_size**2)
-        micro_batch_size = max(
-            size
-            for size in range(divisor, min(fitting, recipe.batch_size) + 1, divisor)
-            if recipe.batch_size % size == 0
-        )
+        fitting = max(divisor, 2 if mixes else 1, PIXELS_AT_ONCE_ON_CPU // recipe.image_size**2)
+        sizes = batch_parts(recipe.batch_size, multiple_of=divisor, mixes=mixes)
+        micro_batch_size = max((size for size in sizes if size <= fitting), default=None)
+        if micro_batch_size is None:
+            below = recipe.batch_size // fitting * fitting
+            raise ValueError(
+                "mixup and cutmix mix the images that are trained at once: 2 or more, here at most "
+                f"{fitting}, and no such number divides batch_size={recipe.batch_size}. "
+                f"Choose a multiple of {fitting}, such as {below} or {below + fitting}, or "
+                f"micro_batch_size={sizes[0]} where the memory suffices"
+            )
         if 4 * micro_batch_size < min(fitting, recipe.batch_size):
             print(
                 f"A batch of {recipe.batch_size} is trained as {micro_batch_size} at a time, the "
@@ -575,12 +580,8 @@ def _save_model(model, path):
 def _memory_advice(error, recipe):
     images, mixes = recipe.micro_batch_size or recipe.batch_size, mixes_images(recipe)
     divisor = current_distribution().batch_divisor(mixes=mixes)
-    # No image is mixed with itself.
-    fewer = [
-        size
-        for size in range(divisor, images // 2 + 1, divisor)
-        if recipe.batch_size % size == 0 and not (mixes and size == 1)
-    ]
+    sizes = batch_parts(recipe.batch_size, multiple_of=divisor, mixes=mixes)
+    fewer = [size for size in sizes if size <= images // 2]
     advice = []
     if fewer:
         advice.append(
