@@ -420,6 +420,27 @@ def test_divisors_only_and_other_errors_pass():
         largest_fitting(4, never)
 
 
+def test_where_images_are_mixed_one_alone_is_not_tried(digits, monkeypatch):
+    tried = []
+
+    def exhausted(self, inputs, targets, **options):
+        tried.append(len(targets))
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(keras.Model, "train_on_batch", exhausted)
+    for batch_size, sizes, said in (
+        (6, [6, 3, 2], "Not even 2 images fit the device's memory. Choose a smaller model"),
+        (7, [7], "Not even 7 images fit .* Choose a batch_size with smaller parts .now 7., a smal"),
+    ):
+        tried.clear()
+        recipe = dataclasses.replace(RECIPE, batch_size=batch_size, mixup=0.5)
+        splits = Splits(digits.train, None, digits.test)
+        model = build_model(recipe, model_config(recipe, ARCHITECTURE, 10))
+        with pytest.raises(MemoryError, match=said):
+            set_up_training(model, recipe, splits)
+        assert tried == sizes
+
+
 def test_of_several_devices_all_images_at_once_are_counted(capsys):
     tried = []
 

@@ -15,11 +15,22 @@ from keras_vit.finetune.predictions import make_predictions, write_predictions
 from keras_vit.finetune.report import read_result, write_result
 
 
-def make_run(folder, name, *, strength, finished=True, validation=None, answers=True, **changes):
+def make_run(
+    folder,
+    name,
+    *,
+    strength,
+    finished=True,
+    validation=None,
+    answers=True,
+    class_names=None,
+    **changes,
+):
     """A run's folder; `strength` says how good its model is, `changes` are options."""
     folder = folder / name
     folder.mkdir()
     images = some_images(400, 4)
+    images = dataclasses.replace(images, class_names=class_names or images.class_names)
     outputs = some_outputs(images, strength=strength)
     recipe = Recipe(name=name, precision="float32", **changes)
     result = some_result(images, outputs, recipe=recipe, validation=validation is not None)
@@ -105,8 +116,16 @@ def test_the_best_two_differ_where_mcnemar_says_so(tmp_path):
     ]
     only_first, only_second = (right[0] & ~right[1]).sum(), (right[1] & ~right[0]).sum()
     text = compare_runs(runs)
-    assert f"first alone got {only_first} right, the second alone {only_second}." in text
+    counts = f"first alone got {only_first} right, the second alone {only_second}."
+    assert counts in text
     assert "they differ" in text
+    # Two classes of one name are two still.
+    cranes = {"class_names": ("crane", "crane", "dog", "cat")}
+    alike = [
+        make_run(tmp_path, f"{name}2", strength=strength, **cranes)
+        for name, strength in (("a", 4.0), ("b", 1.0))
+    ]
+    assert counts in compare_runs(alike)
     similar = make_run(tmp_path, "c", strength=3.9, learning_rate=0.1)
     assert "no difference is shown" in compare_runs([runs[0], similar])
 
@@ -121,6 +140,10 @@ def test_intervals_decide_without_answers_for_the_same_images(tmp_path):
     other = make_run(tmp_path, "d", strength=3.9)
     lines = (other / "predictions.csv").read_text().splitlines()
     (other / "predictions.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+    assert "intervals overlap" in compare_runs([first, other])
+    # They are of fewer images than the test.
+    for run in (first, other):
+        (run / "predictions.csv").write_text("\n".join(lines[:-40]) + "\n")
     assert "intervals overlap" in compare_runs([first, other])
 
 
@@ -162,6 +185,38 @@ def test_what_is_no_run_is_left_out_and_what_is_damaged_is_named(tmp_path, capsy
     (run / "log.csv").write_text("step,loss\n1,2\n")
     with pytest.raises(ValueError, match=r"log\.csv is damaged"):
         compare_runs([run])
+
+
+def test_a_click_sorts_by_numbers_and_what_is_unknown_comes_last(tmp_path):
+    columns = {
+        "minutes": (9.0, 80.0, 1200.0),
+        "images_per_second": (98.0, 999.0, 1234.0),
+        "peak_memory": (96 * 2**20, 980 * 2**20, 6 * 2**28),
+        "steps": (60, 400, 1500),
+    }
+    runs = []
+    for index, name in enumerate(("little", "some", "much")):
+        runs.append(make_run(tmp_path, name, strength=4.0 - index))
+        changes = {column: values[index] for column, values in columns.items()}
+        result = dataclasses.replace(read_result(runs[-1] / "result.json"), **changes)
+        write_result(runs[-1] / "result.json", result)
+    runs.append(make_run(tmp_path, "stopped", strength=1.0, finished=False))
+    (runs[-1] / "log.csv").unlink()
+    compare_runs(reversed(runs), tmp_path)
+    with chromium() as browser:
+        open_page(browser, tmp_path / "compare.html")
+        names = "return [...document.querySelectorAll('tbody th')].map(head => head.textContent)"
+        unknown_last = ["little", "some", "much", "stopped"]
+        # No step is a number.
+        orders = {"steps x batch": ["stopped", "little", "some", "much"]}
+        for column in ("minutes", "images/s", "peak memory", "steps x batch"):
+            head = browser.find_element("xpath", f"//th/button[text()='{column}']")
+            head.click()
+            assert browser.execute_script(names) == orders.get(column, unknown_last)
+        minutes = browser.find_element("xpath", "//th/button[text()='minutes']")
+        minutes.click()
+        minutes.click()
+        assert browser.execute_script(names) == ["much", "some", "little", "stopped"]
 
 
 def test_the_page(tmp_path):

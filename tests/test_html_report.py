@@ -233,6 +233,29 @@ def test_files_of_any_size(tmp_path, browser, model):
     assert [row["image"] for row in rows] == [str(path) for path in paths]
 
 
+def test_classes_of_one_name_are_counted_apart(tmp_path):
+    names = ("crane", "crane", "dog")
+    images = dataclasses.replace(some_images(9, 3), class_names=names)
+    trained_on = np.array([0] * 5 + [1] * 2 + [2], "int32")
+    train_set = ImageSet(np.zeros((8, 4, 4, 3), "uint8"), trained_on, names)
+    outputs = some_outputs(images, strength=100.0)
+    path = write_report(
+        tmp_path,
+        model=None,
+        result=some_result(images, outputs),
+        image_set=images,
+        outputs=outputs,
+        train_set=train_set,
+    )
+    # Trained on, test images, right.
+    classes = text_of(path).split("Accuracy of each class")[1]
+    assert re.findall(r"(crane|dog) (\d) 3 3", classes) == [
+        ("crane", "5"),
+        ("crane", "2"),
+        ("dog", "1"),
+    ]
+
+
 def test_the_surest_mistakes_come_first(tmp_path):
     images = some_images(90, 3)
     outputs = some_outputs(images, strength=0.0)
@@ -247,6 +270,31 @@ def test_the_surest_mistakes_come_first(tmp_path):
         (row["label"], row["predicted"], f"{float(row['confidence']):.1%}", row["image"])
         for row in wrong[:12]
     ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "shown"),
+    [
+        ((95, 5), "0 1 0 1 0 1 0 1"),
+        ((5, 0, 1, 95), "0 2 3 0 3 0 3 0"),
+        ((1, 1), "0 1"),
+        ((2,) * 40, "2 7 12 17 22 27 32 37"),
+    ],
+)
+def test_rollout_is_drawn_of_as_many_classes_as_fit(tmp_path, counts, shown):
+    labels = np.repeat(np.arange(len(counts)), counts).astype("int32")
+    names = tuple(f"class {index}" for index in range(len(counts)))
+    images = ImageSet(some_images(len(labels), 1).images, labels, names)
+    outputs = some_outputs(images, strength=100.0)
+    path = write_report(
+        tmp_path,
+        model=vision_transformer(dataclasses.replace(ARCHITECTURE, num_classes=len(counts))),
+        result=some_result(images, outputs),
+        image_set=images,
+        outputs=outputs,
+    )
+    looks = text_of(path).split("Where it looks")[1]
+    assert re.findall(r"class (\d+) 100.0%", looks) == shown.split()
 
 
 def test_rollout_is_left_out_where_it_means_nothing(tmp_path):
@@ -420,6 +468,16 @@ def test_results_of_before_and_of_sweeps_can_be_read(tmp_path):
     del fields["peak_memory"]
     (tmp_path / "result.json").write_text(json.dumps(fields))
     assert read_result(tmp_path / "result.json").peak_memory is None
+
+
+@pytest.mark.parametrize("name", ["test", "validation", "left_out"])
+def test_a_result_with_a_number_for_a_part_is_damaged(tmp_path, name):
+    images = some_images(10, 2)
+    write_result(tmp_path / "result.json", some_result(images, some_outputs(images)))
+    fields = json.loads((tmp_path / "result.json").read_text())
+    (tmp_path / "result.json").write_text(json.dumps({**fields, name: 5}))
+    with pytest.raises(ValueError, match=r"result\.json is damaged"):
+        read_result(tmp_path / "result.json")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="in other units elsewhere")

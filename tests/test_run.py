@@ -209,6 +209,23 @@ def test_a_missing_report_is_made_up_for(finished, digits):
     assert (folder / "predictions.csv").read_text() == before
 
 
+def test_a_report_of_the_validation_images_is_none_of_the_test(tmp_path, digits):
+    recipe = recipe_in(tmp_path, report=True, steps=5)
+    folder = tmp_path / "tiny"
+    images = {"source": digits, "architecture": ARCHITECTURE}
+    judged = run(recipe, test=False, **images).validation.count
+    answers = (folder / "predictions.csv").read_text()
+    assert len(answers.splitlines()) == 1 + judged
+    # As a kill between result and report leaves it, too.
+    run(dataclasses.replace(recipe, report=False), **images)
+    names = {path.name for path in folder.iterdir()}
+    assert not names & {"report.html", "predictions.csv", "figures"}
+    assert (folder / "predictions_of_step_00000005.csv").read_text() == answers
+    tested = run(recipe, **images).test.count
+    assert len((folder / "predictions.csv").read_text().splitlines()) == 1 + tested
+    assert "Test accuracy" in (folder / "report.html").read_text()
+
+
 def test_a_folder_with_another_run_is_refused(finished, digits):
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -522,6 +539,25 @@ def test_a_batch_is_accumulated_where_a_cpu_could_not_hold_it(capsys):
     assert resolve_recipe(Recipe(micro_batch_size=256)).micro_batch_size == 256
     assert resolve_recipe(Recipe(batch_size=67)).micro_batch_size == 1
     assert "67 is trained as 1 at a time" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
+def test_where_images_are_mixed_two_are_trained_at_once(mixing):
+    def micro_batch_size(**options):
+        recipe = Recipe(**{mixing: 0.5}, **options)
+        return resolve_recipe(recipe).micro_batch_size
+
+    assert micro_batch_size(batch_size=66) == 33
+    assert micro_batch_size(batch_size=512, image_size=1280, resize_size=1280) == 2
+    assert micro_batch_size(batch_size=1) == 1
+    with pytest.raises(
+        ValueError, match=r"at most 64, .*=67\. .* such as 64 or 128, .*size=67 where"
+    ):
+        micro_batch_size(batch_size=67)
+    with pytest.raises(ValueError, match=r"at most 2, .*=9\. .* such as 8 or 10, .*size=3 where"):
+        micro_batch_size(batch_size=9, image_size=1280, resize_size=1280)
+    for chosen in ({"batch_size": 64}, {"batch_size": 67, "micro_batch_size": 67}):
+        assert micro_batch_size(**chosen) == chosen["batch_size"]
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "result.json", "log.csv"])

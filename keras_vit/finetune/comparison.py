@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras_vit.finetune.evaluation import Evaluation
 from keras_vit.finetune.figures import RUN_COLOURS, comparison_curves, plot_style, save_figures
@@ -99,7 +99,11 @@ def compare_runs(folders: Iterable[str | Path], output: str | Path | None = None
     options = _differing_options(runs)
     header = [*COLUMNS, *options]
     rows = [
-        [name, *_cells(run), *(values[index] for values in options.values())]
+        [
+            _text_cell(name),
+            *_cells(run),
+            *(_text_cell(values[index]) for values in options.values()),
+        ]
         for index, (name, run) in enumerate(zip(names, runs, strict=True))
     ]
     notes = [*_data_notes(runs), *_difference(runs, names)]
@@ -142,7 +146,18 @@ def _run_names(runs):
     return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
 
 
-def _cells(run: ComparedRun):
+class _Cell(NamedTuple):
+    """What a table shows, and what the page sorts it by; None where that is unknown."""
+
+    text: str
+    value: str | float | None
+
+
+def _text_cell(text):
+    return _Cell(text, None if text == UNKNOWN else text)
+
+
+def _cells(run: ComparedRun) -> list[_Cell]:
     """The cells of a run after its name, up to the options."""
     recipe, result, test = run.configuration["recipe"], run.result, run.test
     last = run.log[-1]["step"] if run.log else 0
@@ -156,13 +171,14 @@ def _cells(run: ComparedRun):
     logged = [row["images_per_second"] for row in run.log if "images_per_second" in row]
     # The session that ended the run may have trained no step.
     pace = (result and result.images_per_second) or (logged[-1] if logged else 0)
+    minutes, memory = (result.minutes, result.peak_memory) if result else (None, None)
     return [
-        accuracy,
-        percent(run.validation_accuracy),
-        f"{steps} x {recipe['batch_size']}",
-        f"{result.minutes:.1f}" if result else "unfinished",
-        f"{pace:,.0f}" if pace else UNKNOWN,
-        memory_text(result.peak_memory) if result else UNKNOWN,
+        _Cell(accuracy, test.accuracy if test else None),
+        _Cell(percent(run.validation_accuracy), run.validation_accuracy),
+        _Cell(f"{steps} x {recipe['batch_size']}", done),
+        _Cell("unfinished" if minutes is None else f"{minutes:.1f}", minutes),
+        _Cell(f"{pace:,.0f}" if pace else UNKNOWN, pace or None),
+        _Cell(memory_text(memory), memory),
     ]
 
 
@@ -237,7 +253,7 @@ def _difference(runs, names):
     pair = f"{first_name} and {second_name}"
     answers = [read_predictions(run.folder / "predictions.csv") for run in (first, second)]
     if _same_images(first, second, *answers):
-        right = [[row["label"] == row["predicted"] for row in rows] for rows in answers]
+        right = [[_is_right(row) for row in rows] for rows in answers]
         only_first = sum(a and not b for a, b in zip(*right, strict=True))
         only_second = sum(b and not a for a, b in zip(*right, strict=True))
         probability = mcnemar_p_value(only_first, only_second)
@@ -258,9 +274,18 @@ def _difference(runs, names):
     )
 
 
+def _is_right(row):
+    # Classes may share a name (ImageNet's two cranes); then the probabilities tell them apart.
+    return row["label"] == row["predicted"] and row["label_probability"] == row["confidence"]
+
+
 def _same_images(first, second, answers, other_answers):
     """Whether two files of answers are about the same images, of one data set."""
-    if not answers or not other_answers or len(answers) != len(other_answers):
+    if not answers or not other_answers:
+        return False
+    # Those that a run of before was left with may be of its validation images.
+    counts = {len(answers), len(other_answers), first.test.count, second.test.count}
+    if len(counts) > 1:
         return False
     for row, other in zip(answers, other_answers, strict=True):
         if (row["image"], row["label"]) != (other["image"], other["label"]):
@@ -276,11 +301,12 @@ def _same_images(first, second, answers, other_answers):
     return changes >= len(set(labels))
 
 
-def _text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _text_table(header: Sequence[str], rows: Sequence[Sequence[_Cell]]) -> str:
     """Columns of one width each: the first on the left, the others on the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    texts = [header, *([cell.text for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     lines = []
-    for row in (header, *rows):
+    for row in texts:
         cells = [row[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join(cells).rstrip())
@@ -304,8 +330,6 @@ def _write_page(output: Path, header, rows, notes, runs, names) -> Path:
             {
                 "cells": cells,
                 "colour": RUN_COLOURS[next(colours) % len(RUN_COLOURS)] if run.log else None,
-                "test": run.test,
-                "validation": run.validation_accuracy,
             }
             for cells, run in zip(rows, runs, strict=True)
         ],

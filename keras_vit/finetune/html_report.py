@@ -286,16 +286,15 @@ def _prediction_facts(predictions: Predictions, train_set):
     names = predictions.class_names
     counts = np.bincount(predictions.labels, minlength=len(names))
     pairs = most_confused(predictions, SHOWN_PAIRS)
-    trained = {}
+    trained = None
     if train_set is not None:
-        numbers = np.bincount(train_set.labels, minlength=len(names))
-        trained = dict(zip(names, numbers.tolist(), strict=True))
+        trained = np.bincount(train_set.labels, minlength=len(names)).tolist()
     classes = [
         {
             **vars(row),
             "accuracy": row.accuracy,
             "interval": wilson_interval(row.correct, row.count) if row.count else None,
-            "trained": trained.get(row.name),
+            "trained": trained and trained[row.label],
         }
         for row in class_accuracies(predictions)
     ]
@@ -308,7 +307,7 @@ def _prediction_facts(predictions: Predictions, train_set):
         ],
         "unanswered": int((~known).sum()),
         "classes": classes,
-        "with_training_counts": bool(trained),
+        "with_training_counts": trained is not None,
         "calibration": calibration(predictions, CALIBRATION_BINS),
         "mean_confidence": float(predictions.confidence[known].mean()) if known.any() else None,
         "accuracy": float(predictions.correct[known].mean()) if known.any() else None,
@@ -369,6 +368,16 @@ def _inlined(picture: np.ndarray, image_size=None) -> dict[str, Any]:
     }
 
 
+def _of_many_classes(labels, most):
+    """Indices of images, of each class one before a second of any; spread over many classes."""
+    by_class = np.argsort(labels, kind="stable")
+    in_order = labels[by_class]
+    places = np.arange(len(labels)) - np.searchsorted(in_order, in_order)
+    in_turn = by_class[np.argsort(places, kind="stable")]
+    count, classes = min(most, len(labels)), int((places == 0).sum())
+    return in_turn[((np.arange(count) + 0.5) * max(classes, count) / count).astype(int)]
+
+
 def _attention_facts(model, predictions, image_set):
     """Attention rollout over images of as many classes as there is room for."""
     if model is None:
@@ -379,10 +388,8 @@ def _attention_facts(model, predictions, image_set):
     except ValueError as error:
         return {"looks": [], "why_no_looks": f"{error}."}
     size = model.input_shape[1:3]
-    count = min(SHOWN_LOOKS, len(image_set))
-    by_class = np.argsort(image_set.labels, kind="stable")
     looks = []
-    for index in by_class[((np.arange(count) + 0.5) * len(image_set) / count).astype(int)]:
+    for index in _of_many_classes(image_set.labels, SHOWN_LOOKS):
         image = image_set.images[index]
         image = image if image_set.in_memory else decode_image(image)
         # One at a time: the attention of large models is large.

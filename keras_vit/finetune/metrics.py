@@ -15,6 +15,7 @@ class ClassAccuracy:
     """How well the images of one class were told apart from the others.
 
     Attributes:
+        label: Index of the class; names may be alike.
         name: Name of the class.
         count: Number of its images.
         correct: How many of them were recognised.
@@ -22,6 +23,7 @@ class ClassAccuracy:
         mistaken_count: How many.
     """
 
+    label: int
     name: str
     count: int
     correct: int
@@ -144,7 +146,9 @@ def class_accuracies(predictions: Predictions) -> list[ClassAccuracy]:
         answer, number = mistakes.get(label, (NO_ANSWER, 0))
         mistaken_for = None if answer == NO_ANSWER else names[answer]
         rows.append(
-            ClassAccuracy(name, int(counts[label]), int(correct[label]), mistaken_for, number)
+            ClassAccuracy(
+                label, name, int(counts[label]), int(correct[label]), mistaken_for, number
+            )
         )
     return sorted(rows, key=lambda row: (row.accuracy is None, row.accuracy, -row.count))
 

@@ -372,7 +372,8 @@ class Recipe:
             )
         if self.micro_batch_size == 1 and self.batch_size > 1 and (self.mixup or self.cutmix):
             raise ValueError(
-                "mixup and cutmix mix the images of a micro-batch. Received: micro_batch_size=1"
+                "mixup and cutmix mix the images of a micro-batch: expected 2 or more. Received: "
+                "micro_batch_size=1; choose a larger one, or leave it out"
             )
         if self.batch_size % (self.micro_batch_size or self.batch_size):
             raise ValueError(

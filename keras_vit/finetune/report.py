@@ -105,7 +105,7 @@ def read_result(path: str | Path) -> RunResult | None:
         # Results of earlier versions have none.
         fields["left_out"] = tuple(LeftOut(**item) for item in fields.get("left_out", ()))
         return RunResult(**fields)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: it holds no result ({error!r})") from error
 
 

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_vit.data import DataSource, check_class_names, check_images
-from keras_vit.finetune.batch_size import is_out_of_memory
+from keras_vit.finetune.batch_size import batch_parts, is_out_of_memory
 from keras_vit.finetune.compiled_programs import keep_compiled_programs
 from keras_vit.finetune.distribution import (
     current_distribution,
@@ -67,6 +67,8 @@ from keras_vit.models import VisionTransformerConfig
 from keras_vit.serving.files import WARMUP_BATCH_SIZES, check_warmup_fits
 
 SAVED_MODELS = Path("saved_models")
+# What `write_report` leaves in a run's folder.
+REPORT_FILES = ("report.html", "predictions.csv", "figures")
 
 # 64 images of 224 px: ViT-B/16 then trains within some 20 GiB.
 PIXELS_AT_ONCE_ON_CPU = 64 * 224**2
@@ -257,12 +259,17 @@ def resolve_recipe(recipe: Recipe, folder: Path | None = None) -> Recipe:
         # Features are small.
         micro_batch_size = recipe.batch_size
     if micro_batch_size is None and accelerator.kind == "cpu":
-        fitting = max(divisor, PIXELS_AT_ONCE_ON_CPU // recipe.image_size**2)
-        micro_batch_size = max(
-            size
-            for size in range(divisor, min(fitting, recipe.batch_size) + 1, divisor)
-            if recipe.batch_size % size == 0
-        )
+        fitting = max(divisor, 2 if mixes else 1, PIXELS_AT_ONCE_ON_CPU // recipe.image_size**2)
+        sizes = batch_parts(recipe.batch_size, multiple_of=divisor, mixes=mixes)
+        micro_batch_size = max((size for size in sizes if size <= fitting), default=None)
+        if micro_batch_size is None:
+            below = recipe.batch_size // fitting * fitting
+            raise ValueError(
+                "mixup and cutmix mix the images that are trained at once: 2 or more, here at most "
+                f"{fitting}, and no such number divides batch_size={recipe.batch_size}. "
+                f"Choose a multiple of {fitting}, such as {below} or {below + fitting}, or "
+                f"micro_batch_size={sizes[0]} where the memory suffices"
+            )
         if 4 * micro_batch_size < min(fitting, recipe.batch_size):
             print(
                 f"A batch of {recipe.batch_size} is trained as {micro_batch_size} at a time, the "
@@ -312,7 +319,8 @@ def _accept_changes(changes, compiled, folder, configuration):
         return
     if changes.keys() & {"batch_size", "micro_batch_size"}:
         set_steps_done(compiled.optimizer, done.step)
-    _put_aside(folder, done.step)
+    # The result last: a folder with one counts as finished.
+    _put_aside(folder, done.step, (*REPORT_FILES, "model.keras", "result.json"))
     identity = identity_digest(deciding_options(configuration))
     done = dataclasses.replace(done, evaluations_since_best=0)
     if done.best_step and (
@@ -338,13 +346,12 @@ def _check_steps_are_left(changes, folder, done, steps):
         )
 
 
-def _put_aside(folder, step):
-    """Keeps what a finished run came to, which is no longer finished."""
+def _put_aside(folder, step, names):
+    """Keeps files of a finished run beside those that take their place."""
     result = folder / "result.json"
     if not result.exists():
         return
-    # The result last: a folder with one counts as finished.
-    for name in ("report.html", "predictions.csv", "figures", "model.keras", "result.json"):
+    for name in names:
         path = folder / name
         kept = path.with_stem(f"{path.stem}_of_step_{step:08d}")
         if not path.exists():
@@ -403,6 +410,8 @@ def _train_and_test(training, recipe, splits, folder, configuration, began, *, t
     )
     if host_number() > 0:
         return result
+    # A report of the validation images would pass for one of the test.
+    _put_aside(folder, progress.step, REPORT_FILES)
     # A folder with a result counts as finished.
     write_result(folder / "result.json", result)
     if recipe.report and host_count() > 1:
@@ -571,12 +580,8 @@ def _save_model(model, path):
 def _memory_advice(error, recipe):
     images, mixes = recipe.micro_batch_size or recipe.batch_size, mixes_images(recipe)
     divisor = current_distribution().batch_divisor(mixes=mixes)
-    # No image is mixed with itself.
-    fewer = [
-        size
-        for size in range(divisor, images // 2 + 1, divisor)
-        if recipe.batch_size % size == 0 and not (mixes and size == 1)
-    ]
+    sizes = batch_parts(recipe.batch_size, multiple_of=divisor, mixes=mixes)
+    fewer = [size for size in sizes if size <= images // 2]
     advice = []
     if fewer:
         advice.append(

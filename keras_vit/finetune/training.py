@@ -88,7 +88,7 @@ def set_up_training(model: keras.Model, recipe: Recipe, splits: Splits) -> tuple
             gc.collect()
             raise
 
-    return attempts[largest_fitting(recipe.batch_size, attempt, multiple_of=divisor)]
+    return attempts[largest_fitting(recipe.batch_size, attempt, multiple_of=divisor, mixes=mixes)]
 
 
 def _try_step(training, accumulation_steps):
