@@ -489,6 +489,31 @@ def test_a_checkpoint_that_pools_nothing_is_refused(tmp_path):
         model_config(dataclasses.replace(RECIPE, weights=str(tmp_path / "tokens.keras")))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classifier_activation": "softmax"},
+        {"include_top": False},
+        {"include_preprocessing": False},
+        {"distillation_token": True, "head_output": "both"},
+    ],
+    ids=lambda changes: list(changes)[-1],
+)
+def test_a_given_architecture_is_trained_on_logits_of_raw_pixels(changes):
+    distilled = changes.get("distillation_token", False)
+    plain = dataclasses.replace(ARCHITECTURE, distillation_token=distilled)
+    given = dataclasses.replace(ARCHITECTURE, **changes)
+    assert model_config(RECIPE, given, 4) == model_config(RECIPE, plain, 4)
+    assert build_model(RECIPE, model_config(RECIPE, given, 4)).output_shape == (None, 4)
+
+
+def test_a_given_architecture_that_pools_nothing_is_refused(tmp_path, digits):
+    architecture = dataclasses.replace(ARCHITECTURE, pooling=None)
+    with pytest.raises(ValueError, match="The architecture pools nothing"):
+        run(recipe_in(tmp_path), source=digits, architecture=architecture)
+    assert not (tmp_path / "tiny").exists()
+
+
 def test_a_bad_image_is_named_before_the_first_step(tmp_path):
     for name in ("dark", "light"):
         (tmp_path / "images" / name).mkdir(parents=True)

@@ -120,7 +120,7 @@ def run(
         source: The images, instead of what `recipe.data` names; what is damaged among them is left
             out where `load_data` was told to.
         architecture: The architecture, instead of what `recipe.model` names; class count, image
-            size and dropout come from the recipe.
+            size and dropout come from the recipe, and the head gives logits of raw pixels.
         test: Whether the test images are looked at, at the end. A choice among runs is made
             without.
 

@@ -21,9 +21,12 @@ def model_config(
 ) -> VisionTransformerConfig:
     """The architecture of a recipe: as given, its `model`'s, or its checkpoint's.
 
+    Whatever the first or the last returns, this one gives logits for raw pixels.
+
     Raises:
         ValueError: For an unknown model, an image size that does not fit it, a file that is no
-            checkpoint, or a checkpoint of another size than `model`.
+            checkpoint, a checkpoint of another size than `model`, or an architecture that pools
+            nothing.
     """
     options: dict[str, Any] = {
         "image_size": recipe.image_size,
@@ -36,7 +39,7 @@ def model_config(
     if recipe.preprocessing:
         options["preprocessing"] = recipe.preprocessing
     if architecture:
-        return dataclasses.replace(architecture, num_classes=num_classes, **options)
+        return _as_classifier(architecture, "The architecture", num_classes=num_classes, **options)
     if not recipe.weights:
         row = get_variant(recipe.model or DEFAULT_MODEL)
         return VisionTransformerConfig(**row | options | {"num_classes": num_classes})
@@ -65,12 +68,24 @@ def model_config(
         include_preprocessing=True,
         **options,
     )
+    return _as_classifier(config, recipe.weights, representation_size=None)
+
+
+def _as_classifier(config, name, **fields):
+    """The config with the head and the input that the training expects, and further fields."""
     if config.pooling is None:
         raise ValueError(
-            f"{recipe.weights} pools nothing: it answers for every token. A classifier needs one "
-            "answer an image; build the model with a pooling and save it first"
+            f"{name} pools nothing: it answers for every token. A classifier needs one answer an "
+            "image; build the model with a pooling, and save it first where it is a checkpoint's"
         )
-    return dataclasses.replace(config, classifier_activation=None, representation_size=None)
+    return dataclasses.replace(
+        config,
+        include_top=True,
+        include_preprocessing=True,
+        classifier_activation=None,
+        head_output="average",
+        **fields,
+    )
 
 
 def build_model(recipe: Recipe, config: VisionTransformerConfig) -> keras.Model:
