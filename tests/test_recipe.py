@@ -67,6 +67,7 @@ def test_a_value_out_of_range_is_named(field, value):
         ({"optimizer_options": {"use_ema": True}}, "Set `ema_decay`"),
         ({"optimizer_options": {"momentum": 0.5}}, "Set `momentum`"),
         ({"optimizer": "schedulefreeadamw"}, "`optimizer` must be one of"),
+        ({"optimizer": "ftrl"}, "`optimizer` must be one of"),
     ],
 )
 def test_what_would_be_misread_or_not_read_is_refused(options, message):

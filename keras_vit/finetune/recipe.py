@@ -39,9 +39,10 @@ OPTIMIZERS = (
         for name, value in vars(keras.optimizers).items()
         if isinstance(value, type)
         and issubclass(value, keras.optimizers.Optimizer)
-        # Schedule-free AdamW evaluates with other weights than it trains.
-        and name
-        not in ("Optimizer", "LossScaleOptimizer", "MultiOptimizer", "SGD", "ScheduleFreeAdamW")
+        and name not in ("Optimizer", "LossScaleOptimizer", "MultiOptimizer", "SGD")
+        # Schedule-free AdamW evaluates with other weights than it trains. FTRL's are a function of
+        # the gradients alone, not of those it starts from; at a rate of zero they are NaN.
+        and name not in ("ScheduleFreeAdamW", "Ftrl")
     ),
 )
 
@@ -218,8 +219,8 @@ class Recipe:
     """Images a batch of the evaluation."""
 
     optimizer: str = "sgd"
-    """The paper's SGD with momentum; "keras_sgd", whose velocity holds the learning rate; or any
-    optimizer of Keras in lower case: "adamw", "lion", …"""
+    """The paper's SGD with momentum; "keras_sgd", whose velocity holds the learning rate; or an
+    optimizer of Keras in lower case: "adamw", "lion", …, but for "ftrl" and "schedulefreeadamw"."""
 
     optimizer_options: dict[str, float] = field(default_factory=dict)
     """Further options of the optimizer by name, such as beta_2 0.95."""
