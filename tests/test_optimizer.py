@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_vit.finetune import SGD, Recipe, learning_rate
-from keras_vit.finetune.optimizer import drop_unfinished_accumulation
+from keras_vit.finetune.optimizer import drop_unfinished_accumulation, set_steps_done
 from keras_vit.finetune.optimizer import make_optimizer as make_planned_optimizer
 from keras_vit.finetune.recipe import OPTIMIZERS
 from keras_vit.finetune.rules import weight_plans
@@ -163,3 +163,25 @@ def test_overflow_in_one_micro_batch_drops_the_whole_step():
     for gradient in (1.0, 3.0):
         apply(optimizer, [gradient * loss_scale(optimizer)], weight)
     assert weight.numpy() == [0.0]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_the_loss_scale_doubles_after_as_many_steps_of_any_micro_batches(micro_batches):
+    weight = variable([1.0])
+    recipe = Recipe(precision="mixed_float16", batch_size=micro_batches, micro_batch_size=1)
+    optimizer = make_optimizer(recipe, [weight])
+    scale = loss_scale(optimizer)
+    optimizer.step_counter.assign(1999 * micro_batches)
+    for _ in range(micro_batches):
+        assert loss_scale(optimizer) == scale
+        apply(optimizer, [1.0], weight)
+    assert loss_scale(optimizer) == 2 * scale
+
+
+def test_of_fewer_micro_batches_the_loss_scale_doubles_still():
+    weight = variable([1.0])
+    optimizer = make_optimizer(Recipe(precision="mixed_float16"), [weight])
+    # As counted in micro-batches of which a step had four.
+    optimizer.step_counter.assign(5000)
+    set_steps_done(optimizer, 1250)
+    assert int(optimizer.step_counter.numpy()) < 2000

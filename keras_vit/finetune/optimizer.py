@@ -10,6 +10,9 @@ from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.rules import WeightPlan
 from keras_vit.layers.one_pass import in_one_pass
 
+# Optimizer steps without an overflow after which the loss scale doubles, as in Keras.
+GROWTH_STEPS = 2000
+
 
 @keras.saving.register_keras_serializable(package="keras_vit")
 class SGD(keras.optimizers.Optimizer):
@@ -202,7 +205,9 @@ def make_optimizer(
         ) from error
     optimizer.set_plans([plan_of[variable.path] for variable in variables], recipe.ema_decay)
     if recipe.precision == "mixed_float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        optimizer = keras.optimizers.LossScaleOptimizer(
+            optimizer, dynamic_growth_steps=GROWTH_STEPS * recipe.accumulation_steps
+        )
     optimizer.build(variables)
     return optimizer
 
@@ -264,6 +269,9 @@ def set_steps_done(optimizer: keras.optimizers.Optimizer, steps: int) -> None:
     """
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     inner._iterations.assign(steps * (inner.gradient_accumulation_steps or 1))
+    if inner is not optimizer:
+        # It may be past the count of micro-batches at which the loss scale doubles now.
+        optimizer.step_counter.assign(0)
 
 
 def drop_unfinished_accumulation(optimizer: keras.optimizers.Optimizer) -> bool:
