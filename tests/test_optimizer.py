@@ -159,6 +159,8 @@ def test_overflow_in_one_micro_batch_drops_the_whole_step():
     assert drop_unfinished_accumulation(optimizer)
     assert not drop_unfinished_accumulation(optimizer)
     assert weight.numpy() == [1.0]
+    # As without accumulation, Adam's bias correction takes no notice of it.
+    assert int(optimizer.iterations.numpy()) == 0
     # The next step averages its own two micro-batches and nothing of the last one.
     for gradient in (1.0, 3.0):
         apply(optimizer, [gradient * loss_scale(optimizer)], weight)

@@ -293,7 +293,8 @@ def drop_unfinished_accumulation(optimizer: keras.optimizers.Optimizer) -> bool:
     finished = int(inner._iterations.numpy())
     if finished % steps == 0:
         return False
-    inner._iterations.assign((finished // steps + 1) * steps)
+    # Not counted, as a skipped step is not without accumulation.
+    inner._iterations.assign(finished // steps * steps)
     for accumulator in gradient_accumulators(optimizer):
         accumulator.assign(ops.zeros(accumulator.shape, accumulator.dtype))
     return True
