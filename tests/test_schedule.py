@@ -1,11 +1,14 @@
 """The learning rate of each step."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_vit.finetune import Recipe, learning_rate
+from keras_vit.finetune.run import resolve_epochs
 
 
 def reference(steps, base, warmup_steps):
@@ -37,3 +40,43 @@ def test_ends_at_zero():
     recipe = Recipe(steps=50, warmup_steps=5)
     assert learning_rate(50, recipe) == 0.0
     assert learning_rate(0, recipe) == 0.0
+
+
+def timms(epoch, recipe):
+    """timm's `CosineLRScheduler` by epochs."""
+    peak, low = recipe.learning_rate, recipe.final_learning_rate
+    if epoch < recipe.warmup_epochs:
+        start = recipe.warmup_learning_rate
+        return start + epoch * (peak - start) / recipe.warmup_epochs
+    return low + 0.5 * (peak - low) * (1 + math.cos(math.pi * epoch / recipe.epochs))
+
+
+# ImageNet, whose warm-up of 3127.85 steps is rounded, and epochs of 13.5 and of 626 steps.
+@pytest.mark.parametrize("images", [1_281_167, 27_648, 1_282_048])
+def test_the_rate_of_an_epoch_is_that_of_timms_scheduler(images):
+    recipe = Recipe(
+        batch_size=2048,
+        epochs=50,
+        warmup_epochs=5,
+        warmup_learning_rate=1e-6,
+        learning_rate=3e-4,
+        final_learning_rate=1e-5,
+        schedule_interval="epoch",
+        cosine_from="start",
+    )
+    in_steps, steps_per_epoch = resolve_epochs(recipe, images), images / 2048
+    for epoch in range(50):
+        rate = learning_rate(math.ceil(epoch * steps_per_epoch), in_steps, steps_per_epoch)
+        # Warm-up and run are rounded to whole steps.
+        rounding = 0.5 / (5 * steps_per_epoch) * recipe.learning_rate
+        assert rate == pytest.approx(timms(epoch, recipe), abs=rounding)
+
+
+def test_a_warm_up_that_is_rounded_up_ends_at_the_peak():
+    recipe = Recipe(
+        batch_size=10, epochs=20, warmup_epochs=5, schedule="linear", schedule_interval="epoch"
+    )
+    # Epochs of 13.5 steps; the 68 of the warm-up end half a step after the fifth.
+    in_steps = resolve_epochs(recipe, 135)
+    rates = [learning_rate(step, in_steps, 13.5) for step in range(in_steps.steps)]
+    assert max(rates) == rates[68] == recipe.learning_rate

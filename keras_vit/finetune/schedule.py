@@ -38,11 +38,12 @@ def learning_rate(step: int, recipe: Recipe, steps_per_epoch: float | None = Non
         # In whole epochs; the small number keeps 30 / 0.1 in epoch 300.
         position = math.floor(step / steps_per_epoch + 1e-9) * steps_per_epoch
     peak = recipe.peak_learning_rate
-    if position < recipe.warmup_steps:
+    # The warm-up's epochs may have been rounded up, by half a step at most.
+    if position + 0.5 + 1e-9 < recipe.warmup_steps:
         start = recipe.warmup_learning_rate
         return start + (peak - start) * position / recipe.warmup_steps
     begin = 0 if recipe.cosine_from == "start" else recipe.warmup_steps
-    progress = min(1.0, (position - begin) / max(1, recipe.steps - begin))
+    progress = min(1.0, max(0.0, position - begin) / max(1, recipe.steps - begin))
     share = {
         "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
         "linear": 1.0 - progress,
