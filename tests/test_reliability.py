@@ -21,6 +21,7 @@ from parameters import slow_except
 from small_runs import (
     ARCHITECTURE,
     RECIPE,
+    Killed,
     after_row,
     assert_same_weights,
     start,
@@ -31,6 +32,7 @@ from small_runs import (
 from keras_vit.finetune import RunInterrupted, parse_recipe, read_configuration, run
 from keras_vit.finetune.folder import disk_errors
 from keras_vit.finetune.log import read_log
+from keras_vit.finetune.report import read_result
 from keras_vit.finetune.signals import stop_requests
 from keras_vit.finetune.state import (
     CheckpointWriter,
@@ -268,6 +270,33 @@ def test_other_options_are_refused_listed_and_accepted_knowingly(tmp_path, digit
         tmp_path, digits, learning_rate=0.01, steps=20, test_images=100, accept_changes=True
     )
     assert fewer.test.count == 100
+    # A second time after the same step, too, what there was stays.
+    small_run(tmp_path, digits, learning_rate=0.01, steps=20, test_images=90, accept_changes=True)
+    kept = [folder / f"result_of_step_00000020{ending}.json" for ending in ("", "-2")]
+    assert [read_result(path).test.count for path in kept] == [len(digits.test), 100]
+    assert (folder / "model_of_step_00000020-2.keras").exists()
+
+
+@pytest.mark.parametrize("changes", [{}, {"steps": 14, "accept_changes": True}])
+def test_killed_while_a_result_is_put_aside_it_goes_on(tmp_path, digits, monkeypatch, changes):
+    def print_and_end(text, *_, **__):
+        if "is kept as" in text:
+            raise Killed
+
+    small_run(tmp_path, digits)
+    folder, before = tmp_path / "run", weights_of(tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("builtins.print", print_and_end)
+        small_run(tmp_path, digits, steps=14, accept_changes=True)
+    result = small_run(tmp_path, digits, **changes)
+    assert result == read_result(folder / "result.json")
+    assert (folder / "result_of_step_00000012.json").exists()
+    if changes:
+        assert (folder / "model_of_step_00000012.keras").exists()
+        assert not list(folder.glob("*-2.*"))
+    else:
+        for expected, found in zip(before, weights_of(folder), strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_a_change_that_divides_the_images_anew_is_never_accepted(tmp_path, digits):

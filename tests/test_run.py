@@ -196,6 +196,7 @@ def test_what_a_finished_run_came_to_is_not_that_of_the_run_that_goes_on(
         assert (tmp_path / "tiny" / "figures").is_dir()
     assert (tmp_path / "tiny" / "report_of_step_00000060.html").read_bytes() == before[page]
     assert (tmp_path / "tiny" / "predictions_of_step_00000060.csv").read_bytes() == before[answers]
+    assert (tmp_path / "tiny" / "figures_of_step_00000070-2").is_dir()
 
 
 @pytest.mark.slow

@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -319,8 +317,8 @@ def _accept_changes(changes, compiled, folder, configuration):
         return
     if changes.keys() & {"batch_size", "micro_batch_size"}:
         set_steps_done(compiled.optimizer, done.step)
-    # The result last: a folder with one counts as finished.
-    _put_aside(folder, done.step, (*REPORT_FILES, "model.keras", "result.json"))
+    # The result first: a folder with one counts as finished. What a kill leaves follows next time.
+    _put_aside(folder, done.step, ("result.json", "model.keras", *REPORT_FILES))
     identity = identity_digest(deciding_options(configuration))
     done = dataclasses.replace(done, evaluations_since_best=0)
     if done.best_step and (
@@ -348,18 +346,12 @@ def _check_steps_are_left(changes, folder, done, steps):
 
 def _put_aside(folder, step, names):
     """Keeps files of a finished run beside those that take their place."""
-    result = folder / "result.json"
-    if not result.exists():
-        return
-    for name in names:
-        path = folder / name
-        kept = path.with_stem(f"{path.stem}_of_step_{step:08d}")
-        if not path.exists():
-            continue
-        if kept.is_dir():
-            # Files take the place of others, folders do not.
-            shutil.rmtree(kept)
-        os.replace(path, kept)
+    paths = [folder / name for name in names if (folder / name).exists()]
+    ending, number = f"_of_step_{step:08d}", 2
+    while any(path.with_stem(path.stem + ending).exists() for path in paths):
+        ending, number = f"_of_step_{step:08d}-{number}", number + 1
+    for path in paths:
+        kept = path.rename(path.with_stem(path.stem + ending))
         print(f"  {path} is kept as {kept.name}")
 
 
