@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from small_runs import after_row
 
 from keras_vit.data import DataSource, ImageSet
 from keras_vit.finetune import (
@@ -294,6 +295,22 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     for advice in ("--learning-rate (now 1e+30)", "--clip-norm", "--precision"):
         assert advice in text
     assert not (tmp_path / "tiny" / "result.json").exists()
+
+
+def test_of_averaged_weights_the_last_good_ones_are_averages_too(tmp_path, digits, monkeypatch):
+    def diverge():
+        raise TrainingDiverged("The loss became nan at step 5.")
+
+    changes = {"ema_decay": 0.5, "schedule": "constant", "checkpoint_every": 4, "log_every": 1}
+    good = recipe_in(tmp_path, **changes, name="good", steps=4, warmup_steps=0)
+    run(good, source=digits, architecture=ARCHITECTURE)
+    with monkeypatch.context() as patch, pytest.raises(TrainingDiverged):
+        after_row(patch, 5, diverge)
+        longer = dataclasses.replace(good, name="longer", steps=8)
+        run(longer, source=digits, architecture=ARCHITECTURE)
+    last_good = keras.saving.load_model(tmp_path / "longer" / "last_good.keras")
+    for expected, found in zip(weights_of(tmp_path / "good"), last_good.get_weights(), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_transfer_starts_from_the_checkpoint_with_a_head_of_zeros(finished, capsys):

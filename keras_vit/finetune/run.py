@@ -368,6 +368,7 @@ def _train_and_test(training, recipe, splits, folder, configuration, began, *, t
         progress = _train(training, recipe, splits, folder, identity, done, meter, began)
     except (TrainingDiverged, FloatingPointError) as error:
         _restore(training, folder, identity)
+        use_averaged_weights(training.compiled.optimizer)
         if host_number() == 0:
             _save_model(training.model, folder / "last_good.keras")
         raise TrainingDiverged(_advice(error, recipe, folder)) from error
