@@ -334,6 +334,14 @@ def test_one_host_alone_writes_what_a_sweep_leaves_out(tmp_path, digits, monkeyp
         assert {path.name for path in tmp_path.glob("choice/*")} == files
 
 
+def test_hosts_join_before_a_sweep_reads_or_writes(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
+    recipe = dataclasses.replace(RECIPE, output=str(tmp_path), data="no_such_data_set")
+    with pytest.raises(ValueError, match="KERAS_DISTRIBUTION_PROCESS_ID is missing"):
+        sweep(recipe, [0.01])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("option", [{"early_stopping": 1}, {"keep": "best"}])
 def test_a_sweep_refuses_at_once_what_its_final_run_could_not_do(digits, option, tmp_path):
     recipe = dataclasses.replace(RECIPE, output=str(tmp_path), evaluate_every=1, **option)

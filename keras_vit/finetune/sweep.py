@@ -10,7 +10,7 @@ from typing import Any
 from keras_vit.data import DataSource
 from keras_vit.finetune.evaluation import Evaluation
 from keras_vit.finetune.folder import with_unused_name
-from keras_vit.finetune.hosts import host_number
+from keras_vit.finetune.hosts import host_number, join_hosts
 from keras_vit.finetune.loop import TrainingDiverged
 from keras_vit.finetune.recipe import Recipe
 from keras_vit.finetune.report import RunResult
@@ -118,6 +118,8 @@ def sweep(
             "leave them out, or pass them to a run with the learning rate that the sweep chose"
         )
     check_export(recipe)
+    # Before any host looks which names are free, or writes.
+    join_hosts()
     if recipe.fresh:
         recipe = with_unused_name(recipe)
     folder = Path(recipe.output) / recipe.name
