@@ -9,10 +9,12 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -23,7 +25,7 @@ from hypothesis import strategies as st
 from small_runs import ARCHITECTURE
 
 from keras_vit.data import Augmentation, ImageSet, TrainingBatches, load_data
-from keras_vit.finetune import Recipe, run
+from keras_vit.finetune import Recipe, hosts, run
 from keras_vit.finetune.distribution import make_distribution, replica_rows
 from keras_vit.finetune.hosts import agree, join_hosts
 from keras_vit.finetune.log import read_log
@@ -373,6 +375,38 @@ def test_one_host_joins_nobody(monkeypatch):
         monkeypatch.setenv(f"KERAS_DISTRIBUTION_{name}", value)
     join_hosts()
     agree("anything", 1)
+
+
+def join_without_jax(monkeypatch, host, client):
+    """Joins a job of two hosts, of which this is one and JAX knows nothing."""
+    jax = pytest.importorskip("jax")
+    for name, value in zip(NAMES, ("127.0.0.1:1234", "2", str(host)), strict=True):
+        monkeypatch.setenv(f"KERAS_DISTRIBUTION_{name}", value)
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: None)
+    monkeypatch.setattr(hosts, "_client", lambda: client)
+    join_hosts()
+
+
+def test_a_host_that_cannot_reach_host_0_says_which_port_is_closed(monkeypatch):
+    port = free_port()
+    client = SimpleNamespace(blocking_key_value_get=lambda *_: f"{port} key")
+    message = f"Host 1 cannot reach port {port} of host 0, 127.0.0.1: .*on all ports"
+    with pytest.raises(RuntimeError, match=message):
+        join_without_jax(monkeypatch, 1, client)
+
+
+def test_host_0_lets_strangers_go_and_names_the_hosts_that_did_not_come(monkeypatch):
+    def break_off(_, value):
+        stranger = socket.create_connection(("127.0.0.1", int(value.split()[0])))
+        # Closed at once, it is reset.
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        stranger.close()
+
+    monkeypatch.setattr(hosts, "JOINING_SECONDS", 0.2)
+    with pytest.raises(RuntimeError, match=r"those numbered \[1\] have not reached port \d+"):
+        join_without_jax(monkeypatch, 0, SimpleNamespace(key_value_set=break_off))
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX joins the hosts it is told of")

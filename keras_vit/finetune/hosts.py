@@ -29,6 +29,10 @@ LEAVING_SECONDS = 30.0
 _FOR_EVER_MS = 7 * 24 * 3600 * 1000
 
 _ALIVE, _LEAVES = b".", b"q"
+_OPEN_PORTS = (
+    "Besides the port of the job, hosts meet on one that the system chooses: let them reach each "
+    "other on all ports, and start all of them again"
+)
 _meetings = itertools.count()
 _watch: "_Watch | None" = None
 
@@ -166,13 +170,22 @@ class _Watch:
             port = listener.getsockname()[1]
             _client().key_value_set("keras_vit/watch", f"{port} {key.decode()}")
             while len(connections) < self.hosts - 1:
-                connection, _ = listener.accept()
+                try:
+                    connection, _ = listener.accept()
+                except TimeoutError as error:
+                    absent = sorted({*range(1, self.hosts)} - connections.keys())
+                    raise RuntimeError(
+                        f"Of {self.hosts} hosts, those numbered {absent} have not reached port "
+                        f"{port} of host 0 for {JOINING_SECONDS} s. {_OPEN_PORTS}"
+                    ) from error
                 connection.settimeout(SILENCE_SECONDS)
-                shown, _, number = _receive(connection, len(key) + 9).partition(b" ")
-                if secrets.compare_digest(shown, key):
-                    connections[int(number)] = connection
-                else:
-                    connection.close()
+                # A stranger may break off, or say nothing.
+                with contextlib.suppress(OSError):
+                    shown, _, number = _receive(connection, len(key) + 9).partition(b" ")
+                    if secrets.compare_digest(shown, key):
+                        connections[int(number)] = connection
+                        continue
+                connection.close()
         return connections
 
     def _connect(self, address):
@@ -180,7 +193,13 @@ class _Watch:
             _client().blocking_key_value_get("keras_vit/watch", 1000 * JOINING_SECONDS).split()
         )
         name = address.rpartition(":")[0].strip("[]")
-        connection = socket.create_connection((name, int(port)), timeout=JOINING_SECONDS)
+        try:
+            connection = socket.create_connection((name, int(port)), timeout=JOINING_SECONDS)
+        except OSError as error:
+            raise RuntimeError(
+                f"Host {self.host} cannot reach port {port} of host 0, {name}: {error}. "
+                f"{_OPEN_PORTS}"
+            ) from error
         connection.sendall(f"{key} {self.host:08d}".encode())
         return {0: connection}
 
