@@ -1,4 +1,4 @@
-"""Models that merge or prune tokens, served: by TensorFlow alone, and by the other engines."""
+"""Models that merge or prune tokens, exported and served by TensorFlow alone."""
 
 import json
 import subprocess

@@ -60,8 +60,7 @@ def in_one_pass(function):
 
 
 def _of_known_shape(result):
-    # TensorFlow's optimizer does not look into what XLA compiles, and fuses what it knows the sizes
-    # of.
+    # TensorFlow's optimizer does not see the sizes behind what XLA compiles, and fuses by them.
     shape = result.shape
     return ops.reshape(result, shape) if shape.is_fully_defined() else result
 
