@@ -290,8 +290,9 @@ def test_an_inference_function_answers_as_the_model(dtype):
     )
 
 
-def test_an_inference_function_keeps_inputs_of_different_kinds_apart():
-    model = keras_vit.models.vision_transformer(CONFIG)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.5)])
+def test_an_inference_function_keeps_inputs_of_different_kinds_apart(dtype, tolerance):
+    model = keras_vit.models.vision_transformer(CONFIG, dtype=dtype)
     model.get_layer("head").kernel.assign(np.random.default_rng(0).normal(size=(192, 5)))
     images = np.random.default_rng(0).integers(0, 256, size=(4, 32, 32, 3))
     pixels = keras.Input((32, 32, 3), name="pixels", dtype="uint8")
@@ -304,14 +305,31 @@ def test_an_inference_function_keeps_inputs_of_different_kinds_apart():
             expected = as_array(model(batch.astype("float32"), training=False))
             for dtype in ("uint8", "float32"):
                 found = infer(wrap(batch.astype(dtype)))
-                np.testing.assert_allclose(as_array(found), expected, atol=1e-4)
+                np.testing.assert_allclose(as_array(found), expected, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.5)])
+def test_an_inference_function_keeps_the_structure_of_inputs_and_outputs(dtype, tolerance):
+    model = keras_vit.models.vision_transformer(CONFIG, dtype=dtype)
+    model.get_layer("head").kernel.assign(np.random.default_rng(0).normal(size=(192, 5)))
+    left, right = (keras.Input((32, 32, 3), name=name) for name in ("left", "right"))
+    outputs = {"right": model(right), "both": [model(left), model(left) - model(right)]}
+    infer = keras_vit.models.inference_function(keras.Model([right, left], outputs))
+    images = np.random.default_rng(0).uniform(0, 255, size=(2, 4, 32, 32, 3)).astype("float32")
+    of_left, of_right = (as_array(model(batch, training=False)) for batch in images)
+    found = infer([images[1], images[0]])
+    assert found.keys() == outputs.keys()
+    np.testing.assert_allclose(as_array(found["right"]), of_right, atol=tolerance)
+    np.testing.assert_allclose(as_array(found["both"][0]), of_left, atol=tolerance)
+    np.testing.assert_allclose(as_array(found["both"][1]), of_left - of_right, atol=2 * tolerance)
 
 
 @only_on_tensorflow
-def test_an_inference_function_is_part_of_a_function_of_any_batch():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_inference_function_is_part_of_a_function_of_any_batch(dtype):
     import tensorflow as tf
 
-    model = keras_vit.models.vision_transformer(CONFIG)
+    model = keras_vit.models.vision_transformer(CONFIG, dtype=dtype)
     infer = keras_vit.models.inference_function(model)
     images = tf.TensorSpec((None, 32, 32, 3))
     shares = tf.function(lambda batch: tf.nn.softmax(infer(batch)), input_signature=[images])

@@ -1,5 +1,6 @@
 """Multi-head self-attention with one projection for queries, keys and values."""
 
+import functools
 import math
 
 import keras
@@ -9,6 +10,7 @@ from keras_vit.layers.composite_layer import CompositeLayer
 from keras_vit.layers.fused_attention import fused_attention
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
 from keras_vit.layers.light_attention import attention_softmax, light_attention, masked
+from keras_vit.layers.one_pass import in_one_pass, stays_in_this_process
 from keras_vit.layers.patches import as_pair
 from keras_vit.layers.rates import unless_zero
 from keras_vit.layers.relative_position_bias import RelativePositionBias
@@ -200,13 +202,13 @@ class MultiHeadSelfAttention(CompositeLayer):
                 attended_tokens=attended_tokens,
             )
         else:
-            query, key, value = self._query_key_value(tokens)
-            if self._windows is None:
-                query = query if output_tokens is None else query[:, :, :output_tokens]
+            is_whole = self._windows is None
+            query, key, value = self._heads(tokens, output_tokens if is_whole else None)
+            if is_whole:
                 if attended_tokens is not None:
                     key, value = key[:, :, :attended_tokens], value[:, :, :attended_tokens]
                 if plain and training:
-                    attended = light_attention(self._scaled(query), key, value)
+                    attended = light_attention(query, key, value)
                 else:
                     weights = self._weights(query, key, sizes)
                     attended = ops.matmul(self.dropout(weights, training=training), value)
@@ -285,7 +287,7 @@ class MultiHeadSelfAttention(CompositeLayer):
 
     def attention_weights(self, tokens):
         """How much each token attends to each other: `(batch, heads, tokens, tokens)`."""
-        query, key, _ = self._query_key_value(tokens)
+        query, key, _ = self._heads(tokens)
         if self._windows is None:
             return self._weights(query, key)
         mask = window_mask(self.grid, self._windows, self.prefix_tokens)
@@ -296,7 +298,7 @@ class MultiHeadSelfAttention(CompositeLayer):
 
         def attend(query, key, value, mask):
             if is_light:
-                return light_attention(self._scaled(query), key, value, mask)
+                return light_attention(query, key, value, mask)
             weights = self.dropout(self._weights(query, key, mask=mask), training=training)
             return ops.matmul(weights, value)
 
@@ -310,26 +312,39 @@ class MultiHeadSelfAttention(CompositeLayer):
             attend=attend,
         )
 
+    def _heads(self, tokens, output_tokens=None):
+        """Scaled queries of so many tokens, keys and values; the heads come first."""
+        if stays_in_this_process() and not self.qk_norm and self.positions != "rope":
+            heads = in_one_pass(_scaled_heads(self.query_scale))(self._one_product(tokens))
+            query, key, value = ops.unstack(heads, 3, axis=0)
+            return query[:, :, :output_tokens], key, value
+        query, key, value = self._query_key_value(tokens)
+        query = query if output_tokens is None else query[:, :, :output_tokens]
+        return query if self.query_scale == 1.0 else query * self.query_scale, key, value
+
     def _query_key_value(self, tokens, heads_first=True):
         """`(batch, heads, tokens, head width)` each, or with the tokens before the heads."""
-        flat = ops.reshape(tokens, (-1, tokens.shape[-1]))
-        shape = (-1, ops.shape(tokens)[1], self.num_heads, self.head_dim)
         if not heads_first and self._has_three_products():
+            flat = ops.reshape(tokens, (-1, tokens.shape[-1]))
+            shape = (-1, ops.shape(tokens)[1], self.num_heads, self.head_dim)
             query, key, value = (ops.reshape(x, shape) for x in self._three_products(flat))
+        elif heads_first:
+            qkv = ops.transpose(self._one_product(tokens), (2, 0, 3, 1, 4))
+            query, key, value = ops.unstack(qkv, 3, axis=0)
         else:
-            qkv = self.query_key_value(flat)
-            if self.query_value_bias is not None:
-                qkv = qkv + ops.cast(self._bias(), qkv.dtype)
-            qkv = ops.reshape(qkv, (*shape[:2], 3, *shape[2:]))
-            if heads_first:
-                query, key, value = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), 3, axis=0)
-            else:
-                query, key, value = ops.unstack(qkv, 3, axis=2)
+            query, key, value = ops.unstack(self._one_product(tokens), 3, axis=2)
         if self.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.positions == "rope":
             query, key = (self._turned(x, heads_first) for x in (query, key))
         return query, key, value
+
+    def _one_product(self, tokens):
+        """Queries, keys and values of all heads, `(batch, tokens, 3, heads, head width)`."""
+        qkv = self.query_key_value(ops.reshape(tokens, (-1, tokens.shape[-1])))
+        if self.query_value_bias is not None:
+            qkv = qkv + ops.cast(self._bias(), qkv.dtype)
+        return ops.reshape(qkv, (-1, ops.shape(tokens)[1], 3, self.num_heads, self.head_dim))
 
     def _has_three_products(self):
         """Whether queries, keys and values are better computed apart.
@@ -360,11 +375,8 @@ class MultiHeadSelfAttention(CompositeLayer):
             return rotate(x, *self._rotary_tables, self.prefix_tokens)
         return ops.swapaxes(self._turned(ops.swapaxes(x, 1, 2), True), 1, 2)
 
-    def _scaled(self, query):
-        return query if self.query_scale == 1.0 else query * self.query_scale
-
     def _weights(self, query, key, sizes=None, mask=None):
-        scores = ops.matmul(self._scaled(query), ops.swapaxes(key, -1, -2))
+        scores = ops.matmul(query, ops.swapaxes(key, -1, -2))
         if self.positions == "relative":
             scores = self.relative_position_bias(scores)
         if sizes is not None:
@@ -409,6 +421,17 @@ class MultiHeadSelfAttention(CompositeLayer):
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "dropout": self.dropout_rate,
         }
+
+
+@functools.lru_cache(maxsize=16)
+def _scaled_heads(scale):
+    """Of all layers with this scale."""
+
+    def scaled_heads(qkv):
+        factors = ops.reshape(ops.convert_to_tensor([scale, 1.0, 1.0], qkv.dtype), (3, 1, 1))
+        return ops.transpose(qkv * factors, (2, 0, 3, 1, 4))
+
+    return scaled_heads
 
 
 def _check_windows(window_size, grid, positions):

@@ -14,7 +14,8 @@ def inference_function(model):
     model in shorter floats, whose products are slower under XLA: the scaling of pixels, norms, the
     merging and pruning of tokens, and softmax where TensorFlow's own rounds more than once.
     TensorFlow Serving does not run such functions; `keras_vit.export` writes what it runs. Each new
-    shape of the inputs is compiled, and kept: fill up the last batch of many.
+    shape of the inputs is compiled, and kept: fill up the last batch of many. For gradients take
+    the model: on PyTorch, and on TensorFlow in shorter floats on a CPU, the function has none.
 
     The weights stay those of the model: after further training the function answers by the new
     ones. With TensorFlow on a CPU that has bfloat16 a model of `dtype="bfloat16"` is the fastest;
@@ -53,23 +54,48 @@ def _tensorflow_function(graph):
         with in_this_process():
             return graph(inputs, training=False)
 
-    compiled = tf.function(
-        infer,
-        jit_compile=are_for_xla and not (are_short and has_cpus_alone()),
-        autograph=False,
-    )
+    on_cpus = has_cpus_alone()
+    is_one_program = are_for_xla and not (are_short and on_cpus)
+    compiled = tf.function(infer, jit_compile=is_one_program, autograph=False)
+    are_launched_here = on_cpus and not is_one_program
     # By the inputs alone: TensorFlow's own look-up goes through all weights, each time.
     functions = {}
 
     def answer(inputs):
         # Arrays would be compiled for one by one.
         inputs = keras.tree.map_structure(tf.convert_to_tensor, inputs)
+        if tf.inside_function():
+            return compiled(inputs)
         kind = repr(keras.tree.map_structure(lambda tensor: (tensor.shape, tensor.dtype), inputs))
         if kind not in functions:
-            functions[kind] = compiled.get_concrete_function(inputs)
+            function = compiled.get_concrete_function(inputs)
+            functions[kind] = _on_one_thread(function) if are_launched_here else function
         return functions[kind](inputs)
 
     return answer
+
+
+def _on_one_thread(function):
+    """`function` of TensorFlow, whose operations are launched by the thread that calls it.
+
+    TensorFlow would hand each on to another thread, and look at all weights once more. What
+    an operation computes is still divided among the cores.
+    """
+    import tensorflow as tf
+
+    captured = function.captured_inputs
+    dtypes = [tensor.dtype for tensor in function.outputs]
+
+    def call(inputs):
+        outputs = tf.raw_ops.StatefulPartitionedCall(
+            args=[*tf.nest.flatten(inputs), *captured],
+            Tout=dtypes,
+            f=function,
+            executor_type="SINGLE_THREADED_EXECUTOR",
+        )
+        return tf.nest.pack_sequence_as(function.structured_outputs, outputs)
+
+    return call
 
 
 def _jax_function(graph):
