@@ -399,6 +399,18 @@ def test_patches_keep_an_unknown_size_symbolic():
     assert patches.compute_output_shape((None, None, None, 3)) == (None, None, 48)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="others know all sizes")
+def test_patches_of_sizes_known_late_make_no_other_images():
+    import tensorflow as tf
+
+    images = tf.TensorSpec((None, None, None, 3))
+    patches = tf.function(layers.Patches(16), input_signature=[images])
+    assert patches(np.zeros((2, 32, 48, 3), "float32")).shape == (2, 6, 768)
+    # 32 * 32 * 33 pixels would be 33 images of 32 x 32.
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        patches(np.zeros((32, 32, 33, 3), "float32"))
+
+
 @pytest.mark.parametrize("size", [(15, 16), (16, 10), (4, 16)])
 def test_patches_refuse_other_sizes(size):
     with pytest.raises(ValueError, match="multiple of the patch"):

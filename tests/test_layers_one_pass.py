@@ -326,6 +326,50 @@ def test_an_inference_function_keeps_the_structure_of_inputs_and_outputs(dtype, 
 
 @only_on_tensorflow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_inference_function_takes_loops_and_inputs_left_out(dtype):
+    model = keras_vit.models.vision_transformer(CONFIG, dtype=dtype)
+    model.get_layer("head").kernel.assign(np.random.default_rng(0).normal(size=(192, 5)))
+    images = keras.Input((32, 32, 3), name="images")
+    more = keras.Input((5,), name="more", optional=True)
+    steps = keras.layers.Reshape((5, 1))(model(images))
+    loop = keras.layers.LSTM(3, recurrent_initializer="glorot_uniform", dtype=dtype)
+    graph = keras.Model({"images": images, "more": more}, LeftOut()([loop(steps), more]))
+    infer = keras_vit.models.inference_function(graph)
+    pixels = np.random.default_rng(0).uniform(0, 255, size=(2, 32, 32, 3)).astype("float32")
+    batch = {"images": pixels, "more": None}
+    expected = as_array(graph(batch, training=False))
+    np.testing.assert_allclose(
+        as_array(infer(batch)), expected, atol=1e-4 if dtype == "float32" else 0.1
+    )
+
+
+class LeftOut(keras.layers.Layer):
+    def call(self, inputs):
+        tokens, more = inputs
+        return tokens if more is None else tokens + 1
+
+
+@only_on_tensorflow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_inference_function_has_gradients(dtype):
+    import tensorflow as tf
+
+    model = keras_vit.models.vision_transformer(CONFIG, dtype=dtype)
+    model.get_layer("head").kernel.assign(np.random.default_rng(0).normal(size=(192, 5)))
+    images = tf.constant(np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)), "float32")
+    gradients = []
+    for function in (model, keras_vit.models.inference_function(model)):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            answer = tf.cast(function(images), "float32")
+        gradients.append(tape.gradient(answer, images))
+    plain, found = gradients
+    tolerance = (1e-4 if dtype == "float32" else 0.1) * np.abs(plain).max()
+    np.testing.assert_allclose(found, plain, atol=tolerance)
+
+
+@only_on_tensorflow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_inference_function_is_part_of_a_function_of_any_batch(dtype):
     import tensorflow as tf
 

@@ -369,3 +369,64 @@ def test_named_builders_take_name_and_dtype():
     assert model.get_layer("block_3").dtype_policy.name == "mixed_bfloat16"
     with pytest.raises(TypeError, match="num_clases"):
         keras_vit.ViTTi16(num_clases=2)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"pooling": "map"},
+        {"stem_blocks": (1,), "stem_width": 32, "patch_size": 2},
+        {"gated_mlp": True, "layer_scale": 1e-5, "qk_norm": True, "positions": "rope"},
+    ],
+    ids=["plain", "map", "hybrid", "options"],
+)
+def test_what_is_frozen_stays_frozen_in_copies(fields, tmp_path):
+    def trained(model):
+        return [weight.path for weight in model.trainable_weights]
+
+    model = tiny(num_classes=3, **fields)
+    for layer in model.layers:
+        layer.trainable = layer.name in ("block_1", "head")
+    expected = trained(model)
+    assert len(expected) < len(model.weights)
+    model.save(tmp_path / "model.keras")
+    assert trained(keras.saving.load_model(tmp_path / "model.keras")) == expected
+    assert trained(keras.models.clone_model(model)) == expected
+    model.trainable = False
+    whole = keras.Sequential([model, keras.layers.Dense(2)])
+    whole.build((None, 16, 16, 3))
+    whole.save(tmp_path / "whole.keras")
+    assert len(trained(keras.saving.load_model(tmp_path / "whole.keras"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("outputs", "what"),
+    [
+        (lambda model: keras.layers.Softmax(name="shares")(model.output), "shares"),
+        (lambda model: keras.ops.softmax(model.output), "softmax"),
+        (lambda model: another_head(model, keras.layers.Dropout(0.1, name="drop")), "drop"),
+        (
+            lambda model: another_head(
+                model, keras.layers.Dense(8, activation="gelu", name="pre_logits")
+            ),
+            "pre_logits",
+        ),
+    ],
+    ids=["layer", "operation", "before the head", "another activation"],
+)
+def test_what_was_added_to_a_model_is_not_left_out_of_its_copies(outputs, what, tmp_path):
+    model = tiny(num_classes=3)
+    model = keras.Model(model.input, outputs(model))
+    model.save(tmp_path / "model.keras")
+    for copy in (
+        lambda: keras_vit.from_checkpoint(tmp_path / "model.keras"),
+        lambda: keras_vit.save_checkpoint(model, tmp_path / "timm", "timm"),
+        lambda: keras_vit.resize(model, (32, 32)),
+    ):
+        with pytest.raises(ValueError, match=f"has besides: {what}"):
+            copy()
+
+
+def another_head(model, layer):
+    return keras.layers.Dense(3, name="head")(layer(model.get_layer("pool").output))

@@ -8,7 +8,7 @@ import keras
 
 from keras_vit.checkpoints.architecture import architecture
 from keras_vit.checkpoints.reading import CheckpointError, TensorFile, as_float
-from keras_vit.models import config_of
+from keras_vit.models import whole_config_of
 
 FORMAT = "keras"
 PATCHES = "patch_encoder/projection/kernel"
@@ -30,7 +30,7 @@ def open_keras_model(path):
         raise CheckpointError(f"{path} is no .keras file, or a truncated one; write it again")
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
-        config = config_of(model)
+        config = whole_config_of(model)
     except (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} holds no keras_vit model ({error})") from error
     if any(layer.quantization_mode is not None for layer in model._flatten_layers()):

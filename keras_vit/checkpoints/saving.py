@@ -17,7 +17,7 @@ from keras_vit.checkpoints.layouts import Rule
 from keras_vit.checkpoints.reading import CheckpointError, TensorFile
 from keras_vit.checkpoints.tensor_writing import write_folder, write_npz
 from keras_vit.layers.nearest import nearest_names
-from keras_vit.models import VisionTransformerConfig, config_of, count_parameters
+from keras_vit.models import VisionTransformerConfig, count_parameters, whole_config_of
 from keras_vit.models.preprocessing import get_preprocessing
 
 # Name → (the reading half, the writing half).
@@ -103,7 +103,7 @@ def save_checkpoint(
     """
     if format not in _FORMATS:
         raise ValueError(f"Unknown format. {nearest_names(format, _FORMATS)} Received: {format!r}")
-    config = _stated(config_of(model), preprocessing)
+    config = _stated(whole_config_of(model), preprocessing)
     _check_class_names(config, class_names)
     weights = {weight.path: weight for weight in model.weights}
     plan = _make_plan(format, config, weights, class_names)

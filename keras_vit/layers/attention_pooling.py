@@ -62,9 +62,9 @@ class AttentionPooling(CompositeLayer):
         self.prefix_tokens = prefix_tokens
         self.layer_norm_epsilon = layer_norm_epsilon
         self.norm = keras.layers.LayerNormalization(
-            epsilon=layer_norm_epsilon, dtype=self.dtype_policy, name="norm"
+            epsilon=layer_norm_epsilon, **self.inner_options, name="norm"
         )
-        self.mlp = MLP(mlp_dim, activation=activation, dtype=self.dtype_policy, name="mlp")
+        self.mlp = MLP(mlp_dim, activation=activation, **self.inner_options, name="mlp")
 
     def build(self, input_shape):
         hidden_size = input_shape[-1]
@@ -91,7 +91,7 @@ class AttentionPooling(CompositeLayer):
             columns * self.num_heads * self.head_dim,
             kernel_initializer=kernel_initializer(columns),
             bias_initializer=bias_initializer(),
-            dtype=self.dtype_policy,
+            **self.inner_options,
             name=name,
         )
 

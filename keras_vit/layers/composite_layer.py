@@ -1,10 +1,13 @@
-"""A layer made of others, which may be quantised."""
+"""A layer made of others, which may be frozen or quantised."""
 
 import keras
 
 
 class CompositeLayer(keras.layers.Layer):
-    """A layer that remembers which of those inside it are quantised.
+    """A layer whose state is that of those inside it, in a saved model too.
+
+    It makes them of `inner_options`: frozen, it would otherwise come back from its config with
+    layers that train.
 
     `model.quantize("int8")` quantises the dense layers inside of others too. What a saved model
     tells of a layer is its config, from which it would make these anew, in floating point: files of
@@ -19,6 +22,11 @@ class CompositeLayer(keras.layers.Layer):
     >>> sorted(mlp.get_build_config()["quantized"])
     ['projection']
     """
+
+    @property
+    def inner_options(self):
+        """What each layer inside takes over: the dtype, and whether it trains."""
+        return {"dtype": self.dtype_policy, "trainable": self.trainable}
 
     def get_build_config(self):
         config = super().get_build_config()

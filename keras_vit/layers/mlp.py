@@ -47,7 +47,7 @@ class MLP(CompositeLayer):
         self.gated = gated
         self.dropout_rate = dropout
         self.dropout = unless_zero(
-            keras.layers.Dropout, dropout, dtype=self.dtype_policy, name="dropout"
+            keras.layers.Dropout, dropout, **self.inner_options, name="dropout"
         )
 
     def build(self, input_shape):
@@ -61,7 +61,7 @@ class MLP(CompositeLayer):
             units,
             kernel_initializer=kernel_initializer(),
             bias_initializer=bias_initializer(),
-            dtype=self.dtype_policy,
+            **self.inner_options,
             name=name,
         )
 

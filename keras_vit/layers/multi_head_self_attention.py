@@ -121,7 +121,7 @@ class MultiHeadSelfAttention(CompositeLayer):
         self.layer_norm_epsilon = layer_norm_epsilon
         self.dropout_rate = dropout
         self.dropout = unless_zero(
-            keras.layers.Dropout, dropout, dtype=self.dtype_policy, name="dropout"
+            keras.layers.Dropout, dropout, **self.inner_options, name="dropout"
         )
 
     def build(self, input_shape):
@@ -154,7 +154,7 @@ class MultiHeadSelfAttention(CompositeLayer):
                 self.grid,
                 self.num_heads,
                 prefix_tokens=self.prefix_tokens,
-                dtype=self.dtype_policy,
+                **self.inner_options,
                 name="relative_position_bias",
             )
             self.relative_position_bias.build()
@@ -167,13 +167,13 @@ class MultiHeadSelfAttention(CompositeLayer):
             use_bias=use_bias,
             kernel_initializer=kernel_initializer(columns),
             bias_initializer=bias_initializer(),
-            dtype=self.dtype_policy,
+            **self.inner_options,
             name=name,
         )
 
     def _norm(self, name):
         norm = keras.layers.LayerNormalization(
-            epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name
+            epsilon=self.layer_norm_epsilon, **self.inner_options, name=name
         )
         norm.build((None, None, None, self.head_dim))
         return norm

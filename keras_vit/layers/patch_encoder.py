@@ -95,11 +95,11 @@ class PatchEncoder(CompositeLayer):
             use_bias=use_bias,
             kernel_initializer=kernel_initializer(),
             bias_initializer=bias_initializer(),
-            dtype=self.dtype_policy,
+            **self.inner_options,
             name="projection",
         )
         self.dropout = unless_zero(
-            keras.layers.Dropout, dropout, dtype=self.dtype_policy, name="dropout"
+            keras.layers.Dropout, dropout, **self.inner_options, name="dropout"
         )
 
     @property

@@ -41,12 +41,13 @@ class Patches(keras.layers.Layer):
 
     def call(self, images):
         # ops.shape keeps sizes that are known when the graph is built as plain ints.
-        _, height, width, channels = ops.shape(images)
+        batch, height, width, channels = ops.shape(images)
         if isinstance(height, int) and isinstance(width, int):
             self.grid(height, width)
+            batch = -1  # Otherwise what does not fit would be taken for more images.
         patch_height, patch_width = self.patch_size
         rows, columns = height // patch_height, width // patch_width
-        images = ops.reshape(images, (-1, rows, patch_height, columns, patch_width * channels))
+        images = ops.reshape(images, (batch, rows, patch_height, columns, patch_width * channels))
         images = ops.transpose(images, (0, 1, 3, 2, 4))
         return ops.reshape(images, (-1, rows * columns, patch_height * patch_width * channels))
 

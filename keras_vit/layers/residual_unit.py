@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import keras
 from keras import ops
 
+from keras_vit.layers.composite_layer import CompositeLayer
 from keras_vit.layers.nearest import nearest_names
 from keras_vit.layers.patches import as_pair
 from keras_vit.layers.weight_standardized_conv import WeightStandardizedConv
@@ -48,7 +49,7 @@ def get_stem_rule(name):
     return STEM_RULES[name]
 
 
-def convolution(filters, kernel_size, strides=1, *, rule, dtype, name):
+def convolution(filters, kernel_size, strides=1, *, rule, name, **options):
     """A weight-standardised convolution by the rule called `rule`."""
     rule = get_stem_rule(rule)
     return WeightStandardizedConv(
@@ -57,25 +58,25 @@ def convolution(filters, kernel_size, strides=1, *, rule, dtype, name):
         strides,
         variance_epsilon=rule.variance_epsilon,
         deviation_epsilon=rule.deviation_epsilon,
-        dtype=dtype,
         name=name,
+        **options,
     )
 
 
-def group_norm(*, rule, dtype, name, gamma_initializer="ones"):
+def group_norm(*, rule, name, gamma_initializer="ones", **options):
     """A group norm over the channels by the rule called `rule`."""
     return keras.layers.GroupNormalization(
         GROUPS,
         axis=-1,
         epsilon=get_stem_rule(rule).norm_epsilon,
         gamma_initializer=gamma_initializer,
-        dtype=dtype,
         name=name,
+        **options,
     )
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
-class ResidualUnit(keras.layers.Layer):
+class ResidualUnit(CompositeLayer):
     """A bottleneck unit: `relu(shortcut + norm3(conv3(…)))`.
 
     Convolutions of 1x1 to `width`, 3x3 with the strides, and 1x1 to `4 * width` channels
@@ -112,7 +113,7 @@ class ResidualUnit(keras.layers.Layer):
         self.width = width
         self.strides = as_pair(strides, "strides")
         self.rule = rule
-        common = {"rule": rule, "dtype": self.dtype_policy}
+        common = {"rule": rule, **self.inner_options}
         self.conv1 = convolution(width, 1, name="conv1", **common)
         self.norm1 = group_norm(name="norm1", **common)
         self.conv2 = convolution(width, 3, self.strides, name="conv2", **common)
@@ -125,7 +126,7 @@ class ResidualUnit(keras.layers.Layer):
         branch = (self.conv1, self.norm1, self.conv2, self.norm2, self.conv3, self.norm3)
         build_chain(branch, input_shape)
         if self.strides != (1, 1) or input_shape[-1] != EXPANSION * self.width:
-            common = {"rule": self.rule, "dtype": self.dtype_policy}
+            common = {"rule": self.rule, **self.inner_options}
             self.projection = convolution(
                 EXPANSION * self.width, 1, self.strides, name="projection", **common
             )

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_vit.layers.composite_layer import CompositeLayer
 from keras_vit.layers.residual_unit import (
     EXPANSION,
     ResidualUnit,
@@ -14,7 +15,7 @@ from keras_vit.layers.residual_unit import (
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
-class ResNetStem(keras.layers.Layer):
+class ResNetStem(CompositeLayer):
     """Turns images into the feature maps that a hybrid Vision Transformer cuts into patches.
 
     A 7x7 convolution with stride 2, a group norm, ReLU and 3x3 max pooling with stride 2 (the
@@ -61,7 +62,7 @@ class ResNetStem(keras.layers.Layer):
         self.blocks = tuple(blocks)
         self.width = width
         self.rule = rule
-        common = {"rule": rule, "dtype": self.dtype_policy}
+        common = {"rule": rule, **self.inner_options}
         self.root_conv = convolution(width, 7, 2, name="root_conv", **common)
         self.root_norm = group_norm(name="root_norm", **common)
         self.root_pool = keras.layers.MaxPooling2D(
@@ -69,8 +70,8 @@ class ResNetStem(keras.layers.Layer):
             strides=2,
             padding="same",
             data_format="channels_last",
-            dtype=self.dtype_policy,
             name="root_pool",
+            **self.inner_options,
         )
         self.units = [
             ResidualUnit(

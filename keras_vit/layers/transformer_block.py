@@ -106,9 +106,9 @@ class TransformerBlock(CompositeLayer):
         self.efficient_drop_path = efficient_drop_path
         self.layer_norm_epsilon = layer_norm_epsilon
         self.remat = remat
-        policy = {"dtype": self.dtype_policy}
+        options = self.inner_options
         self.attention_norm = LayerNormalization(
-            epsilon=layer_norm_epsilon, name="attention_norm", **policy
+            epsilon=layer_norm_epsilon, name="attention_norm", **options
         )
         self.attention = MultiHeadSelfAttention(
             num_heads,
@@ -122,19 +122,19 @@ class TransformerBlock(CompositeLayer):
             layer_norm_epsilon=layer_norm_epsilon,
             dropout=attention_dropout,
             name="attention",
-            **policy,
+            **options,
         )
-        self.mlp_norm = LayerNormalization(epsilon=layer_norm_epsilon, name="mlp_norm", **policy)
+        self.mlp_norm = LayerNormalization(epsilon=layer_norm_epsilon, name="mlp_norm", **options)
         self.mlp = MLP(
-            mlp_dim, activation=activation, gated=gated_mlp, dropout=dropout, name="mlp", **policy
+            mlp_dim, activation=activation, gated=gated_mlp, dropout=dropout, name="mlp", **options
         )
         self.window_size = self.attention.window_size
         self.attention_scale = self.mlp_scale = None
         if layer_scale is not None:
-            self.attention_scale = LayerScale(layer_scale, name="attention_scale", **policy)
-            self.mlp_scale = LayerScale(layer_scale, name="mlp_scale", **policy)
-        self.dropout = unless_zero(keras.layers.Dropout, dropout, name="dropout", **policy)
-        self.drop_path = unless_zero(DropPath, drop_path, name="drop_path", **policy)
+            self.attention_scale = LayerScale(layer_scale, name="attention_scale", **options)
+            self.mlp_scale = LayerScale(layer_scale, name="mlp_scale", **options)
+        self.dropout = unless_zero(keras.layers.Dropout, dropout, name="dropout", **options)
+        self.drop_path = unless_zero(DropPath, drop_path, name="drop_path", **options)
 
     def build(self, input_shape):
         layers = (self.attention_norm, self.attention, self.attention_scale)

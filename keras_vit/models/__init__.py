@@ -8,7 +8,11 @@ from keras_vit.models.inference import inference_function
 from keras_vit.models.preprocessing import PRESETS, Preprocessing
 from keras_vit.models.unread_tokens import without_unread_tokens
 from keras_vit.models.variants import VARIANTS
-from keras_vit.models.vision_transformer import config_of, vision_transformer
+from keras_vit.models.vision_transformer import (
+    config_of,
+    vision_transformer,
+    whole_config_of,
+)
 
 __all__ = [
     "PRESETS",
@@ -22,6 +26,7 @@ __all__ = [
     "inference_function",
     "layout_map",
     "vision_transformer",
+    "whole_config_of",
     "with_even_tokens",
     "without_unread_tokens",
 ]

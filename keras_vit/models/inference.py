@@ -14,12 +14,12 @@ def inference_function(model):
     model in shorter floats, whose products are slower under XLA: the scaling of pixels, norms, the
     merging and pruning of tokens, and softmax where TensorFlow's own rounds more than once.
     TensorFlow Serving does not run such functions; `keras_vit.export` writes what it runs. Each new
-    shape of the inputs is compiled, and kept: fill up the last batch of many. For gradients take
-    the model: on PyTorch, and on TensorFlow in shorter floats on a CPU, the function has none.
+    shape of the inputs is compiled, and kept: fill up the last batch of many.
 
     The weights stay those of the model: after further training the function answers by the new
-    ones. With TensorFlow on a CPU that has bfloat16 a model of `dtype="bfloat16"` is the fastest;
-    `"mixed_bfloat16"` makes bfloat16 of its weights in every call.
+    ones. Where layers change (`enable_lora`, `quantize`), make it anew. With TensorFlow on a CPU
+    that has bfloat16 a model of `dtype="bfloat16"` is the fastest; `"mixed_bfloat16"` makes
+    bfloat16 of its weights in every call.
 
     Args:
         model: A model of `vision_transformer`, or any functional one.
@@ -57,45 +57,32 @@ def _tensorflow_function(graph):
     on_cpus = has_cpus_alone()
     is_one_program = are_for_xla and not (are_short and on_cpus)
     compiled = tf.function(infer, jit_compile=is_one_program, autograph=False)
-    are_launched_here = on_cpus and not is_one_program
     # By the inputs alone: TensorFlow's own look-up goes through all weights, each time.
     functions = {}
 
     def answer(inputs):
         # Arrays would be compiled for one by one.
-        inputs = keras.tree.map_structure(tf.convert_to_tensor, inputs)
-        if tf.inside_function():
-            return compiled(inputs)
-        kind = repr(keras.tree.map_structure(lambda tensor: (tensor.shape, tensor.dtype), inputs))
+        inputs = keras.tree.map_structure(as_tensor, inputs)
+        kind = repr(keras.tree.map_structure(kind_of, inputs))
+        if is_one_program or not on_cpus or tf.inside_function():
+            return function_for(kind, inputs)(inputs)
+        # The thread that calls launches all operations, which TensorFlow would hand from thread
+        # to thread; what one of them computes is divided among the cores all the same.
+        with tf.experimental.function_executor_type("SINGLE_THREADED_EXECUTOR"):
+            return function_for(kind, inputs)(inputs)
+
+    def function_for(kind, inputs):
         if kind not in functions:
-            function = compiled.get_concrete_function(inputs)
-            functions[kind] = _on_one_thread(function) if are_launched_here else function
-        return functions[kind](inputs)
+            functions[kind] = compiled.get_concrete_function(inputs)
+        return functions[kind]
+
+    def as_tensor(value):
+        return value if value is None or tf.is_tensor(value) else tf.convert_to_tensor(value)
+
+    def kind_of(value):
+        return None if value is None else (type(value), value.shape, value.dtype)
 
     return answer
-
-
-def _on_one_thread(function):
-    """`function` of TensorFlow, whose operations are launched by the thread that calls it.
-
-    TensorFlow would hand each on to another thread, and look at all weights once more. What
-    an operation computes is still divided among the cores.
-    """
-    import tensorflow as tf
-
-    captured = function.captured_inputs
-    dtypes = [tensor.dtype for tensor in function.outputs]
-
-    def call(inputs):
-        outputs = tf.raw_ops.StatefulPartitionedCall(
-            args=[*tf.nest.flatten(inputs), *captured],
-            Tout=dtypes,
-            f=function,
-            executor_type="SINGLE_THREADED_EXECUTOR",
-        )
-        return tf.nest.pack_sequence_as(function.structured_outputs, outputs)
-
-    return call
 
 
 def _jax_function(graph):

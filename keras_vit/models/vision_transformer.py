@@ -304,6 +304,72 @@ def config_of(model):
     return VisionTransformerConfig(**fields)
 
 
+def whole_config_of(model):
+    """`config_of` a model that is all that its config says: nothing was added to its layers.
+
+    Args:
+        model: A model that `vision_transformer` built, possibly saved and loaded since.
+
+    Raises:
+        ValueError: If `model` has not the layers of a `keras_vit` Vision Transformer, or others
+            too, which one built from its config would lack.
+
+    Example:
+
+    >>> config = VisionTransformerConfig(
+    ...     patch_size=4, hidden_size=32, depth=2, mlp_dim=64, num_heads=4, image_size=16
+    ... )
+    >>> model = vision_transformer(config)
+    >>> whole_config_of(model) == config
+    True
+    >>> whole_config_of(keras.Model(model.input, keras.layers.ReLU(name="relu")(model.output)))
+    Traceback (most recent call last):
+    ValueError: Expected nothing but the layers of a keras_vit Vision Transformer. Received: \
+    model='functional', which has besides: relu
+    """
+    config = config_of(model)
+    added = [
+        operation.name
+        for operation in getattr(model, "operations", model.layers)
+        if not _is_ours(operation)
+    ]
+    if added:
+        raise ValueError(
+            "Expected nothing but the layers of a keras_vit Vision Transformer. Received: "
+            f"model={model.name!r}, which has besides: {', '.join(added)}"
+        )
+    return config
+
+
+def _is_ours(operation):
+    """Whether `vision_transformer` made it, or one of the functions that rearrange its graph."""
+    if not isinstance(operation, keras.layers.Layer):
+        return type(operation).__name__ in ("Pad", "GetItem")  # Of `with_even_tokens`.
+    if isinstance(operation, (keras.layers.InputLayer, TransformerBlock)):
+        return True
+    if operation.name == "pre_logits":
+        return operation.activation is keras.activations.tanh
+    return isinstance(operation, _LAYERS.get(operation.name, ()))
+
+
+_NORM, _DENSE = keras.layers.LayerNormalization, keras.layers.Dense
+# By their names.
+_LAYERS = {
+    "preprocessing": ImagePreprocessing,
+    "stem": ResNetStem,
+    "patches": Patches,
+    "patch_encoder": PatchEncoder,
+    "patch_dropout": PatchDropout,
+    "pre_norm": _NORM,
+    "encoder_norm": _NORM,
+    "pool": (TokenPooling, AttentionPooling),
+    "pool_distillation": TokenPooling,
+    "pool_norm": _NORM,
+    "head": _DENSE,
+    "head_distillation": _DENSE,
+    "average": keras.layers.Average,
+    "average_activation": keras.layers.Activation,
+}
 # Fields that a block knows by the same name.
 _BLOCK_FIELDS = (
     *("mlp_dim", "num_heads", "activation", "gated_mlp", "qkv_bias", "qk_norm", "layer_scale"),

@@ -8,7 +8,7 @@ from keras_vit.checkpoints.grids import PATCH_KERNEL, POSITIONS, RELATIVE_POSITI
 from keras_vit.checkpoints.patch_kernels import resample_patch_kernel
 from keras_vit.checkpoints.positions import check_resampling, resample_positions
 from keras_vit.checkpoints.relative_positions import resample_relative_positions
-from keras_vit.models import config_of, vision_transformer
+from keras_vit.models import vision_transformer, whole_config_of
 
 
 def resize(model, image_size=None, patch_size=None, resampling=None):
@@ -45,7 +45,7 @@ def resize(model, image_size=None, patch_size=None, resampling=None):
     """
     rule = "timm" if resampling is None else resampling
     check_resampling(rule)
-    config = config_of(model)
+    config = whole_config_of(model)
     sizes = {"image_size": image_size, "patch_size": patch_size}
     target = dataclasses.replace(
         config, **{name: size for name, size in sizes.items() if size is not None}
