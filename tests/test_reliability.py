@@ -422,6 +422,22 @@ def test_the_steps_are_the_same_with_other_micro_batches(tmp_path, digits, monke
             np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("options", [{"evaluate_every": 4}, {}], ids=["between", "at the end"])
+def test_evaluation_that_does_not_fit_the_memory_says_what_to_try(
+    tmp_path, digits, monkeypatch, capsys, options
+):
+    def exhausted(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError) as caught:
+        patch.setattr("keras_vit.finetune.training.predict_on_device", exhausted)
+        small_run(tmp_path, digits, **options)
+    assert "Evaluation of" in str(caught.value)
+    advice = re.search(r"--evaluation-batch-size (\d+) \(now 128\)", str(caught.value))
+    result = small_run(tmp_path, digits, **options, evaluation_batch_size=int(advice.group(1)))
+    assert result.steps == SHORT.steps
+
+
 @pytest.mark.slow
 def test_a_step_that_does_not_fit_the_memory_says_what_to_try(tmp_path, digits, monkeypatch):
     message = run_out_of_memory(tmp_path / "short", digits, monkeypatch)

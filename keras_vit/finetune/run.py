@@ -372,6 +372,8 @@ def _train_and_test(training, recipe, splits, folder, configuration, began, *, t
         if host_number() == 0:
             _save_model(training.model, folder / "last_good.keras")
         raise TrainingDiverged(_advice(error, recipe, folder)) from error
+    except _EvaluationOutOfMemory:
+        raise
     except Exception as error:
         if is_out_of_memory(error):
             raise MemoryError(_memory_advice(error, recipe)) from error
@@ -387,7 +389,7 @@ def _train_and_test(training, recipe, splits, folder, configuration, began, *, t
     for name in ("validation", "test"):
         image_set = getattr(splits, name)
         if image_set is not None and (test or name != "test"):
-            outputs, evaluation = _judge(training, image_set)
+            outputs, evaluation = _judge(training, image_set, recipe)
             judged[name] = image_set, outputs, evaluation
     result = make_result(
         configuration=configuration,
@@ -504,7 +506,7 @@ def _train(training, recipe, splits, folder, identity, progress, meter, began):
             accuracy = {}
             if evaluates(step):
                 with averaged_weights(compiled.optimizer):
-                    _, evaluation = _judge(training, splits.validation)
+                    _, evaluation = _judge(training, splits.validation, recipe)
                     progress = progress.evaluated(step, evaluation.accuracy)
                     if writes and recipe.keep == "best" and progress.best_step == step:
                         writer.save_best(compiled, progress)
@@ -553,10 +555,25 @@ def _is_stopped_early(progress, recipe):
     return patience is not None and progress.evaluations_since_best >= patience
 
 
-def _judge(training, image_set) -> tuple[np.ndarray, Evaluation]:
+class _EvaluationOutOfMemory(MemoryError):
+    """Not a step."""
+
+
+def _judge(training, image_set, recipe) -> tuple[np.ndarray, Evaluation]:
     """The logits for a set, and how good they are."""
     began = time.perf_counter()
-    outputs = training.predict(image_set)
+    try:
+        outputs = training.predict(image_set)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        images = min(recipe.evaluation_batch_size, len(image_set))
+        raise _EvaluationOutOfMemory(
+            f"Evaluation of {images} images at once does not fit the memory: {_first_line(error)}\n"
+            f"Try --evaluation-batch-size {max(1, images // 4)} (now "
+            f"{recipe.evaluation_batch_size}), which changes no result: the run goes on from its "
+            "last checkpoint"
+        ) from error
     pace = len(image_set) / (time.perf_counter() - began)
     return outputs, judge_outputs(outputs, image_set.labels, images_per_second=pace)
 
@@ -585,11 +602,15 @@ def _memory_advice(error, recipe):
         advice.append("--remat")
     advice.append(f"a smaller --batch-size (now {recipe.batch_size})")
     return (
-        f"A step does not fit the memory: {str(error).splitlines()[0] if str(error) else error!r}\n"
+        f"A step does not fit the memory: {_first_line(error)}\n"
         f"Try {', or '.join(advice)}: the last checkpoint stays, and with --accept-changes the run "
         f"goes on from there. A smaller --image-size (now {recipe.image_size}) has other positions "
         "and needs a run of its own, under another --name"
     )
+
+
+def _first_line(error):
+    return str(error).splitlines()[0] if str(error) else repr(error)
 
 
 def _advice(error, recipe, folder):
