@@ -35,7 +35,7 @@ _DECISIVE = (
     *("distillation_token", "register_tokens", "pre_norm"),
 )
 # Formats whose own code takes positions of the right number as they are; others resample those of
-# a square. Our .weights.h5 are for the model that is there.
+# a square. Our .weights.h5 are for the model that is there. A rule that was asked for resamples.
 _TAKEN_BY_NUMBER = ("google", "vit-keras", "keras")
 
 
@@ -71,7 +71,9 @@ def load_checkpoint(model, path, *, accept=(), new_head=False, resampling=None):
             of another patch size is resampled (FlexiViT).
         new_head: Whether the head starts at zero even where the class counts are equal.
         resampling: `"google"`, `"timm"`, `"hf"`, `"torchvision"` or `"siglip2"`: whose rule
-            resamples; None for that of the format's own code.
+            resamples; None for what the format's own code does. Where a file does not tell its
+            grid, the two differ for one of as many patches: a rule resamples from the square,
+            Google's code takes positions of the right number as they are.
 
     Returns:
         A `LoadReport`, which accounts for every tensor and every weight.
@@ -133,7 +135,8 @@ def _file_names(checkpoint, rule):
 
 def _make_plan(checkpoint, config, weights, accept, new_head, resampling):
     plan = _Plan(resampling or checkpoint.resampling, dropped=dict(checkpoint.ignored))
-    plan.source_grid = _source_grid(plan, checkpoint, config)
+    by_number = resampling is None and checkpoint.format in _TAKEN_BY_NUMBER
+    plan.source_grid = _source_grid(plan, checkpoint, config, by_number)
     head = _head_state(checkpoint, config, new_head)
     for name, weight in weights.items():
         rule = checkpoint.rules.get(name, Rule(name, (name,)))
@@ -285,7 +288,7 @@ def _file_prefix(checkpoint, config):
     return prefix_positions(facts, slots)
 
 
-def _source_grid(plan, checkpoint, config):
+def _source_grid(plan, checkpoint, config, by_number):
     facts = {"patch_size": config.patch_size, "stem_blocks": config.stem_blocks, **checkpoint.facts}
     told = None
     if "image_size" in facts:
@@ -300,12 +303,12 @@ def _source_grid(plan, checkpoint, config):
     square = square_grid(count)
     if count != math.prod(config.grid) or square == config.grid:
         return square
-    if square and checkpoint.format not in _TAKEN_BY_NUMBER:
+    if square and not by_number:
         return square
     if square:
         plan.notes.append(
             f"positions of {count} patches taken as those of {config.grid[0]}x{config.grid[1]}, "
-            f"not {square[0]}x{square[1]}: the file does not say"
+            f"not {square[0]}x{square[1]}: the file does not say; pass `resampling` to resample"
         )
     return config.grid
 
