@@ -761,6 +761,27 @@ def test_a_number_in_the_place_of_stacked_blocks_is_named(tmp_path):
         keras_vit.load_checkpoint(small_model(activation="gelu_tanh"), tmp_path / "model.npz")
 
 
+def test_few_bytes_that_speak_of_millions_of_blocks(tmp_path):
+    path = tmp_path / "model.npz"
+    many = np.zeros(2_000_000, "int8")
+    np.savez_compressed(path, **{"Transformer/encoderblock/LayerNorm_0/scale": many})
+    assert path.stat().st_size < 10_000
+    with pytest.raises(CheckpointError, match=r"LayerNorm_0/scale is \(2000000,\).*at most 1000"):
+        inspect_checkpoint(path)
+    np.savez_compressed(path, **google_tensors(), **{"Transformer/encoderblock/x": many})
+    with pytest.raises(CheckpointError, match="unexpected: Transformer/encoderblock/x,"):
+        keras_vit.load_checkpoint(small_model(activation="gelu_tanh"), path)
+
+
+def test_one_name_that_speaks_of_millions_of_units(tmp_path):
+    path = tmp_path / "model.npz"
+    tensors = google_tensors(stem_blocks=(1,), patch=1)
+    tensors["block1/unit5000000/conv1/kernel"] = tensors["block1/unit1/conv1/kernel"]
+    np.savez(path, **tensors)
+    with pytest.raises(CheckpointError, match=r"model\.npz: .*speak of 5000000 units in the stem"):
+        inspect_checkpoint(path)
+
+
 @pytest.mark.parametrize(
     ("file", "name"),
     [
