@@ -459,6 +459,33 @@ def test_positions_of_a_bare_timm_file_are_those_of_a_square(tmp_path):
     assert not keras_vit.load_checkpoint(model, tmp_path, accept=("preprocessing",)).resampled
 
 
+@pytest.mark.parametrize("class_token", [True, False])
+def test_a_class_token_brings_or_takes_its_own_position_alone(tmp_path, class_token):
+    """As with timm's vit_so150m2_patch16_reg1_gap_256, whose register has a position."""
+    positions = write_timm(tmp_path, class_token=not class_token, registers=2, slots="all")[
+        "pos_embed"
+    ]
+    pooling = "token" if class_token else "avg"
+    fields = {"num_classes": 3, "class_token": class_token, "pooling": pooling}
+    model = keras_vit.from_checkpoint(tmp_path, **fields)
+    found = weights_of(model)["patch_encoder/position_embedding"]
+    if class_token:
+        assert not found[:, 0].any()
+        found = found[:, 1:]
+    else:
+        positions = positions[:, 1:]
+    np.testing.assert_array_equal(found, positions)
+
+
+def test_positions_of_other_tokens_that_are_as_many_are_refused(tmp_path):
+    write_timm(tmp_path, class_token=False, registers=1, slots="all")
+    model = small_model(num_classes=3, register_tokens=1, preprocessing="imagenet")
+    before = weights_of(model)
+    with pytest.raises(CheckpointError, match="position_slots: the file's is 'all', the model's"):
+        keras_vit.load_checkpoint(model, tmp_path, accept=("preprocessing",))
+    assert_unchanged(model, before)
+
+
 def change_config(folder, change):
     config = json.loads((folder / "config.json").read_text())
     change(config)
