@@ -459,6 +459,33 @@ def test_positions_of_a_bare_timm_file_are_those_of_a_square(tmp_path):
     assert not keras_vit.load_checkpoint(model, tmp_path, accept=("preprocessing",)).resampled
 
 
+@pytest.mark.parametrize("class_token", [True, False])
+def test_a_class_token_brings_or_takes_its_own_position_alone(tmp_path, class_token):
+    """As with timm's vit_so150m2_patch16_reg1_gap_256, whose register has a position."""
+    positions = write_timm(tmp_path, class_token=not class_token, registers=2, slots="all")[
+        "pos_embed"
+    ]
+    pooling = "token" if class_token else "avg"
+    fields = {"num_classes": 3, "class_token": class_token, "pooling": pooling}
+    model = keras_vit.from_checkpoint(tmp_path, **fields)
+    found = weights_of(model)["patch_encoder/position_embedding"]
+    if class_token:
+        assert not found[:, 0].any()
+        found = found[:, 1:]
+    else:
+        positions = positions[:, 1:]
+    np.testing.assert_array_equal(found, positions)
+
+
+def test_positions_of_other_tokens_that_are_as_many_are_refused(tmp_path):
+    write_timm(tmp_path, class_token=False, registers=1, slots="all")
+    model = small_model(num_classes=3, register_tokens=1, preprocessing="imagenet")
+    before = weights_of(model)
+    with pytest.raises(CheckpointError, match="position_slots: the file's is 'all', the model's"):
+        keras_vit.load_checkpoint(model, tmp_path, accept=("preprocessing",))
+    assert_unchanged(model, before)
+
+
 def change_config(folder, change):
     config = json.loads((folder / "config.json").read_text())
     change(config)
@@ -759,6 +786,27 @@ def test_a_number_in_the_place_of_stacked_blocks_is_named(tmp_path):
     np.savez(tmp_path / "model.npz", **tensors)
     with pytest.raises(CheckpointError, match="unexpected: Transformer/encoderblock/step"):
         keras_vit.load_checkpoint(small_model(activation="gelu_tanh"), tmp_path / "model.npz")
+
+
+def test_few_bytes_that_speak_of_millions_of_blocks(tmp_path):
+    path = tmp_path / "model.npz"
+    many = np.zeros(2_000_000, "int8")
+    np.savez_compressed(path, **{"Transformer/encoderblock/LayerNorm_0/scale": many})
+    assert path.stat().st_size < 10_000
+    with pytest.raises(CheckpointError, match=r"LayerNorm_0/scale is \(2000000,\).*at most 1000"):
+        inspect_checkpoint(path)
+    np.savez_compressed(path, **google_tensors(), **{"Transformer/encoderblock/x": many})
+    with pytest.raises(CheckpointError, match="unexpected: Transformer/encoderblock/x,"):
+        keras_vit.load_checkpoint(small_model(activation="gelu_tanh"), path)
+
+
+def test_one_name_that_speaks_of_millions_of_units(tmp_path):
+    path = tmp_path / "model.npz"
+    tensors = google_tensors(stem_blocks=(1,), patch=1)
+    tensors["block1/unit5000000/conv1/kernel"] = tensors["block1/unit1/conv1/kernel"]
+    np.savez(path, **tensors)
+    with pytest.raises(CheckpointError, match=r"model\.npz: .*speak of 5000000 units in the stem"):
+        inspect_checkpoint(path)
 
 
 @pytest.mark.parametrize(

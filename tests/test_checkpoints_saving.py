@@ -428,6 +428,60 @@ def test_nothing_is_replaced_unasked(tmp_path, format):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+@pytest.mark.parametrize("format", ["timm", "google"])
+def test_what_another_process_wrote_meanwhile_is_not_replaced(
+    tmp_path, monkeypatch, format, has_links
+):
+    first, second = build(**GOOGLE_SWITCHES), build(**GOOGLE_SWITCHES)
+    first.get_layer("head").bias.assign(np.ones(5))
+    path = target(tmp_path, format)
+    to_disk = tensor_writing._to_disk
+
+    def overtaken(file):
+        monkeypatch.setattr(tensor_writing, "_to_disk", to_disk)
+        save_checkpoint(first, path, format)
+        to_disk(file)
+
+    def refused(*_):
+        raise PermissionError("Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refused)
+    monkeypatch.setattr(tensor_writing, "_to_disk", overtaken)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        save_checkpoint(second, path, format)
+    assert_same_model(keras_vit.from_checkpoint(path), first)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_what_was_there_comes_back_when_replacing_it_fails(tmp_path, monkeypatch, error):
+    model, path = build(), tmp_path / "x"
+    save_checkpoint(model, path)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    replace = os.replace
+
+    def stopped(source, place):
+        if place == path and source.name == "new":
+            raise error
+        replace(source, place)
+
+    model.get_layer("head").bias.assign(np.ones(5))
+    monkeypatch.setattr(os, "replace", stopped)
+    monkeypatch.setattr(os, "rename", stopped)
+    with pytest.raises(error):
+        save_checkpoint(model, path, overwrite=True)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    model, path = build(), tmp_path / "x"
+    path.mkdir()
+    assert_same_model(keras_vit.from_checkpoint(save_checkpoint(model, path)), model)
+
+
 def test_a_folder_with_other_files_is_never_replaced(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"notes\.txt"):

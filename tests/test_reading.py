@@ -425,6 +425,7 @@ MEMBERS = {
     "negative": ([("a.npy", npy(ARRAY, shape=(-2, -2)))], "tensor a is damaged"),
     "giant": ([("a.npy", npy(ARRAY, shape=(2**40, 2**40)))], "tensor a is damaged"),
     "zero of giants": ([("a.npy", npy(ARRAY[:0], shape=(0, 2**40, 2**40)))], "a is damaged"),
+    "no bytes": ([("a.npy", npy(ARRAY[:0], descr="<U0", shape=(2**40,)))], "a holds <U0"),
     "dtype": ([("a.npy", npy(ARRAY, descr="<i4"))], "tensor a must hold floats"),
     "record": ([("a.npy", npy(ARRAY, descr=[("x", "<f4")]))], "tensor a must hold floats"),
     "minus signs": (

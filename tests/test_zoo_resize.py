@@ -78,6 +78,15 @@ def test_the_same_as_loading_a_google_file_at_that_size(tmp_path, size, cls):
     np.testing.assert_array_equal(outputs(resized), outputs(loaded))
 
 
+@pytest.mark.parametrize("rule", slow_except(["google", "timm"], fast=["timm"]))
+def test_the_same_as_loading_a_google_file_for_another_grid_of_as_many_patches(tmp_path, rule):
+    path = tmp_path / "vit.npz"
+    write_google(path, grid=(4, 4))
+    resized = keras_vit.resize(keras_vit.from_checkpoint(path), (8, 32), resampling=rule)
+    loaded = keras_vit.from_checkpoint(path, image_size=(8, 32), resampling=rule)
+    assert_equal_weights(resized, loaded)
+
+
 PATCHES = [(8, (16, 32)), ((2, 4), 16), (8, 24), (2, None), (3, None)]
 
 

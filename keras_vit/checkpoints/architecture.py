@@ -20,6 +20,7 @@ def architecture(shapes):
 
     Raises:
         KeyError: If the weights are not those of a Vision Transformer.
+        ValueError: If they are fewer than the units of the stem that they speak of.
     """
     block = "block_0"
     mlp_dim = shapes[f"{block}/mlp/projection/kernel"][0]
@@ -58,12 +59,12 @@ def _stem(shapes):
         return {}
     units = {(int(match[1]), int(match[2])) for match in map(_UNIT.match, shapes) if match}
     stages = 1 + max((stage for stage, _ in units), default=-1)
-    return {
-        "stem_width": shapes["stem/root_conv/kernel"][-1],
-        "stem_blocks": tuple(
-            1 + max(unit for of, unit in units if of == stage) for stage in range(stages)
-        ),
-    }
+    blocks = tuple(1 + max(unit for of, unit in units if of == stage) for stage in range(stages))
+    if sum(blocks) > len(shapes):
+        raise ValueError(
+            f"the names of its {len(shapes)} weights speak of {sum(blocks)} units in the stem"
+        )
+    return {"stem_width": shapes["stem/root_conv/kernel"][-1], "stem_blocks": blocks}
 
 
 def published_heads(hidden_size, notes):

@@ -292,7 +292,10 @@ def _sorted_tensors(file, format):
         if reason is not None:
             ignored[name] = reason
             continue
-        stacked = format.unstacked(canonical, shape) if hasattr(format, "unstacked") else None
+        try:
+            stacked = format.unstacked(canonical, shape) if hasattr(format, "unstacked") else None
+        except ValueError as error:
+            raise CheckpointError(f"{file.path}{_called(file)}: {error}") from error
         if stacked is not None:
             sources = {part: Source(name, shape[1:], i) for i, part in enumerate(stacked)}
         elif hasattr(format, "normalised_shape"):

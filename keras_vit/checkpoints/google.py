@@ -22,6 +22,9 @@ _ALIASES = (
 _INLINED_POOL = re.compile(r"(probe|MlpBlock_0|MultiHeadDotProductAttention_0|LayerNorm_0)(/|$)")
 BLOCK = re.compile(r"Transformer/encoderblock_(\d+)/")
 _STACKED = "Transformer/encoderblock/"
+# A stacked tensor may claim millions of blocks in a few deflated bytes; published models have up
+# to 48.
+MOST_BLOCKS = 1000
 IGNORED = (
     (re.compile(r"^(txt/|t$|b$)"), "of the text tower, or of the loss"),
     (re.compile(r"^opt/state/"), "of the optimizer"),
@@ -77,9 +80,17 @@ def normalised_shape(name, shape):
 
 
 def unstacked(name, shape):
-    """Names of the tensors that big_vision's scan layout stacked in this one, or None."""
-    if not name.startswith(_STACKED) or not shape:
+    """Names of the tensors that big_vision's scan layout stacked in this one, or None.
+
+    Raises:
+        ValueError: If they are more than `MOST_BLOCKS`.
+    """
+    if name not in _STACKED_NAMES or not shape:
         return None
+    if shape[0] > MOST_BLOCKS:
+        raise ValueError(
+            f"{name} is {shape}, stacked of {shape[0]} blocks. Expected at most {MOST_BLOCKS}"
+        )
     rest = name.removeprefix(_STACKED)
     return [f"Transformer/encoderblock_{index}/{rest}" for index in range(shape[0])]
 
@@ -161,6 +172,10 @@ def _stem_rules(shapes):
 
 
 _UNIT = re.compile(r"block(\d+)/unit(\d+)")
+# Other names are not taken apart, so that a file cannot ask for MOST_BLOCKS pieces of each.
+_STACKED_NAMES = {
+    name for rule in _block_rules("block", _STACKED.removesuffix("/")) for name in rule.tensors
+}
 
 
 def facts(weights, shapes, file):

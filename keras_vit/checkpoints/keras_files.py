@@ -74,6 +74,8 @@ def weights_facts(path, shapes):
         raise CheckpointError(
             f"{path} holds no weights of a keras_vit model ({error} is missing)"
         ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} holds no weights of a keras_vit model: {error}") from error
     if "learned" not in (known["positions"] or ""):
         del known["positions"]  # Fixed or rotary ones leave no trace.
     return known

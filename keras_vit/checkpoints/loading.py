@@ -35,7 +35,7 @@ _DECISIVE = (
     *("distillation_token", "register_tokens", "pre_norm"),
 )
 # Formats whose own code takes positions of the right number as they are; others resample those of
-# a square. Our .weights.h5 are for the model that is there.
+# a square. Our .weights.h5 are for the model that is there. A rule that was asked for resamples.
 _TAKEN_BY_NUMBER = ("google", "vit-keras", "keras")
 
 
@@ -71,7 +71,9 @@ def load_checkpoint(model, path, *, accept=(), new_head=False, resampling=None):
             of another patch size is resampled (FlexiViT).
         new_head: Whether the head starts at zero even where the class counts are equal.
         resampling: `"google"`, `"timm"`, `"hf"`, `"torchvision"` or `"siglip2"`: whose rule
-            resamples; None for that of the format's own code.
+            resamples; None for what the format's own code does. Where a file does not tell its
+            grid, the two differ for one of as many patches: a rule resamples from the square,
+            Google's code takes positions of the right number as they are.
 
     Returns:
         A `LoadReport`, which accounts for every tensor and every weight.
@@ -105,7 +107,14 @@ def load_checkpoint(model, path, *, accept=(), new_head=False, resampling=None):
         rules = plan.used | plan.resampled
         for rule in rules.values():
             # Everything is read once before anything is assigned.
-            _read_weight(checkpoint, rule, plan, config, weights)
+            found = _read_weight(checkpoint, rule, plan, config, weights).shape
+            expected = tuple(weights[rule.weight].shape)
+            if found != expected:
+                raise CheckpointError(
+                    f"{checkpoint.file.path} does not fit the model {model.name!r}, which is left "
+                    f"as it was: {', '.join(_file_names(checkpoint, rule))} make {found}, the "
+                    f"model's {rule.weight} needs {expected}"
+                )
         return_freed_memory()
         # By size: what one weight frees, the next takes, and memory stays in one piece.
         by_size = sorted(rules, key=lambda name: math.prod(weights[name].shape), reverse=True)
@@ -133,7 +142,8 @@ def _file_names(checkpoint, rule):
 
 def _make_plan(checkpoint, config, weights, accept, new_head, resampling):
     plan = _Plan(resampling or checkpoint.resampling, dropped=dict(checkpoint.ignored))
-    plan.source_grid = _source_grid(plan, checkpoint, config)
+    by_number = resampling is None and checkpoint.format in _TAKEN_BY_NUMBER
+    plan.source_grid = _source_grid(plan, checkpoint, config, by_number)
     head = _head_state(checkpoint, config, new_head)
     for name, weight in weights.items():
         rule = checkpoint.rules.get(name, Rule(name, (name,)))
@@ -285,7 +295,7 @@ def _file_prefix(checkpoint, config):
     return prefix_positions(facts, slots)
 
 
-def _source_grid(plan, checkpoint, config):
+def _source_grid(plan, checkpoint, config, by_number):
     facts = {"patch_size": config.patch_size, "stem_blocks": config.stem_blocks, **checkpoint.facts}
     told = None
     if "image_size" in facts:
@@ -300,12 +310,12 @@ def _source_grid(plan, checkpoint, config):
     square = square_grid(count)
     if count != math.prod(config.grid) or square == config.grid:
         return square
-    if square and checkpoint.format not in _TAKEN_BY_NUMBER:
+    if square and not by_number:
         return square
     if square:
         plan.notes.append(
             f"positions of {count} patches taken as those of {config.grid[0]}x{config.grid[1]}, "
-            f"not {square[0]}x{square[1]}: the file does not say"
+            f"not {square[0]}x{square[1]}: the file does not say; pass `resampling` to resample"
         )
     return config.grid
 
@@ -385,16 +395,19 @@ def _differences(facts, config, head, accept):
             differences.append(
                 f"{name}: the file's is {facts[name]!r}, the model's {getattr(config, name)!r}"
             )
-    if facts.get("class_token") == config.class_token and "position_slots" in facts:
-        ours = config.prefix_positions, config.position_slots
-        theirs = prefix_positions(facts, facts["position_slots"]), facts["position_slots"]
+    if config.token_positions == "learned" and "position_slots" in facts:
+        ours, theirs = config.position_slots, facts["position_slots"]
+        counts = _slot_count(vars(config), facts, ours), _slot_count(facts, vars(config), theirs)
         # Under one name the counts differ by tokens, which are among the above.
-        both = zip(ours, theirs, strict=True)
-        if config.token_positions == "learned" and all(a != b for a, b in both):
-            differences.append(
-                f"position_slots: the file's is {theirs[1]!r}, the model's {ours[1]!r}"
-            )
+        if ours != theirs and counts[0] != counts[1]:
+            differences.append(f"position_slots: the file's is {theirs!r}, the model's {ours!r}")
     return differences
+
+
+def _slot_count(facts, others, slots):
+    """Positions before the patches, without the class token's where only one side has that."""
+    both = facts["class_token"] and others["class_token"]
+    return prefix_positions({**facts, "class_token": both}, slots)
 
 
 def _matters(name, facts, config, head):
@@ -430,14 +443,6 @@ def _read_weight(checkpoint, rule, plan, config, weights):
         return resample_relative_positions(weight, plan.source_grid, config.grid, rule_name)
     prefix = _file_prefix(checkpoint, config)
     fitted = resample_positions(weight, plan.source_grid, config.grid, plan.resampling, prefix)
-    return _with_prefix(fitted, prefix, config.prefix_positions)
-
-
-def _with_prefix(positions, prefix, wanted):
-    """The positions with as many slots in front as the model's tokens have."""
-    if prefix and not wanted:
-        return positions[:, prefix:]
-    if wanted and not prefix:
-        zeros = np.zeros((1, wanted, positions.shape[2]), positions.dtype)
-        return np.concatenate([zeros, positions], axis=1)
-    return positions
+    # Only the class token's position, the first, can be too many or missing.
+    missing = config.prefix_positions - prefix
+    return np.pad(fitted[:, max(0, -missing) :], [(0, 0), (max(0, missing), 0), (0, 0)])

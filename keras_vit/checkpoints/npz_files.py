@@ -158,6 +158,11 @@ def _read_member_header(path, archive, info):
             f"{path}: tensor {name} is a pickled Python object; keras_vit reads no pickles. "
             "Expected an array of floats"
         )
+    if not dtype.itemsize:
+        # Of such elements no count is too many for the member's size.
+        raise CheckpointError(
+            f"{path}: tensor {name} holds {dtype}, elements of no bytes. Expected floats"
+        )
     shape = check_shape(path, name, shape)
     data_size = info.file_size - head.tell()
     if math.prod(shape) * dtype.itemsize != data_size:

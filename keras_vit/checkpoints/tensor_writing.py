@@ -1,6 +1,7 @@
 """Writes files of named tensors, one tensor at a time, each file or folder whole or not at all."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -46,7 +47,7 @@ def write_npz(path, shapes, read, *, overwrite=False):
                     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                         np.lib.format.write_array(member, read(name), allow_pickle=False)
             _to_disk(file)
-        os.replace(beside / path.name, path)
+        _place_file(beside / path.name, path, overwrite)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return path
@@ -79,20 +80,47 @@ def write_folder(path, shapes, read, dtypes, texts, *, overwrite=False):
     _check_free_folder(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    new, old = beside / "new", beside / "old"
     try:
-        new = beside / "new"
         new.mkdir()
         _write_safetensors(new / "model.safetensors", shapes, read, dtypes)
         for name, content in texts.items():
             with open(new / name, "wb") as file:
                 file.write((json.dumps(content, indent=2) + "\n").encode())
                 _to_disk(file)
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(path, beside / "old")
-        os.replace(new, path)
+        if overwrite:
+            _check_free_folder(path, overwrite)  # Writing took its time.
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(path, old)
+        _place_folder(new, path)
     finally:
+        if os.path.lexists(old) and not os.path.lexists(path):
+            os.replace(old, path)
         shutil.rmtree(beside, ignore_errors=True)
     return path
+
+
+def _place_file(new, path, overwrite):
+    """Moves a finished file to its place, which another process may have taken by now."""
+    if overwrite:
+        os.replace(new, path)
+        return
+    try:
+        # A rename would replace; a link does not.
+        os.link(new, path)
+    except OSError:
+        _check_free(path, overwrite)
+        os.replace(new, path)  # The file system has no links, as exFAT.
+
+
+def _place_folder(new, path):
+    """Moves a finished folder to its place; what is there by now, but for an empty one, stays."""
+    try:
+        os.rename(new, path)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise
+        raise _exists(path) from error
 
 
 def _write_safetensors(path, shapes, read, dtypes):
@@ -118,8 +146,12 @@ def _write_safetensors(path, shapes, read, dtypes):
 
 
 def _check_free(path, overwrite):
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists. Choose another path, or pass overwrite=True")
+    if os.path.lexists(path) and not overwrite:
+        raise _exists(path)
+
+
+def _exists(path):
+    return FileExistsError(f"{path} exists. Choose another path, or pass overwrite=True")
 
 
 def _check_free_folder(path, overwrite):

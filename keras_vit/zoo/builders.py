@@ -35,7 +35,7 @@ def create(
             Google's, a .safetensors file of timm's, transformers' or torchvision's or its hub
             folder, a .keras or .weights.h5 file of ours.
         resampling: `"google"`, `"timm"`, `"hf"`, `"torchvision"` or `"siglip2"`: whose rule brings
-            positions to another grid; None for that of the weights' format.
+            positions to another grid; None as of `load_checkpoint`.
         dtype: Dtype policy, e.g. `"mixed_bfloat16"`; None for the global one.
         name: Name of the Keras model; `variant` if None.
         **fields: Any field of `keras_vit.models.VisionTransformerConfig`, `image_size`, `pooling`,

@@ -54,7 +54,7 @@ def from_checkpoint(path, num_classes=None, *, resampling=None, dtype=None, name
         path: As `weights` of `create`, but our .weights.h5, which does not tell the architecture.
         num_classes: Number of outputs; None keeps the checkpoint's head.
         resampling: `"google"`, `"timm"`, `"hf"`, `"torchvision"` or `"siglip2"`: whose rule brings
-            positions to another grid; None for that of the format.
+            positions to another grid; None as of `load_checkpoint`.
         dtype: Dtype policy, e.g. `"mixed_bfloat16"`; None for the global one.
         name: Name of the Keras model; the file's if None.
         **fields: Fields of `VisionTransformerConfig`, in place of what the file tells, or where it

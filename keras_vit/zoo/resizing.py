@@ -17,9 +17,10 @@ def resize(model, image_size=None, patch_size=None, resampling=None):
     Learned positions and relative position tables are resampled to the new grid, sin-cos and
     rotary positions follow from it, the kernel of other patches is resampled
     ([FlexiViT](https://arxiv.org/abs/2212.08013)), and all other weights are copied: what
-    `from_checkpoint` makes of a file at this size, once `resampling` is the file's format. The
-    model does not know where its weights came from. `model` is left as it is; the new one is not
-    compiled.
+    `from_checkpoint` makes of a file at this size by the same `resampling`. Without one it follows
+    the file's format, while the model does not know where its weights came from; and of Google's
+    files it then takes positions of the right number as they are, where this resamples them.
+    `model` is left as it is; the new one is not compiled.
 
     Args:
         model: A model built by keras_vit.
