@@ -620,7 +620,6 @@ def _as_in_the_run(source, data_dir, model):
             loaded = data.load_data(
                 source,
                 data_dir=data_dir,
-                seed=recipe.seed,
                 damaged_images=recipe.damaged_images,
                 left_out=read_left_out(folder),
             )

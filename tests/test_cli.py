@@ -223,7 +223,7 @@ def test_evaluate_leaves_out_what_the_run_trained_on(
     manifest = write_manifest(tmp_path, images, [*CLASS_NAMES] * 2)
     folder = tmp_path / "run"
     shutil.copytree(run_folder, folder)
-    source = load_data(manifest, seed=3)
+    source = load_data(manifest)
     configuration = describe_run(
         Recipe(data=str(manifest), seed=3, validation_fraction=0.0), source
     )

@@ -30,6 +30,7 @@ from keras_vit.finetune import (
 from keras_vit.finetune.log import read_log
 from keras_vit.finetune.optimizer import make_optimizer
 from keras_vit.finetune.run import resolve_recipe
+from keras_vit.finetune.source import load_source
 from keras_vit.finetune.splits import split_source
 from keras_vit.finetune.starting_model import build_model, model_config
 from keras_vit.models import VisionTransformerConfig, vision_transformer
@@ -342,6 +343,17 @@ def test_the_subset_is_taken_first_and_validation_from_it(digits):
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (90, 10, 50)
     again = split_source(digits, recipe)
     np.testing.assert_array_equal(splits.train.images, again.train.images)
+
+
+def test_runs_of_other_seeds_are_tested_on_the_same_images(digits, tmp_path):
+    recipes = [dataclasses.replace(RECIPE, test_images=50, seed=seed) for seed in (0, 1)]
+    first, second = (split_source(digits, recipe) for recipe in recipes)
+    np.testing.assert_array_equal(first.test.images, second.test.images)
+    assert not np.array_equal(first.train.images, second.train.images)
+    # A set that is not divided.
+    recipes = [dataclasses.replace(recipe, data="digits") for recipe in recipes]
+    digests = {load_source(recipe, tmp_path).digest for recipe in recipes}
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,8 @@ class Recipe:
     them too (the validation split is taken from it); no more than there are. None: all."""
 
     test_images: int | None = None
-    """Test on a stratified, seeded subset of so many images, no more than there are; None: all."""
+    """Test on a stratified subset of so many images, the same whatever the seed; no more than there
+    are. None: all."""
 
     validation_fraction: float = 0.02
     """Share of the training images held out for validation, at least as many as there are classes

@@ -32,7 +32,6 @@ def load_source(recipe: Recipe, folder: str | Path) -> DataSource:
     source = load_data(
         recipe.data,
         data_dir=recipe.data_dir,
-        seed=recipe.seed,
         damaged_images=recipe.damaged_images,
         left_out=known,
         progress=show,
