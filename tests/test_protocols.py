@@ -170,8 +170,19 @@ def test_vtab_trains_on_all_of_its_1000_images(name):
 
 def test_a_batch_is_no_larger_than_a_data_set_of_1000_images():
     for name in PROTOCOLS:
-        assert protocol_recipe(name, "vtab/dtd").batch_size <= 1000
-        assert protocol_recipe(name, "oxford_flowers102").batch_size <= 1020
+        # Data of unknown size may be as small.
+        for data in ("vtab/dtd", "oxford_flowers102", "photographs/flowers", "lists/birds.csv"):
+            assert protocol_recipe(name, data).batch_size <= 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "peak"), [("deit3_in21k", 2048, 3e-4), ("mae", 1024, 2e-3)]
+)
+def test_a_smaller_batch_than_the_authors_has_a_rate_in_proportion(name, batch, peak):
+    large, small = (protocol_recipe(name, data) for data in ("imagenet2012", "photographs"))
+    assert (large.batch_size, small.batch_size) == (batch, 256)
+    assert large.peak_learning_rate == pytest.approx(peak)
+    assert small.peak_learning_rate == pytest.approx(peak * 256 / batch)
 
 
 def test_vtab_tasks_are_those_that_can_be_loaded():

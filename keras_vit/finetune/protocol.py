@@ -28,6 +28,8 @@ CIFAR = ("cifar10", "cifar100")
 PETS_AND_FLOWERS = ("oxford_iiit_pet", "oxford_flowers102")
 IMAGENET = ("imagenet2012",)
 VTAB = ("vtab/*",)
+# Of 50,000 images and more; data of unknown size counts as small.
+LARGE = (*CIFAR, *IMAGENET)
 
 RATIO = "ours: 1/20 (quick) and 1/10 (standard) of the paper's, as for CIFAR"
 

@@ -289,6 +289,12 @@ def resolve_epochs(recipe: Recipe, train_images: int) -> Recipe:
         if epochs is not None:
             steps = round(epochs * train_images / recipe.batch_size)
             changes[name] = max(1, steps) if name == "steps" else steps
+    if recipe.epochs is not None and recipe.batch_size > train_images:
+        print(
+            f"batch_size={recipe.batch_size} is more than the {train_images:,} training images, so "
+            f"{recipe.epochs:g} epochs are {changes['steps']:,} steps: a smaller --batch-size "
+            "takes more."
+        )
     changes["warmup_steps"] = min(
         changes.get("warmup_steps", recipe.warmup_steps), changes.get("steps", recipe.steps)
     )
