@@ -101,6 +101,11 @@ def test_the_size_before_the_crop_follows_the_image_size():
     assert (recipe.image_size, recipe.resize_size) == (192, 224)
 
 
+def test_the_default_protocol_keeps_what_a_label_depends_on():
+    recipe = parsed("--data", "vtab/dsprites_location", "--image-size", "224")
+    assert (recipe.horizontal_flip, recipe.crop, recipe.resize_size) == (False, "squash", 224)
+
+
 def test_what_does_not_apply_of_a_protocol_is_put_away_and_said(capsys):
     recipe = parsed("--protocol", "mae", "--data", "cifar10", "--adapt", "head")
     assert (recipe.mixup, recipe.drop_path, recipe.layer_decay) == (0.0, 0.0, 1.0)

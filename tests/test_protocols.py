@@ -142,18 +142,26 @@ def test_a_model_has_its_own_values():
 
 
 # arXiv 1912.11370, supplement F.
-def test_vtab_keeps_what_a_label_depends_on():
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_vtab_keeps_what_a_label_depends_on(name, budget):
     unflipped, whole = set(), set()
     for task in VTAB_TASKS:
-        recipe = protocol_recipe("mae", f"vtab/{task}")
+        recipe = protocol_recipe(name, f"vtab/{task}", budget=budget)
         if not recipe.horizontal_flip:
             unflipped.add(task)
-        if recipe.resize_size == recipe.image_size:
+        if recipe.resize_size == recipe.image_size and recipe.crop == "squash":
             whole.add(task)
     assert unflipped == {"dsprites_orientation", "smallnorb_azimuth", "dsprites_location"}
     assert whole == {
         *("clevr_count", "clevr_distance", "dmlab", "kitti_distance", "dsprites_location"),
     }
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_digits_are_not_mirrored(name):
+    assert not protocol_recipe(name, "digits").horizontal_flip
+    assert protocol_recipe(name, "photographs").horizontal_flip
 
 
 @pytest.mark.parametrize("name", [name for name in PROTOCOLS if name != "transfer"])

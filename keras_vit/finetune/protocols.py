@@ -8,10 +8,12 @@ from typing import Any
 from keras_vit.finetune.protocol import (
     BUDGETS,
     DATA_SETS,
+    VTAB_NO_CROP,
     VTAB_TASKS,
     Change,
     Protocol,
     Published,
+    label_geometry,
     steps,
 )
 from keras_vit.finetune.protocols_google import AUGREG, BIG_VISION, VIT
@@ -65,6 +67,8 @@ TRANSFER = Protocol(
             adapt=("head",),
             learning_rates=(0.001, 0.003, 0.01, 0.03),
         ),
+        *label_geometry(224),
+        Change({"resize_size": 160}, "the size of quick", data=VTAB_NO_CROP, budget=("quick",)),
     ),
     learning_rates=(0.003, 0.01, 0.03, 0.1),
 )

@@ -11,12 +11,13 @@ from keras_vit.finetune.protocol import (
     IMAGENET,
     LARGE,
     RATIO,
+    VTAB_SPLITS,
     Change,
     Protocol,
     Published,
     epochs,
+    label_geometry,
     schedules,
-    vtab_geometry,
 )
 from keras_vit.finetune.recipe import Recipe
 
@@ -114,7 +115,8 @@ DEIT = Protocol(
             standard=(epochs(3, 0), f"{RATIO}, in whole epochs"),
             full=(epochs(30, 5), "README_deit.md; warm-up of main.py"),
         ),
-        *vtab_geometry(224),
+        VTAB_SPLITS,
+        *label_geometry(224),
     ),
     published=(
         *(
@@ -202,7 +204,8 @@ DEIT3 = Protocol(
             standard=(epochs(2, 0), f"{RATIO}, in whole epochs"),
             full=(epochs(20, 5), "README_revenge.md"),
         ),
-        *vtab_geometry(224),
+        VTAB_SPLITS,
+        *label_geometry(224),
     ),
     published=tuple(
         Published(
@@ -272,7 +275,8 @@ DEIT3_IN21K = Protocol(
             standard=(epochs(5, 1), f"{RATIO}, in whole epochs"),
             full=(epochs(50, 5), "README_revenge.md"),
         ),
-        *vtab_geometry(224),
+        VTAB_SPLITS,
+        *label_geometry(224),
     ),
     published=tuple(
         Published(
@@ -355,7 +359,8 @@ MAE = Protocol(
             model=("*_l16", "*_h14"),
             budget=("full",),
         ),
-        *vtab_geometry(224),
+        VTAB_SPLITS,
+        *label_geometry(224),
     ),
     published=tuple(
         Published(
