@@ -176,6 +176,21 @@ def test_vtab_trains_on_all_of_its_1000_images(name):
     assert (len(splits.train), splits.validation) == (1000, None)
 
 
+@pytest.mark.parametrize("name", ["deit", "deit3", "deit3_in21k", "mae"])
+def test_metas_protocols_train_on_all_2040_images_of_flowers(name):
+    def images(count):
+        labels = np.arange(count, dtype="int32") % 102
+        classes = tuple(f"class {index}" for index in range(102))
+        return ImageSet(np.zeros((count, 1, 1, 3), "uint8"), labels, classes)
+
+    source = DataSource("oxford_flowers102", "", "0", images(1020), images(1020), images(102))
+    splits = split_source(source, protocol_recipe(name, "oxford_flowers102"))
+    assert (len(splits.train), splits.validation) == (2040, None)
+    # One's own images that are set apart are chosen by.
+    splits = split_source(source, protocol_recipe(name, "photographs"))
+    assert (len(splits.train), len(splits.validation)) == (1020, 1020)
+
+
 def test_a_batch_is_no_larger_than_a_data_set_of_1000_images():
     for name in PROTOCOLS:
         # Data of unknown size may be as small.

@@ -64,6 +64,13 @@ TIMM_SCHEDULE: dict[str, Any] = {
 # Keras adds 1e-7 to the root of the second moment, PyTorch 1e-8.
 TORCH_ADAMW: dict[str, Any] = {"optimizer": "adamw", "optimizer_options": {"epsilon": 1e-8}}
 
+# A folder's own validation images stay what choices are made by.
+FLOWERS_SPLITS = Change(
+    {"own_validation": "train"},
+    "arXiv 2012.12877 (DeiT), table 6: 2,040 training images, the 1,020 for validation among them",
+    data=("oxford_flowers102",),
+)
+
 DEIT = Protocol(
     name="deit",
     title="DeiT",
@@ -115,6 +122,7 @@ DEIT = Protocol(
             standard=(epochs(3, 0), f"{RATIO}, in whole epochs"),
             full=(epochs(30, 5), "README_deit.md; warm-up of main.py"),
         ),
+        FLOWERS_SPLITS,
         VTAB_SPLITS,
         *label_geometry(224),
     ),
@@ -204,6 +212,7 @@ DEIT3 = Protocol(
             standard=(epochs(2, 0), f"{RATIO}, in whole epochs"),
             full=(epochs(20, 5), "README_revenge.md"),
         ),
+        FLOWERS_SPLITS,
         VTAB_SPLITS,
         *label_geometry(224),
     ),
@@ -275,6 +284,7 @@ DEIT3_IN21K = Protocol(
             standard=(epochs(5, 1), f"{RATIO}, in whole epochs"),
             full=(epochs(50, 5), "README_revenge.md"),
         ),
+        FLOWERS_SPLITS,
         VTAB_SPLITS,
         *label_geometry(224),
     ),
@@ -359,6 +369,7 @@ MAE = Protocol(
             model=("*_l16", "*_h14"),
             budget=("full",),
         ),
+        FLOWERS_SPLITS,
         VTAB_SPLITS,
         *label_geometry(224),
     ),

@@ -170,7 +170,8 @@ def _run(recipe, folder, *, source, architecture, test):
     if splits.validation is None and (recipe.early_stopping or recipe.keep == "best"):
         raise ValueError(
             'early_stopping and keep="best" go by the validation images, and there are none. '
-            f"Received: validation_fraction={recipe.validation_fraction}"
+            f"Received: validation_fraction={recipe.validation_fraction}, own_validation="
+            f"{recipe.own_validation!r}; hold some out, or the data set's own where it has some"
         )
     recipe = resolve_epochs(recipe, len(splits.train))
     configuration = describe_run(recipe, source, architecture)
