@@ -112,6 +112,19 @@ def test_what_does_not_apply_of_a_protocol_is_put_away_and_said(capsys):
     assert "mixup: 0.8 of the protocol does not apply" in capsys.readouterr().out
 
 
+def test_another_optimizer_has_not_the_options_of_the_protocols(capsys):
+    words = ("--protocol", "mae", "--data", "cifar10", "--optimizer")
+    assert parsed(*words, "lion").optimizer_options == {}
+    said = "optimizer_options: {'epsilon': 1e-08} of the protocol does not apply"
+    assert said in capsys.readouterr().out
+    own = parsed(*words, "lion", "--optimizer-options", "beta_2", "0.95")
+    assert own.optimizer_options == {"beta_2": 0.95}
+    one = parsed(*words, "adam", "--optimizer-options.epsilon", "0.1")
+    assert one.optimizer_options == {"epsilon": 0.1}
+    assert parsed(*words, "adamw").optimizer_options == {"epsilon": 1e-8}
+    assert "does not apply" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("adapt", ["head", "lora"])
 @pytest.mark.parametrize("protocol", ["transfer", "vit", "mae", "deit3"])
 def test_a_way_to_adapt_is_the_same_in_python(protocol, adapt):

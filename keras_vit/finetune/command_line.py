@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -105,9 +106,13 @@ def parse_recipe(
     seen = _peek(words, model=recipe.model if recipe else None)
     base, protocol, budget = _base_recipe(seen, recipe)
     fields = recipe_fields(base)
+    defaults = dict(fields)
+    if {"--optimizer-options", "--optimizer_options"} & set(words):
+        # Where there are some, tyro takes only these, as --optimizer-options.epsilon.
+        defaults["optimizer_options"] = {}
     options = tyro.cli(
         _Options,
-        default=_Options(**fields, protocol=protocol, budget=budget),
+        default=_Options(**defaults, protocol=protocol, budget=budget),
         args=words,
         prog=program,
         description=description or Recipe.__doc__,
@@ -129,7 +134,8 @@ def _take_the_devices_memory():
 
 def _typed(words, names):
     """The options that the words of a command line set."""
-    typed = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    options = (re.split("[=.]", word)[0] for word in words if word.startswith("--"))
+    typed = {option.replace("_", "-") for option in options}
     flags = {name: name.replace("_", "-") for name in names}
     return {name for name, flag in flags.items() if typed & {f"--{flag}", f"--no-{flag}"}}
 
@@ -279,11 +285,16 @@ def _settled(values, given, base):
     if given & unread.keys():
         lines = [f"{name}: read only where {unread[name]}" for name in given & unread.keys()]
         raise ValueError("Nothing would read these options:\n  " + "\n  ".join(sorted(lines)))
-    for name in unread:
+    for name in (*unread, *_options_of_another_optimizer(values, given, base)):
         if values[name] != defaults[name]:
             print(f"{name}: {values[name]!r} of the protocol does not apply", flush=True)
             values[name] = defaults[name]
     return values
+
+
+def _options_of_another_optimizer(values, given, base):
+    another = values["optimizer"] != base.optimizer
+    return ("optimizer_options",) if another and "optimizer_options" not in given else ()
 
 
 def _warmup_share(recipe):
