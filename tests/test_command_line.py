@@ -101,6 +101,14 @@ def test_the_size_before_the_crop_follows_the_image_size():
     assert (recipe.image_size, recipe.resize_size) == (192, 224)
 
 
+def test_what_depends_on_the_image_size_follows_it():
+    words = ("--protocol", "mae", "--data", "cifar10", "--image-size")
+    assert parsed(*words, "384").evaluation_crop_fraction == 1.0
+    assert parsed(*words, "192").evaluation_crop_fraction == 0.875
+    own = parsed(*words, "384", "--evaluation-crop-fraction", "0.9")
+    assert own.evaluation_crop_fraction == 0.9
+
+
 def test_the_default_protocol_keeps_what_a_label_depends_on():
     recipe = parsed("--data", "vtab/dsprites_location", "--image-size", "224")
     assert (recipe.horizontal_flip, recipe.crop, recipe.resize_size) == (False, "squash", 224)

@@ -221,6 +221,19 @@ def test_another_image_size_keeps_the_proportion_of_the_crop():
     assert values(recipe, "image_size", "resize_size") == (192, None)
 
 
+def test_mae_evaluates_the_whole_image_above_224_px():
+    fractions = [
+        protocol_recipe("mae", "cifar10", image_size=size).evaluation_crop_fraction
+        for size in (None, 192, 224, 240, 384)
+    ]
+    assert fractions == [0.875, 0.875, 0.875, 1.0, 1.0]
+
+
+def test_the_epsilon_is_that_of_the_authors_optimizers():
+    for name in ("deit", "deit3", "deit3_in21k", "mae"):
+        assert protocol_recipe(name, "imagenet2012").optimizer_options == {"epsilon": 1e-8}
+
+
 def test_a_folder_gets_the_general_values_and_its_own_name():
     recipe = protocol_recipe("augreg", "photographs/My flowers", budget="quick")
     assert values(recipe, "name", "data") == ("My-flowers-augreg-quick", "photographs/My flowers")

@@ -171,7 +171,10 @@ def _peek(words, model=None):
         # As the options are read whose value may be None.
         parser.add_argument(f"--{name}", type=lambda word: None if word == "None" else word)
     parser.set_defaults(model=model)
-    parser.add_argument("--image-size", "--image_size")
+    # What is no number is left to tyro.
+    parser.add_argument(
+        "--image-size", "--image_size", type=lambda word: int(word) if word.isdecimal() else None
+    )
     parser.add_argument("--deterministic", action="store_true")
     return parser.parse_known_args(words)[0]
 
@@ -198,7 +201,12 @@ def _base_recipe(seen, recipe):
     budget = budget or ("quick" if find_accelerator().kind == "cpu" else "standard")
     data = seen.data or (recipe.data if recipe else Recipe.data)
     adapt = seen.adapt or (recipe.adapt if recipe else Recipe.adapt)
-    options = {"budget": budget, "model": _model_name(seen), "adapt": adapt}
+    options = {
+        "budget": budget,
+        "model": _model_name(seen),
+        "adapt": adapt,
+        "image_size": seen.image_size,
+    }
     base = protocol_recipe(protocol, data, **options)
     if seen.adapt:
         # What that does not read is put away later, and said.

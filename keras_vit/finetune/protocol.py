@@ -68,18 +68,30 @@ class Change:
     adapt: tuple[str, ...] = ("*",)
     """The ways to adapt that it is for."""
 
+    above: int = 0
+    """It is for image sizes larger than this, in pixels."""
+
     learning_rates: tuple[float, ...] | None = None
     """The grid that the paper tries; None: the protocol's."""
 
-    def applies(self, data: str, *, model: str | None, budget: str, adapt: str = "full") -> bool:
-        """Whether it is for this data set, model (None: an unnamed one), budget and adaptation."""
+    def applies(
+        self,
+        data: str,
+        *,
+        model: str | None,
+        budget: str,
+        adapt: str = "full",
+        image_size: int = 224,
+    ) -> bool:
+        """Whether it is for this data set, model (None: an unnamed one), budget, adaptation and
+        image size."""
         pairs = (
             (self.data, data),
             (self.model, model or ""),
             (self.budget, budget),
             (self.adapt, adapt),
         )
-        return all(
+        return image_size > self.above and all(
             any(fnmatchcase(name, pattern) for pattern in patterns) for patterns, name in pairs
         )
 

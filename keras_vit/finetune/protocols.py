@@ -146,7 +146,8 @@ def protocol_values(
     name = _check_names(data, budget, model)
     values: dict[str, Any] = {}
     for change in chosen.changes:
-        if change.applies(name, model=model, budget=budget or "full", adapt=adapt):
+        size = image_size or values.get("image_size", chosen.recipe.image_size)
+        if change.applies(name, model=model, budget=budget or "full", adapt=adapt, image_size=size):
             values |= change.values
     short = re.sub(r"[^\w.-]+", "-", _short_name(name)).strip("-. ")
     parts = (short, protocol, budget, None if adapt == "full" else adapt)

@@ -61,8 +61,9 @@ TIMM_SCHEDULE: dict[str, Any] = {
     "final_learning_rate": 1e-5,
 }
 
-# Keras adds 1e-7 to the root of the second moment, PyTorch 1e-8.
-TORCH_ADAMW: dict[str, Any] = {"optimizer": "adamw", "optimizer_options": {"epsilon": 1e-8}}
+# Keras adds 1e-7 to the root of the second moment; PyTorch, and timm in LAMB too, 1e-8.
+TORCH_EPSILON: dict[str, Any] = {"optimizer_options": {"epsilon": 1e-8}}
+TORCH_ADAMW: dict[str, Any] = {"optimizer": "adamw", **TORCH_EPSILON}
 
 # A folder's own validation images stay what choices are made by.
 FLOWERS_SPLITS = Change(
@@ -265,6 +266,7 @@ DEIT3_IN21K = Protocol(
         learning_rate_batch_size=2048,
         weight_decay=0.02,
         drop_path=0.15,
+        **TORCH_EPSILON,
         **TIMM_SCHEDULE,
     ),
     changes=(
@@ -323,7 +325,7 @@ MAE = Protocol(
     ),
     recipe=Recipe(
         image_size=224,
-        # util/datasets.py, for up to 224 px; 1.0 above.
+        # util/datasets.py, for up to 224 px.
         evaluation_crop_fraction=224 / 256,
         random_erasing=0.25,
         epochs=100,
@@ -351,6 +353,7 @@ MAE = Protocol(
             model=("*_h14",),
         ),
         Change({"batch_size": 1024}, "table 9; others do not fill it", data=LARGE),
+        Change({"evaluation_crop_fraction": 1.0}, "util/datasets.py", above=224),
         *schedules(
             ("*",),
             quick=(epochs(20, 2), "ours: a fifth, as data is small"),
