@@ -390,6 +390,9 @@ MAE = Protocol(
         "Table 9 has layer decay 0.75 for all sizes and drop path 0.1, 0.1 and 0.2; FINETUNE.md, "
         "which is for the published checkpoints, has 0.65, 0.75, 0.75 and 0.1, 0.2, 0.3.",
         "The authors' new head starts at a normal of 2e-5; here at zero.",
+        "The authors' accuracies are with the mean of the patch tokens and a new norm after it "
+        "(main_finetune.py: global_pool, fc_norm); here with the checkpoint's norm and the class "
+        "token, which their --cls_token does.",
         MIX_PARTNERS,
         "The paper gives no values for other data: they have those of ImageNet.",
     ),
