@@ -177,6 +177,31 @@ def test_the_tasks_of_vtab_have_a_folder_each(monkeypatch):
     assert names[-1] == module.RECIPES["pets"].name
 
 
+def test_a_task_of_vtab_that_fails_is_listed_with_why_after_the_others(monkeypatch, capsys):
+    module = load_script(RECIPES[0].parent / "vtab.py")
+
+    def run_recipe(recipe):
+        if "resisc45" in recipe.data:
+            raise RuntimeError("resisc45 must be downloaded by hand\nfrom its page")
+        return SimpleNamespace(test=SimpleNamespace(accuracy=0.5))
+
+    monkeypatch.setitem(run_command_line.__globals__, "run", run_recipe)
+    monkeypatch.setattr("sys.argv", ["vtab.py"])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert ended.value.code == 2
+    table = capsys.readouterr().out.splitlines()[-20:]
+    assert [line.split()[0] for line in table[:-1]] == list(module.RECIPES)
+    assert [line for line in table if "failed" in line] == [
+        f"{'resisc45':24} failed: resisc45 must be downloaded by hand"
+    ]
+    assert table[-1].split() == ["mean", "of", "18", "50.00", "%"]
+    monkeypatch.setattr("sys.argv", ["vtab.py", "--task", "resisc45"])
+    with pytest.raises(SystemExit):
+        module.main()
+    assert capsys.readouterr().err.startswith("error: resisc45 must be downloaded")
+
+
 def test_command_line_ends_with_one_message_for_what_a_user_can_put_right(tmp_path, capsys):
     arguments = ["--data", str(tmp_path / "nothing"), "--output", str(tmp_path)]
     with pytest.raises(SystemExit) as ended:
