@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import tomllib
 from types import SimpleNamespace
 
 import pytest
 import tyro
+from conftest import REPOSITORY
 from scripts import RECIPES, load_script
 
 from keras_vit.finetune import Recipe, parse_recipe, recipe_from_fields, run_command_line
@@ -115,6 +117,27 @@ def test_every_shipped_recipe_is_a_value(path):
     recipes = [value for value in vars(module).values() if isinstance(value, Recipe)]
     assert recipes
     assert module.__doc__.count("python recipes/")
+
+
+@pytest.mark.parametrize("name", ["cifar100", "oxford_iiit_pet"])
+def test_the_head_of_a_recipe_has_the_resize_size_of_another_image_size(name):
+    module = load_script(RECIPES[0].parent / f"{name}.py")
+    recipe = parse_recipe(["--image-size", "224"], module.RECIPE)
+    assert f"{module.RECIPE.resize_size} for 384 px" in module.__doc__
+    assert f"{recipe.resize_size} for 224 px" in module.__doc__
+
+
+def test_the_digits_have_one_result_in_all_places():
+    measured = (REPOSITORY / "docs" / "measured.toml").read_text(encoding="utf-8")
+    (entry,) = (
+        entry for entry in tomllib.loads(measured)["measured"] if entry["recipe"] == "digits.py"
+    )
+    scratch = float(entry["what"].rpartition("from scratch: ")[2].removesuffix(" %)"))
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    head = load_script(RECIPES[0].parent / "digits.py").__doc__
+    for accuracy in (entry["accuracy"], scratch):
+        assert f"{accuracy:.2f}% of 448 images" in readme
+        assert f"{accuracy:.1f} %" in head
 
 
 @pytest.mark.slow
