@@ -309,6 +309,8 @@ DEIT3_IN21K = Protocol(
         "The authors use Apex's fused LAMB, where the decay is part of the trust ratio; here it is "
         "Keras', and the decay stays outside.",
         "The authors pad by 4 mirrored pixels before the random crop.",
+        "The README has no values for other data: they have those of ImageNet, but small data, and "
+        "data of unknown size, batches of 256 with the rate in proportion and more epochs.",
         PER_EPOCH_LAG,
         MIX_PARTNERS,
     ),
@@ -394,6 +396,7 @@ MAE = Protocol(
         "(main_finetune.py: global_pool, fc_norm); here with the checkpoint's norm and the class "
         "token, which their --cls_token does.",
         MIX_PARTNERS,
-        "The paper gives no values for other data: they have those of ImageNet.",
+        "The paper gives no values for other data: they have those of ImageNet, but small data, and "
+        "data of unknown size, batches of 256.",
     ),
 )
