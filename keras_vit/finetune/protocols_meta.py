@@ -396,7 +396,7 @@ MAE = Protocol(
         "(main_finetune.py: global_pool, fc_norm); here with the checkpoint's norm and the class "
         "token, which their --cls_token does.",
         MIX_PARTNERS,
-        "The paper gives no values for other data: they have those of ImageNet, but small data, and "
-        "data of unknown size, batches of 256.",
+        "The paper gives no values for other data: they have those of ImageNet, but small data and "
+        "data of unknown size batches of 256.",
     ),
 )
