@@ -111,9 +111,9 @@ def protocol_section(protocol, measured):
     ]
     if protocol.changes:
         parts += [
-            "What changes with data, model, budget and the way to adapt:\n",
-            "| data | model | budget | adapt | values | source |\n|---|---|---|---|---|---|\n"
-            + "".join(map(change_row, protocol.changes)),
+            "What changes with data, model, image size, budget and the way to adapt:\n",
+            "| data | model | px | budget | adapt | values | source |\n"
+            "|---|---|---|---|---|---|---|\n" + "".join(map(change_row, protocol.changes)),
         ]
     if protocol.published:
         parts += [
@@ -175,7 +175,8 @@ def change_row(change):
         rates = ", ".join(f"{rate:g}" for rate in change.learning_rates)
         values = ", ".join(filter(None, (values, f"grid {{{rates}}}")))
     patterns = (change.data, change.model, change.budget, change.adapt)
-    cells = ("" if names == ("*",) else ", ".join(names) for names in patterns)
+    cells = ["" if names == ("*",) else ", ".join(names) for names in patterns]
+    cells.insert(2, f"> {change.above}" if change.above else "")
     return table_row(*(cell.replace("*", "\\*") for cell in cells), values, change.source)
 
 

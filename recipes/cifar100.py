@@ -3,7 +3,7 @@
 Command:
     python recipes/cifar100.py --weights CHECKPOINT [--data-dir TFDS_FOLDER]
 
-    Another image size takes a resize size in proportion: 448 is for 384 px, 256 for 224 px.
+    With --image-size the resize size keeps its proportion: 448 for 384 px, 261 for 224 px.
 
 Hardware: one GPU.
 

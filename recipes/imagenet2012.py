@@ -3,7 +3,7 @@
 Command:
     python recipes/imagenet2012.py --weights MAE_CHECKPOINT [--data-dir TFDS_FOLDER]
 
-    ViT-L and ViT-H have other values, see docs/recipes.md.
+    ViT-L and ViT-H have other values, which come with their checkpoints, see docs/recipes.md.
 
 Hardware: GPUs; ViT-B took the authors 7 hours on 32 V100 (FINETUNE.md of facebookresearch/mae).
 
@@ -17,9 +17,7 @@ import dataclasses
 from keras_vit.finetune import run_command_line
 from keras_vit.finetune.protocols import protocol_recipe
 
-RECIPE = dataclasses.replace(
-    protocol_recipe("mae", "imagenet2012", model="mae_b16"), name="imagenet2012"
-)
+RECIPE = dataclasses.replace(protocol_recipe("mae", "imagenet2012"), name="imagenet2012")
 
 if __name__ == "__main__":
     run_command_line(RECIPE)

@@ -3,8 +3,9 @@
 Command:
     python recipes/vtab.py --weights CHECKPOINT [--task TASK] [--data-dir TFDS_FOLDER]
 
-    Without --task all tasks are run one after the other; their mean is the score of VTAB. --name
-    NAME calls the runs NAME-TASK.
+    Without --task all tasks are run one after the other; their mean is the score of VTAB. A task
+    that cannot be run, as its images must be downloaded by hand, is listed with why, and the exit
+    status is 2. --name NAME calls the runs NAME-TASK.
 
 Hardware: one GPU.
 
@@ -15,6 +16,7 @@ Measured: not measured.
 """
 
 import argparse
+import sys
 
 from keras_vit.finetune import run_command_line
 from keras_vit.finetune.protocols import VTAB_TASKS, protocol_recipe
@@ -29,16 +31,28 @@ def main() -> None:
     parser.add_argument("--task", choices=RECIPES)
     parser.add_argument("--name")
     options, rest = parser.parse_known_args()
-    results = {}
+    accuracies, rows = [], []
     for task in [options.task] if options.task else RECIPES:
         # A folder each.
         name = ["--name", f"{options.name}-{task}"] if options.name else []
-        results[task] = run_command_line(RECIPES[task], [*rest, *name])
-    if len(results) > 1:
-        for task, result in results.items():
-            print(f"{task:24} {result.test}")
-        mean = sum(result.test.accuracy for result in results.values()) / len(results)
-        print(f"{'mean':24} {100 * mean:.2f} %")
+        try:
+            result = run_command_line(RECIPES[task], [*rest, *name])
+        except SystemExit as end:
+            # Without a cause it is --help, a word misspelt or a signal.
+            if options.task or end.__cause__ is None:
+                raise
+            reason = str(end.__cause__).split("\n")[0]
+            rows.append(f"{task:24} failed: {reason}")
+        else:
+            accuracies.append(result.test.accuracy)
+            rows.append(f"{task:24} {result.test}")
+    if not options.task:
+        print("", *rows, sep="\n")
+        if accuracies:
+            mean = f"mean of {len(accuracies)}"
+            print(f"{mean:24} {100 * sum(accuracies) / len(accuracies):.2f} %")
+    if len(accuracies) < len(rows):
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from random_checkpoints import write_timm
+from scripts import RECIPES, load_script
 
 import keras_vit
 from keras_vit.cli import main
@@ -100,10 +101,36 @@ def test_the_size_before_the_crop_follows_the_image_size():
     assert (recipe.image_size, recipe.resize_size) == (192, 224)
 
 
+def test_what_depends_on_the_image_size_follows_it():
+    words = ("--protocol", "mae", "--data", "cifar10", "--image-size")
+    assert parsed(*words, "384").evaluation_crop_fraction == 1.0
+    assert parsed(*words, "192").evaluation_crop_fraction == 0.875
+    own = parsed(*words, "384", "--evaluation-crop-fraction", "0.9")
+    assert own.evaluation_crop_fraction == 0.9
+
+
+def test_the_default_protocol_keeps_what_a_label_depends_on():
+    recipe = parsed("--data", "vtab/dsprites_location", "--image-size", "224")
+    assert (recipe.horizontal_flip, recipe.crop, recipe.resize_size) == (False, "squash", 224)
+
+
 def test_what_does_not_apply_of_a_protocol_is_put_away_and_said(capsys):
     recipe = parsed("--protocol", "mae", "--data", "cifar10", "--adapt", "head")
     assert (recipe.mixup, recipe.drop_path, recipe.layer_decay) == (0.0, 0.0, 1.0)
     assert "mixup: 0.8 of the protocol does not apply" in capsys.readouterr().out
+
+
+def test_another_optimizer_has_not_the_options_of_the_protocols(capsys):
+    words = ("--protocol", "mae", "--data", "cifar10", "--optimizer")
+    assert parsed(*words, "lion").optimizer_options == {}
+    said = "optimizer_options: {'epsilon': 1e-08} of the protocol does not apply"
+    assert said in capsys.readouterr().out
+    own = parsed(*words, "lion", "--optimizer-options", "beta_2", "0.95")
+    assert own.optimizer_options == {"beta_2": 0.95}
+    one = parsed(*words, "adam", "--optimizer-options.epsilon", "0.1")
+    assert one.optimizer_options == {"epsilon": 0.1}
+    assert parsed(*words, "adamw").optimizer_options == {"epsilon": 1e-8}
+    assert "does not apply" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("adapt", ["head", "lora"])
@@ -160,6 +187,8 @@ def test_the_values_for_a_size_are_those_of_the_checkpoint(tmp_path):
     recipe = parsed(*words, "--weights", str(tmp_path / "large.keras"))
     assert (recipe.layer_decay, recipe.drop_path, recipe.epochs) == (0.75, 0.2, 50)
     assert recipe.model is None
+    of_file = parse_recipe(["--weights", recipe.weights], shipped("imagenet2012"))
+    assert of_file == dataclasses.replace(recipe, name="imagenet2012")
 
 
 def test_a_model_of_other_patches_needs_no_image_size():
@@ -195,6 +224,36 @@ def test_a_recipe_of_a_file_takes_another_budget():
     assert (quick.steps, quick.name) == (500, "mine")
     with pytest.raises(ValueError, match="needs `--protocol`"):
         parse_recipe(["--budget", "quick"], dataclasses.replace(shipped, seed=4))
+
+
+def shipped(name):
+    return load_script(RECIPES[0].parent / f"{name}.py").RECIPE
+
+
+def test_a_recipe_of_a_file_has_the_values_for_the_model():
+    recipe = parse_recipe(["--model", "vit_b16"], shipped("cifar10"))
+    assert recipe.learning_rate == 0.01
+    words = ("--budget", "standard", "--model", "vit_b16")
+    assert recipe == parse_recipe(words, shipped("cifar10"))
+    by_protocol = parsed("--protocol", "vit", "--data", "cifar10", *words)
+    assert recipe == dataclasses.replace(by_protocol, name="cifar10")
+    large = parse_recipe(["--model", "mae_l16"], shipped("imagenet2012"))
+    assert (large.layer_decay, large.drop_path, large.epochs) == (0.75, 0.2, 50)
+
+
+def test_a_recipe_of_a_file_keeps_its_model_and_budget():
+    small = protocol_recipe("deit3", "imagenet2012", budget="standard", model="deit3_s16")
+    small = dataclasses.replace(small, name="mine")
+    assert parse_recipe([], small) == small
+    quick = protocol_recipe("deit3", "imagenet2012", budget="quick", model="deit3_s16")
+    assert parse_recipe(["--budget", "quick"], small) == dataclasses.replace(quick, name="mine")
+    other = protocol_recipe("deit3", "cifar10", budget="standard", model="deit3_s16")
+    other = dataclasses.replace(other, name="mine")
+    assert parse_recipe(["--data", "cifar10"], small) == other
+    # What was changed by hand is none of a protocol, and stays.
+    own = dataclasses.replace(shipped("cifar10"), seed=4)
+    by_hand = parse_recipe(["--model", "vit_b16"], own)
+    assert by_hand == dataclasses.replace(own, model="vit_b16")
 
 
 def test_the_grid_is_the_protocols_or_around_its_one_value():

@@ -142,18 +142,26 @@ def test_a_model_has_its_own_values():
 
 
 # arXiv 1912.11370, supplement F.
-def test_vtab_keeps_what_a_label_depends_on():
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_vtab_keeps_what_a_label_depends_on(name, budget):
     unflipped, whole = set(), set()
     for task in VTAB_TASKS:
-        recipe = protocol_recipe("mae", f"vtab/{task}")
+        recipe = protocol_recipe(name, f"vtab/{task}", budget=budget)
         if not recipe.horizontal_flip:
             unflipped.add(task)
-        if recipe.resize_size == recipe.image_size:
+        if recipe.resize_size == recipe.image_size and recipe.crop == "squash":
             whole.add(task)
     assert unflipped == {"dsprites_orientation", "smallnorb_azimuth", "dsprites_location"}
     assert whole == {
         *("clevr_count", "clevr_distance", "dmlab", "kitti_distance", "dsprites_location"),
     }
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_digits_are_not_mirrored(name):
+    assert not protocol_recipe(name, "digits").horizontal_flip
+    assert protocol_recipe(name, "photographs").horizontal_flip
 
 
 @pytest.mark.parametrize("name", [name for name in PROTOCOLS if name != "transfer"])
@@ -168,10 +176,36 @@ def test_vtab_trains_on_all_of_its_1000_images(name):
     assert (len(splits.train), splits.validation) == (1000, None)
 
 
+@pytest.mark.parametrize("name", ["deit", "deit3", "deit3_in21k", "mae"])
+def test_metas_protocols_train_on_all_2040_images_of_flowers(name):
+    def images(count):
+        labels = np.arange(count, dtype="int32") % 102
+        classes = tuple(f"class {index}" for index in range(102))
+        return ImageSet(np.zeros((count, 1, 1, 3), "uint8"), labels, classes)
+
+    source = DataSource("oxford_flowers102", "", "0", images(1020), images(1020), images(102))
+    splits = split_source(source, protocol_recipe(name, "oxford_flowers102"))
+    assert (len(splits.train), splits.validation) == (2040, None)
+    # One's own images that are set apart are chosen by.
+    splits = split_source(source, protocol_recipe(name, "photographs"))
+    assert (len(splits.train), len(splits.validation)) == (1020, 1020)
+
+
 def test_a_batch_is_no_larger_than_a_data_set_of_1000_images():
     for name in PROTOCOLS:
-        assert protocol_recipe(name, "vtab/dtd").batch_size <= 1000
-        assert protocol_recipe(name, "oxford_flowers102").batch_size <= 1020
+        # Data of unknown size may be as small.
+        for data in ("vtab/dtd", "oxford_flowers102", "photographs/flowers", "lists/birds.csv"):
+            assert protocol_recipe(name, data).batch_size <= 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "peak"), [("deit3_in21k", 2048, 3e-4), ("mae", 1024, 2e-3)]
+)
+def test_a_smaller_batch_than_the_authors_has_a_rate_in_proportion(name, batch, peak):
+    large, small = (protocol_recipe(name, data) for data in ("imagenet2012", "photographs"))
+    assert (large.batch_size, small.batch_size) == (batch, 256)
+    assert large.peak_learning_rate == pytest.approx(peak)
+    assert small.peak_learning_rate == pytest.approx(peak * 256 / batch)
 
 
 def test_vtab_tasks_are_those_that_can_be_loaded():
@@ -185,6 +219,19 @@ def test_another_image_size_keeps_the_proportion_of_the_crop():
     assert values(recipe, "image_size", "resize_size") == (192, 224)
     recipe = protocol_recipe("deit", "cifar10", image_size=192)
     assert values(recipe, "image_size", "resize_size") == (192, None)
+
+
+def test_mae_evaluates_the_whole_image_above_224_px():
+    fractions = [
+        protocol_recipe("mae", "cifar10", image_size=size).evaluation_crop_fraction
+        for size in (None, 192, 224, 240, 384)
+    ]
+    assert fractions == [0.875, 0.875, 0.875, 1.0, 1.0]
+
+
+def test_the_epsilon_is_that_of_the_authors_optimizers():
+    for name in ("deit", "deit3", "deit3_in21k", "mae"):
+        assert protocol_recipe(name, "imagenet2012").optimizer_options == {"epsilon": 1e-8}
 
 
 def test_a_folder_gets_the_general_values_and_its_own_name():

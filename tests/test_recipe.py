@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import tomllib
 from types import SimpleNamespace
 
 import pytest
 import tyro
+from conftest import REPOSITORY
 from scripts import RECIPES, load_script
 
 from keras_vit.finetune import Recipe, parse_recipe, recipe_from_fields, run_command_line
@@ -117,6 +119,27 @@ def test_every_shipped_recipe_is_a_value(path):
     assert module.__doc__.count("python recipes/")
 
 
+@pytest.mark.parametrize("name", ["cifar100", "oxford_iiit_pet"])
+def test_the_head_of_a_recipe_has_the_resize_size_of_another_image_size(name):
+    module = load_script(RECIPES[0].parent / f"{name}.py")
+    recipe = parse_recipe(["--image-size", "224"], module.RECIPE)
+    assert f"{module.RECIPE.resize_size} for 384 px" in module.__doc__
+    assert f"{recipe.resize_size} for 224 px" in module.__doc__
+
+
+def test_the_digits_have_one_result_in_all_places():
+    measured = (REPOSITORY / "docs" / "measured.toml").read_text(encoding="utf-8")
+    (entry,) = (
+        entry for entry in tomllib.loads(measured)["measured"] if entry["recipe"] == "digits.py"
+    )
+    scratch = float(entry["what"].rpartition("from scratch: ")[2].removesuffix(" %)"))
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    head = load_script(RECIPES[0].parent / "digits.py").__doc__
+    for accuracy in (entry["accuracy"], scratch):
+        assert f"{accuracy:.2f}% of 448 images" in readme
+        assert f"{accuracy:.1f} %" in head
+
+
 @pytest.mark.slow
 def test_digits_recipe_transfers_to_the_other_digits(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
@@ -175,6 +198,31 @@ def test_the_tasks_of_vtab_have_a_folder_each(monkeypatch):
     monkeypatch.setattr("sys.argv", ["vtab.py", "--task", "pets"])
     module.main()
     assert names[-1] == module.RECIPES["pets"].name
+
+
+def test_a_task_of_vtab_that_fails_is_listed_with_why_after_the_others(monkeypatch, capsys):
+    module = load_script(RECIPES[0].parent / "vtab.py")
+
+    def run_recipe(recipe):
+        if "resisc45" in recipe.data:
+            raise RuntimeError("resisc45 must be downloaded by hand\nfrom its page")
+        return SimpleNamespace(test=SimpleNamespace(accuracy=0.5))
+
+    monkeypatch.setitem(run_command_line.__globals__, "run", run_recipe)
+    monkeypatch.setattr("sys.argv", ["vtab.py"])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert ended.value.code == 2
+    table = capsys.readouterr().out.splitlines()[-20:]
+    assert [line.split()[0] for line in table[:-1]] == list(module.RECIPES)
+    assert [line for line in table if "failed" in line] == [
+        f"{'resisc45':24} failed: resisc45 must be downloaded by hand"
+    ]
+    assert table[-1].split() == ["mean", "of", "18", "50.00", "%"]
+    monkeypatch.setattr("sys.argv", ["vtab.py", "--task", "resisc45"])
+    with pytest.raises(SystemExit):
+        module.main()
+    assert capsys.readouterr().err.startswith("error: resisc45 must be downloaded")
 
 
 def test_command_line_ends_with_one_message_for_what_a_user_can_put_right(tmp_path, capsys):

@@ -72,6 +72,15 @@ def test_the_rate_of_an_epoch_is_that_of_timms_scheduler(images):
         assert rate == pytest.approx(timms(epoch, recipe), abs=rounding)
 
 
+def test_a_batch_of_more_images_than_there_are_is_said(capsys):
+    for images in (800, 2048):
+        resolve_epochs(Recipe(batch_size=2048, epochs=5, warmup_epochs=1), images)
+        resolve_epochs(Recipe(batch_size=2048, steps=500), images)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "batch_size=2048" in line and "800 training images" in line
+    assert "5 epochs are 2 steps" in line and "--batch-size" in line
+
+
 def test_a_warm_up_that_is_rounded_up_ends_at_the_peak():
     recipe = Recipe(
         batch_size=10, epochs=20, warmup_epochs=5, schedule="linear", schedule_interval="epoch"

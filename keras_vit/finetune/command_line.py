@@ -3,7 +3,9 @@
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -57,8 +59,9 @@ class _Options(Recipe):
 def run_command_line(recipe: Recipe, arguments: Sequence[str] | None = None) -> RunResult:
     """Runs a recipe whose options can be changed on the command line.
 
-    `--help` shows every option with the recipe's value as its default; with `--protocol` and
-    `--budget` another protocol, or more or less of it, takes the place of the recipe.
+    `--help` shows every option with the recipe's value as its default. A protocol's recipe has that
+    protocol's values for the data, the model and the budget that the command line names; with
+    `--protocol` another protocol takes the place of the recipe.
 
     Args:
         recipe: The defaults.
@@ -85,8 +88,8 @@ def parse_recipe(
 
     Args:
         arguments: The words after the program's name; None: the process's.
-        recipe: What is run where neither `--protocol` nor `--budget` is given; None: the protocol
-            "transfer".
+        recipe: What is run without `--protocol`. Where it is that of a protocol, this has other
+            values for other data, models and budgets. None: the protocol "transfer".
         program: What `--help` calls the program.
         description: What `--help` says of it.
 
@@ -100,11 +103,16 @@ def parse_recipe(
     """
     _take_the_devices_memory()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    base, protocol, budget = _base_recipe(_peek(words), recipe)
+    seen = _peek(words, model=recipe.model if recipe else None)
+    base, protocol, budget = _base_recipe(seen, recipe)
     fields = recipe_fields(base)
+    defaults = dict(fields)
+    if {"--optimizer-options", "--optimizer_options"} & set(words):
+        # Where there are some, tyro takes only these, as --optimizer-options.epsilon.
+        defaults["optimizer_options"] = {}
     options = tyro.cli(
         _Options,
-        default=_Options(**fields, protocol=protocol, budget=budget),
+        default=_Options(**defaults, protocol=protocol, budget=budget),
         args=words,
         prog=program,
         description=description or Recipe.__doc__,
@@ -126,7 +134,8 @@ def _take_the_devices_memory():
 
 def _typed(words, names):
     """The options that the words of a command line set."""
-    typed = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    options = (re.split("[=.]", word)[0] for word in words if word.startswith("--"))
+    typed = {option.replace("_", "-") for option in options}
     flags = {name: name.replace("_", "-") for name in names}
     return {name for name, flag in flags.items() if typed & {f"--{flag}", f"--no-{flag}"}}
 
@@ -153,7 +162,7 @@ def recipe_learning_rates(words: Sequence[str], recipe: Recipe) -> tuple[float, 
     return rates or (rate / 2, rate, rate * 2)
 
 
-def _peek(words):
+def _peek(words, model=None):
     """The options that decide which values the others have when they are not given."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("protocol", "data", "adapt"):
@@ -161,17 +170,26 @@ def _peek(words):
     for name in ("budget", "model", "weights"):
         # As the options are read whose value may be None.
         parser.add_argument(f"--{name}", type=lambda word: None if word == "None" else word)
-    parser.add_argument("--image-size", "--image_size")
+    parser.set_defaults(model=model)
+    # What is no number is left to tyro.
+    parser.add_argument(
+        "--image-size", "--image_size", type=lambda word: int(word) if word.isdecimal() else None
+    )
     parser.add_argument("--deterministic", action="store_true")
     return parser.parse_known_args(words)[0]
 
 
 def _base_recipe(seen, recipe):
     """The recipe that the command line changes, the name of its protocol, and its budget."""
-    protocol = seen.protocol
-    if protocol is None and (recipe is None or seen.budget):
+    protocol, budget = seen.protocol, seen.budget
+    if protocol is None and recipe is None:
+        protocol = DEFAULT_PROTOCOL
+    elif protocol is None:
         # The recipe of a file knows its protocol by its values only.
-        protocol = DEFAULT_PROTOCOL if recipe is None else _protocol_of(recipe)
+        protocol, own_budget = _protocol_of(recipe)
+        if budget and protocol is None:
+            raise ValueError("`--budget` needs `--protocol`: this recipe is none of a protocol")
+        budget = budget or own_budget
     if protocol is None:
         return recipe, NO_PROTOCOL, None
     if protocol == NO_PROTOCOL:
@@ -180,10 +198,15 @@ def _base_recipe(seen, recipe):
     # Before anything is computed: looking for accelerators starts the backend.
     fix_order_of_operations(deterministic=seen.deterministic)
     join_hosts()
-    budget = seen.budget or ("quick" if find_accelerator().kind == "cpu" else "standard")
+    budget = budget or ("quick" if find_accelerator().kind == "cpu" else "standard")
     data = seen.data or (recipe.data if recipe else Recipe.data)
     adapt = seen.adapt or (recipe.adapt if recipe else Recipe.adapt)
-    options = {"budget": budget, "model": _model_name(seen), "adapt": adapt}
+    options = {
+        "budget": budget,
+        "model": _model_name(seen),
+        "adapt": adapt,
+        "image_size": seen.image_size,
+    }
     base = protocol_recipe(protocol, data, **options)
     if seen.adapt:
         # What that does not read is put away later, and said.
@@ -220,13 +243,16 @@ def _model_name(seen):
 
 
 def _protocol_of(recipe):
-    for name, budget in ((name, budget) for name in PROTOCOLS for budget in (None, *BUDGETS)):
+    """The names of the protocol and the budget that a recipe is of; None for one of neither."""
+    if recipe.model not in (None, *VARIANTS):
+        return None, None
+    for name, budget in itertools.product(PROTOCOLS, BUDGETS):
         found = protocol_recipe(
             name, recipe.data, budget=budget, model=recipe.model, adapt=recipe.adapt
         )
         if dataclasses.replace(found, name=recipe.name) == recipe:
-            return name
-    raise ValueError("`--budget` needs `--protocol`: this recipe is none of a protocol")
+            return name, budget
+    return None, None
 
 
 def _with_whole_patches(recipe, patch_size):
@@ -267,11 +293,16 @@ def _settled(values, given, base):
     if given & unread.keys():
         lines = [f"{name}: read only where {unread[name]}" for name in given & unread.keys()]
         raise ValueError("Nothing would read these options:\n  " + "\n  ".join(sorted(lines)))
-    for name in unread:
+    for name in (*unread, *_options_of_another_optimizer(values, given, base)):
         if values[name] != defaults[name]:
             print(f"{name}: {values[name]!r} of the protocol does not apply", flush=True)
             values[name] = defaults[name]
     return values
+
+
+def _options_of_another_optimizer(values, given, base):
+    another = values["optimizer"] != base.optimizer
+    return ("optimizer_options",) if another and "optimizer_options" not in given else ()
 
 
 def _warmup_share(recipe):

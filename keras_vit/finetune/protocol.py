@@ -21,6 +21,7 @@ VTAB_TASKS = (
 DATA_SETS = (
     *("cifar10", "cifar100", "oxford_iiit_pet", "oxford_flowers102", "imagenet2012"),
     *(f"vtab/{task}" for task in VTAB_TASKS),
+    "digits",
 )
 
 # Patterns of data sets and models.
@@ -28,6 +29,11 @@ CIFAR = ("cifar10", "cifar100")
 PETS_AND_FLOWERS = ("oxford_iiit_pet", "oxford_flowers102")
 IMAGENET = ("imagenet2012",)
 VTAB = ("vtab/*",)
+# Whose labels a flip or a crop would change.
+VTAB_NO_FLIP = ("vtab/dsprites_location", "vtab/dsprites_orientation", "vtab/smallnorb_azimuth")
+VTAB_NO_CROP = ("vtab/clevr_*", "vtab/dmlab", "vtab/kitti_distance", "vtab/dsprites_location")
+# Of 50,000 images and more; data of unknown size counts as small.
+LARGE = (*CIFAR, *IMAGENET)
 
 RATIO = "ours: 1/20 (quick) and 1/10 (standard) of the paper's, as for CIFAR"
 
@@ -62,18 +68,30 @@ class Change:
     adapt: tuple[str, ...] = ("*",)
     """The ways to adapt that it is for."""
 
+    above: int = 0
+    """It is for image sizes larger than this, in pixels."""
+
     learning_rates: tuple[float, ...] | None = None
     """The grid that the paper tries; None: the protocol's."""
 
-    def applies(self, data: str, *, model: str | None, budget: str, adapt: str = "full") -> bool:
-        """Whether it is for this data set, model (None: an unnamed one), budget and adaptation."""
+    def applies(
+        self,
+        data: str,
+        *,
+        model: str | None,
+        budget: str,
+        adapt: str = "full",
+        image_size: int = 224,
+    ) -> bool:
+        """Whether it is for this data set, model (None: an unnamed one), budget, adaptation and
+        image size."""
         pairs = (
             (self.data, data),
             (self.model, model or ""),
             (self.budget, budget),
             (self.adapt, adapt),
         )
-        return all(
+        return image_size > self.above and all(
             any(fnmatchcase(name, pattern) for pattern in patterns) for patterns, name in pairs
         )
 
@@ -138,11 +156,17 @@ def schedules(data, **budgets):
     )
 
 
-def vtab_geometry(image_size):
-    """VTAB's splits, and its tasks whose labels a flip or a crop would change."""
+# For protocols that are published; others choose on 200 of the 1,000.
+VTAB_SPLITS = Change(
+    {"own_validation": "train", "validation_fraction": 0.0},
+    "arXiv 1910.04867: choices are made on 200 of the 1,000, the final run sees them all",
+    data=VTAB,
+)
+
+
+def label_geometry(image_size):
+    """No flip and no crop where they would change the label."""
     source = "arXiv 1912.11370 (BiT), supplement F"
-    no_flip = ("dsprites_location", "dsprites_orientation", "smallnorb_azimuth")
-    no_crop = ("clevr_*", "dmlab", "kitti_distance", "dsprites_location")
     whole_image = {
         "crop": "squash",
         "resize_size": image_size,
@@ -151,11 +175,7 @@ def vtab_geometry(image_size):
         "evaluation_crop_fraction": 1.0,
     }
     return (
-        Change(
-            {"own_validation": "train", "validation_fraction": 0.0},
-            "arXiv 1910.04867: choices are made on 200 of the 1,000, the final run sees them all",
-            data=VTAB,
-        ),
-        Change({"horizontal_flip": False}, source, data=tuple(f"vtab/{task}" for task in no_flip)),
-        Change(whole_image, source, data=tuple(f"vtab/{task}" for task in no_crop)),
+        Change({"horizontal_flip": False}, source, data=VTAB_NO_FLIP),
+        Change(whole_image, source, data=VTAB_NO_CROP),
+        Change({"horizontal_flip": False}, "ours: a mirrored digit is none", data=("digits",)),
     )

@@ -8,10 +8,12 @@ from typing import Any
 from keras_vit.finetune.protocol import (
     BUDGETS,
     DATA_SETS,
+    VTAB_NO_CROP,
     VTAB_TASKS,
     Change,
     Protocol,
     Published,
+    label_geometry,
     steps,
 )
 from keras_vit.finetune.protocols_google import AUGREG, BIG_VISION, VIT
@@ -65,6 +67,8 @@ TRANSFER = Protocol(
             adapt=("head",),
             learning_rates=(0.001, 0.003, 0.01, 0.03),
         ),
+        *label_geometry(224),
+        Change({"resize_size": 160}, "the size of quick", data=VTAB_NO_CROP, budget=("quick",)),
     ),
     learning_rates=(0.003, 0.01, 0.03, 0.1),
 )
@@ -142,7 +146,8 @@ def protocol_values(
     name = _check_names(data, budget, model)
     values: dict[str, Any] = {}
     for change in chosen.changes:
-        if change.applies(name, model=model, budget=budget or "full", adapt=adapt):
+        size = image_size or values.get("image_size", chosen.recipe.image_size)
+        if change.applies(name, model=model, budget=budget or "full", adapt=adapt, image_size=size):
             values |= change.values
     short = re.sub(r"[^\w.-]+", "-", _short_name(name)).strip("-. ")
     parts = (short, protocol, budget, None if adapt == "full" else adapt)

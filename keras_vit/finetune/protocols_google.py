@@ -11,12 +11,13 @@ from keras_vit.finetune.protocol import (
     PETS_AND_FLOWERS,
     RATIO,
     VTAB,
+    VTAB_SPLITS,
     Change,
     Protocol,
     Published,
+    label_geometry,
     schedules,
     steps,
-    vtab_geometry,
 )
 from keras_vit.finetune.recipe import Recipe
 
@@ -107,7 +108,8 @@ VIT = Protocol(
             ),
             full=(steps(2_500, 200), "table 4; warm-up of arXiv 2106.10270, table 4"),
         ),
-        *vtab_geometry(384),
+        VTAB_SPLITS,
+        *label_geometry(384),
     ),
     published=(
         *(
@@ -221,7 +223,8 @@ AUGREG = Protocol(
             data=VTAB,
             learning_rates=(0.001, 0.003, 0.01, 0.03),
         ),
-        *vtab_geometry(384),
+        VTAB_SPLITS,
+        *label_geometry(384),
     ),
     published=tuple(
         Published("imagenet2012", f"{model} (ImageNet-21k, AugReg)", 384, accuracy, VIT_README)
@@ -304,7 +307,8 @@ BIG_VISION = Protocol(
             standard=(steps(2_000, 200), RATIO),
             full=(steps(20_000, 500), "transfer.py, _set_dataset"),
         ),
-        *vtab_geometry(384),
+        VTAB_SPLITS,
+        *label_geometry(384),
     ),
     published=tuple(
         Published(data, "ViT-B/32 (ImageNet-21k, AugReg)", 384, accuracy, "head of transfer.py")

@@ -170,7 +170,8 @@ def _run(recipe, folder, *, source, architecture, test):
     if splits.validation is None and (recipe.early_stopping or recipe.keep == "best"):
         raise ValueError(
             'early_stopping and keep="best" go by the validation images, and there are none. '
-            f"Received: validation_fraction={recipe.validation_fraction}"
+            f"Received: validation_fraction={recipe.validation_fraction}, own_validation="
+            f"{recipe.own_validation!r}; hold some out, or the data set's own where it has some"
         )
     recipe = resolve_epochs(recipe, len(splits.train))
     configuration = describe_run(recipe, source, architecture)
@@ -289,6 +290,12 @@ def resolve_epochs(recipe: Recipe, train_images: int) -> Recipe:
         if epochs is not None:
             steps = round(epochs * train_images / recipe.batch_size)
             changes[name] = max(1, steps) if name == "steps" else steps
+    if recipe.epochs is not None and recipe.batch_size > train_images:
+        print(
+            f"batch_size={recipe.batch_size} is more than the {train_images:,} training images, so "
+            f"{recipe.epochs:g} epochs are {changes['steps']:,} steps: a smaller --batch-size "
+            "takes more."
+        )
     changes["warmup_steps"] = min(
         changes.get("warmup_steps", recipe.warmup_steps), changes.get("steps", recipe.steps)
     )
