@@ -67,7 +67,8 @@ keras_vit.models.count_parameters(config), keras_vit.models.count_macs(config)
 Published weights are fetched into the Keras cache when they are first asked for, gone on with after
 a cut, and verified: against the publisher's digest, or else against that of the first download,
 which a lock file keeps (`KERAS_VIT_LOCK` says where; it can be committed). `KERAS_VIT_MIRROR` names
-a folder to look in first, and `KERAS_VIT_OFFLINE=1` forbids fetching.
+a folder to look in first, for NAME/FILE, or for FILE where only one file of the table below is
+called so; and `KERAS_VIT_OFFLINE=1` forbids fetching.
 """
 
 FORMATS_HEADER = """\

@@ -15,7 +15,7 @@ import pytest
 
 from keras_vit.models import Preprocessing
 from keras_vit.zoo import download
-from keras_vit.zoo.catalog import PublishedFile, PublishedWeights
+from keras_vit.zoo.catalog import PublishedFile, PublishedWeights, find
 from keras_vit.zoo.download import DownloadError, fetch_weights
 
 # More than a megabyte, so that it comes in several chunks.
@@ -429,6 +429,15 @@ def test_mirror_by_name_and_by_file(server, tmp_path, monkeypatch):
     (mirror / "w.npz").write_bytes(OTHER)
     with pytest.raises(DownloadError, match=DIGEST):
         fetch(published(server), tmp_path / "cache")
+
+
+def test_a_file_name_of_two_weights_is_no_name_in_a_mirror(tmp_path, monkeypatch):
+    tuned = find("b16-vit-in21k-ft-in1k-384")
+    assert tuned.files[0].name == find("b16-vit-in21k").files[0].name == "ViT-B_16.npz"
+    (tmp_path / "ViT-B_16.npz").write_bytes(CONTENT)
+    monkeypatch.setenv("KERAS_VIT_OFFLINE", "1")
+    with pytest.raises(DownloadError, match="KERAS_VIT_MIRROR as b16-vit-in21k-ft-in1k-384/ViT-B"):
+        fetch(tuned, tmp_path / "cache", mirror=tmp_path)
 
 
 def test_gated_weights_are_explained(server, tmp_path):

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import keras
 
-from keras_vit.zoo.catalog import PublishedWeights
+from keras_vit.zoo.catalog import PublishedWeights, read_catalog
 from keras_vit.zoo.file_lock import file_lock
 
 CHUNK = 1 << 20
@@ -86,8 +86,9 @@ def fetch_weights(
     Args:
         entry: What to fetch, as `keras_vit.zoo.catalog.find` returns it.
         cache: Folder of fetched weights; None: `cache_folder()`.
-        mirror: Folder with NAME/FILE for each file, or FILE for weights of one file; None:
-            $KERAS_VIT_MIRROR. What it lacks is looked for in the cache, and then fetched.
+        mirror: Folder with NAME/FILE for each file, or FILE for weights of one file that no others
+            are called like; None: $KERAS_VIT_MIRROR. What it lacks is looked for in the cache, and
+            then fetched.
         lock: File of pinned digests; None: `lock_path()`. In a repository it can be committed.
         verify: Whether a file in the cache is read again although it looks unchanged.
         timeout: Seconds without (almost) any byte after which a connection counts as cut.
@@ -127,11 +128,21 @@ def _result(entry, folder):
 
 def _mirrored(entry, mirror):
     """The mirror's folder that has all files of `entry`; None where there is none."""
-    candidates = [mirror / entry.name] + ([mirror] if len(entry.files) == 1 else [])
+    candidates = [mirror / entry.name] + ([mirror] if _is_told_by_its_file(entry) else [])
     for folder in candidates:
         if all((folder / file.name).is_file() for file in entry.files):
             return folder
     return None
+
+
+def _is_told_by_its_file(entry):
+    """Whether `entry` is one file that no other weights are called like, as Google's are."""
+    namesakes = {
+        other.name
+        for other in read_catalog().values()
+        if any(file.name == entry.files[0].name for file in other.files)
+    }
+    return len(entry.files) == 1 and namesakes <= {entry.name}
 
 
 # Digests.
@@ -318,10 +329,11 @@ def _open(file, headers, redirects, effort, partial):
         ) from error
     except urllib.error.URLError as error:
         if isinstance(error.reason, socket.gaierror):
+            place = partial.parent.parent / file.name
             raise DownloadError(
                 f"{file.address} cannot be reached: {error.reason}. Without a network, put "
-                f"{file.name} at {partial.parent.parent / file.name}, or name a folder that has it "
-                "by KERAS_VIT_MIRROR"
+                f"{file.name} at {place}, or into a folder named by KERAS_VIT_MIRROR as "
+                f"{place.parent.name}/{file.name}"
             ) from error
         raise _Cut(f"no connection ({error.reason})") from error
     except (OSError, http.client.HTTPException) as error:
