@@ -10,6 +10,7 @@ import os
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -288,6 +289,74 @@ def test_broken_lock_file_is_an_error(server, tmp_path, text):
     with pytest.raises(DownloadError, match=r"keras_vit.lock does not hold"):
         fetch(published(server), tmp_path)
     assert (tmp_path / "keras_vit.lock").read_text() == text
+    assert not server.requests
+
+
+def test_a_file_that_came_whole_is_not_asked_for_again(server, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(hashlib, "file_digest", interrupted)
+        fetch(published(server), tmp_path)
+    server.script = [status(416)]
+    assert fetch(published(server), tmp_path).read_bytes() == CONTENT
+    assert len(server.requests) == 1
+
+
+def test_the_digest_that_the_hub_told_holds_for_a_file_that_came_whole(
+    server, tmp_path, monkeypatch
+):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    hub = status(302, ("Location", "/cdn"), ("X-Linked-Etag", f'"{"0" * 64}"'))
+    server.script = [hub, serve]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(hashlib, "file_digest", interrupted)
+        fetch(published(server), tmp_path)
+    with pytest.raises(DownloadError, match=f"{DIGEST}.*{'0' * 64}"):
+        fetch(published(server), tmp_path)
+
+
+def unwritable(monkeypatch, folder):
+    """Refuses what is made in `folder`, as the system does where there are no permissions."""
+    make = Path.mkdir
+
+    def refuse(path, *arguments, **options):
+        if path.is_relative_to(folder):
+            raise PermissionError(13, "Permission denied", str(path))
+        return make(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+
+
+def test_what_cannot_be_pinned_is_not_fetched_again(server, tmp_path, monkeypatch):
+    cache, repository = tmp_path / "cache", tmp_path / "repository"
+    with monkeypatch.context() as patch:
+        unwritable(patch, repository)
+        with pytest.raises(DownloadError, match=r"repository: Permission denied.*KERAS_VIT_LOCK"):
+            fetch(published(server), cache, lock=repository / "keras_vit.lock")
+    fetch(published(server), cache, lock=repository / "keras_vit.lock")
+    assert len(server.requests) == 1
+    assert {path.name for path in repository.iterdir()} == {
+        "keras_vit.lock",
+        ".keras_vit.lock.lock",
+    }
+
+
+def test_verified_weights_are_used_where_nothing_can_be_written(server, tmp_path, monkeypatch):
+    def state():
+        return {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))}
+
+    path = fetch(published(server), tmp_path)
+    before = state()
+    with monkeypatch.context() as patch:
+        unwritable(patch, tmp_path)
+        assert fetch(published(server), tmp_path) == path
+        with pytest.raises(DownloadError, match=r"b16-other-data.*KERAS_HOME"):
+            fetch(published(server, name="b16-other-data"), tmp_path)
+    assert state() == before
 
 
 def test_cached_file_that_was_changed_is_noticed(server, tmp_path):

@@ -5,7 +5,9 @@ after a cut, and is renamed to its place once its length and digest are right. T
 publisher's where there is one; else that of the first download, which `keras_vit.lock` holds.
 """
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import http.client
 import json
@@ -106,24 +108,35 @@ def fetch_weights(
     cache = Path(cache).expanduser() if cache else cache_folder()
     lock = Path(lock).expanduser() if lock else lock_path(cache)
     mirror = mirror or os.environ.get("KERAS_VIT_MIRROR")
+    # Before anything is fetched: the lock file may be damaged.
+    pins = _read_pins(lock).get(entry.name, {})
     folder = _mirrored(entry, Path(mirror).expanduser()) if mirror else None
-    if folder is not None:
-        _verify_all(entry, folder, lock, cache)
-        return _result(entry, folder)
-    folder = cache / entry.name
-    effort = _Effort(timeout, attempts, wait, verbose)
-    (folder / ".download").mkdir(parents=True, exist_ok=True)
-    with file_lock(folder / ".download" / "lock"):
-        for file in entry.files:
-            if (folder / file.name).exists():
-                _verify_cached(entry, file, folder, lock, cache, verify)
-            else:
-                _fetch(entry, file, folder, lock, cache, effort)
-    return _result(entry, folder)
-
-
-def _result(entry, folder):
+    with _told_where_to_write(cache, lock):
+        if folder is not None:
+            advice = "Replace it"
+            digests = {file.name: _digest(folder / file.name) for file in entry.files}
+        else:
+            folder, advice = cache / entry.name, "Delete it, and it is fetched again"
+            effort = _Effort(timeout, attempts, wait, verbose)
+            digests = _cached_digests(entry, folder, pins, lock, verify, effort)
+        _check_all(entry, folder, digests, pins, lock, advice)
+        if any(_known_digest(file, pins) is None for file in entry.files):
+            _pin(entry, folder, digests, lock, advice)
     return folder / entry.files[0].name if len(entry.files) == 1 else folder
+
+
+@contextlib.contextmanager
+def _told_where_to_write(cache, lock):
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise DownloadError(
+            f"{error.filename}: {error.strerror}. Weights are fetched into {cache}, and their "
+            f"digests kept in {lock}: make both writable, or name other places by KERAS_HOME and "
+            "KERAS_VIT_LOCK, or pass the path of a file instead of a name"
+        ) from error
 
 
 def _mirrored(entry, mirror):
@@ -148,57 +161,82 @@ def _is_told_by_its_file(entry):
 # Digests.
 
 
-def _verify_all(entry, folder, lock, cache):
-    for file in entry.files:
-        path = folder / file.name
-        advice = f"Replace {path}"
-        _check(entry, file, path, _digest(path), lock, cache, advice)
+def _cached_digests(entry, folder, pins, lock, verify, effort):
+    """The digest of each file in the cache; what is missing is fetched, what has changed read."""
+    digests = {file.name: _stamped_digest(folder, file) for file in entry.files}
+    if not verify and None not in digests.values():
+        return digests
+    (folder / ".download").mkdir(parents=True, exist_ok=True)
+    with file_lock(folder / ".download" / "lock"):
+        for file in entry.files:
+            path = folder / file.name
+            if not path.exists():
+                _fetch(entry, file, folder, pins, lock, effort)
+            elif verify or _stamped_digest(folder, file) is None:
+                _stamp(folder, file, _digest(path))
+            digests[file.name] = _stamped_digest(folder, file)
+    return digests
 
 
-def _verify_cached(entry, file, folder, lock, cache, verify):
-    """Accepts a file that is as it was when it was verified; reads it again otherwise."""
+def _stamped_digest(folder, file):
+    """The digest of a file in the cache that looks as it did when it was read; else None."""
     path = folder / file.name
-    stamp_path = folder / ".download" / f"{file.name}.verified.json"
-    stat = path.stat()
-    stamp = _read_json(stamp_path, {})
+    if not path.exists():
+        return None
+    stat, stamp = path.stat(), _read_json(_stamp_path(folder, file), {})
     unchanged = (stamp.get("size"), stamp.get("mtime")) == (stat.st_size, stat.st_mtime_ns)
-    digest = stamp["sha256"] if unchanged and not verify else _digest(path)
-    _check(entry, file, path, digest, lock, cache, f"Delete {path}, and it is fetched again")
-    _stamp(stamp_path, path, digest)
+    return stamp.get("sha256") if unchanged else None
 
 
-def _stamp(stamp_path, path, digest):
-    stat = path.stat()
+def _stamp(folder, file, digest):
+    stat = (folder / file.name).stat()
     stamp = {"sha256": digest, "size": stat.st_size, "mtime": stat.st_mtime_ns}
-    _write_json(stamp_path, stamp)
+    _write_json(_stamp_path(folder, file), stamp)
 
 
-def _check(entry, file, path, digest, lock, cache, advice):
-    """Raises if `path` is not the published file; pins its digest where nobody told it before."""
+def _stamp_path(folder, file):
+    return folder / ".download" / f"{file.name}.verified.json"
+
+
+def _known_digest(file, pins):
+    return file.sha256 or pins.get(file.name)
+
+
+def _check_all(entry, folder, digests, pins, lock, advice):
+    for file in entry.files:
+        _check(entry, file, folder / file.name, digests[file.name], pins, lock, advice)
+
+
+def _check(entry, file, path, digest, pins, lock, advice):
+    """Raises if `path` is not the published file, or not that of the first use."""
     size = path.stat().st_size
     if file.size is not None and size != file.size:
         raise DownloadError(
             f"{path} has {size:,} bytes. {file.address} was published with {file.size:,}. {advice}"
         )
-    if file.sha256 is not None:
-        if digest != file.sha256:
-            raise DownloadError(
-                f"{path} has the sha256 {digest}. {file.address} was published with "
-                f"{file.sha256}. {advice}"
-            )
+    if _known_digest(file, pins) in (None, digest):
         return
-    with file_lock(cache / ".pins"):
+    if file.sha256 is not None:
+        raise DownloadError(
+            f"{path} has the sha256 {digest}. {file.address} was published with {file.sha256}. "
+            f"{advice}"
+        )
+    raise DownloadError(
+        f"{path} has the sha256 {digest}, but {lock} says {pins[file.name]}, as it was at the "
+        f"first use of {entry.name}. {advice}; if {file.address} was changed on purpose, take "
+        f"{entry.name} out of {lock}"
+    )
+
+
+def _pin(entry, folder, digests, lock, advice):
+    """Keeps the digests that nobody told before."""
+    with file_lock(lock.with_name(f".{lock.name}.lock")):
         pins = _read_pins(lock)
-        known = pins.get(entry.name, {}).get(file.name)
-        if known is None:
-            pins.setdefault(entry.name, {})[file.name] = digest
-            _write_json(lock, pins)
-        elif known != digest:
-            raise DownloadError(
-                f"{path} has the sha256 {digest}, but {lock} says {known}, as it was at the first "
-                f"use of {entry.name}. {advice}; if {file.address} was changed on purpose, take "
-                f"{entry.name} out of {lock}"
-            )
+        own = pins.setdefault(entry.name, {})
+        # Another process may have been first.
+        _check_all(entry, folder, digests, own, lock, advice)
+        own |= {file.name: digests[file.name] for file in entry.files if file.sha256 is None}
+        _write_json(lock, pins)
 
 
 def _read_pins(lock):
@@ -219,7 +257,7 @@ def _digest(path):
 # One file.
 
 
-def _fetch(entry, file, folder, lock, cache, effort):
+def _fetch(entry, file, folder, pins, lock, effort):
     """Downloads, verifies and renames one file."""
     place = folder / file.name
     _check_allowed(entry, file, place)
@@ -232,13 +270,13 @@ def _fetch(entry, file, folder, lock, cache, effort):
             raise DownloadError(
                 f"{file.address} came with the sha256 {digest}. Its server says {told}. {advice}"
             )
-        _check(entry, file, partial, digest, lock, cache, advice)
+        _check(entry, file, partial, digest, pins, lock, advice)
     except DownloadError:
         _discard(partial)
         raise
     os.replace(partial, place)
     _discard(partial)
-    _stamp(folder / ".download" / f"{file.name}.verified.json", place, digest)
+    _stamp(folder, file, digest)
 
 
 def _check_allowed(entry, file, place):
@@ -282,8 +320,11 @@ def _download(file, partial, place, effort):
 
 
 def _transfer(file, partial, effort):
-    """One connection: appends to `partial`, or starts it anew where the file has changed."""
+    """One connection: appends to `partial`, or starts it anew where the file has changed; none
+    where it is whole. The digest that the server told, or None."""
     begun = _read_json(_notes(partial), {}) if partial.exists() else {}
+    if partial.exists() and _length(partial) == begun.get("length"):
+        return begun.get("sha256")
     # What has come of a file of unknown length cannot be told from the whole: it starts anew.
     can_go_on = begun.get("validator") and begun.get("length") is not None
     start = _length(partial) if can_go_on else 0
@@ -303,7 +344,11 @@ def _transfer(file, partial, effort):
         else:
             start, length = 0, _declared_length(response, file)
             _discard(partial)
-            notes = {"validator": _validator(response.headers), "length": length}
+            notes = {
+                "validator": _validator(response.headers),
+                "length": length,
+                "sha256": redirects.digest,
+            }
             _write_json(_notes(partial), notes)
         _check_space(partial, start, length)
         _copy(response, partial, start, length, file, effort)
