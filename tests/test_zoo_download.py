@@ -5,6 +5,7 @@ import dataclasses
 import email.message
 import hashlib
 import http.server
+import io
 import json
 import os
 import threading
@@ -12,15 +13,26 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
+from random_checkpoints import google_tensors, write_timm
 
 from keras_vit.models import Preprocessing
 from keras_vit.zoo import download
 from keras_vit.zoo.catalog import PublishedFile, PublishedWeights, find
 from keras_vit.zoo.download import DownloadError, fetch_weights
 
+
+def checkpoint(classes):
+    """The bytes of a .npz file of Google's, of images of 12 px."""
+    stream = io.BytesIO()
+    np.savez(stream, **google_tensors(classes=classes))
+    return stream.getvalue()
+
+
 # More than a megabyte, so that it comes in several chunks.
-CONTENT = bytes(range(256)) * 5000
+CLASSES = 18_000
+CONTENT = checkpoint(CLASSES)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 OTHER = CONTENT[:700_000] + b"!" + CONTENT[700_001:]
 
@@ -30,6 +42,7 @@ class Server:
 
     def __init__(self):
         self.content, self.etag, self.script, self.requests = CONTENT, '"1"', [serve], []
+        self.folder = None
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -58,6 +71,8 @@ class Server:
 def serve(server, handler, *, sent=None, length=None, headers=()):
     """An honest answer to ranges, which `sent` cuts off and `length` lies about."""
     start, content = 0, server.content
+    if server.folder:
+        content = (server.folder / handler.path[1:]).read_bytes()
     asked = handler.headers.get("Range")
     if asked and handler.headers.get("If-Range") == server.etag:
         start = int(asked.removeprefix("bytes=").removesuffix("-"))
@@ -100,16 +115,20 @@ def alone(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def published(server, *names, name="b16-test-data", **file):
+TIMM_FILES = ("model.safetensors", "config.json")
+
+
+def published(server, *names, name="b16-test-data", format="google", **file):
     return PublishedWeights(
         name=name,
-        variant="vit_b16",
+        variant="test",
         family="test",
-        format="google",
+        format=format,
         files=tuple(
             PublishedFile(f"{server.address}/{each}", **file) for each in names or ["w.npz"]
         ),
-        image_size=224,
+        image_size=12,
+        num_classes=CLASSES,
         preprocessing=Preprocessing(mean=0.5, std=0.5),
         licence="apache-2.0",
     )
@@ -140,9 +159,12 @@ def test_fetches_once_pins_and_returns_the_file(server, tmp_path):
 
 
 def test_many_files_make_a_folder(server, tmp_path):
-    folder = fetch(published(server, "model.safetensors", "config.json"), tmp_path)
+    server.folder = tmp_path / "server"
+    write_timm(server.folder, classes=CLASSES)
+    folder = fetch(published(server, *TIMM_FILES, format="timm"), tmp_path)
     assert folder == tmp_path / "b16-test-data"
-    assert (folder / "config.json").read_bytes() == CONTENT
+    for name in TIMM_FILES:
+        assert (folder / name).read_bytes() == (server.folder / name).read_bytes()
     assert set(pins(tmp_path)["b16-test-data"]) == {"model.safetensors", "config.json"}
 
 
@@ -245,7 +267,7 @@ def test_length_that_is_too_long_is_an_error(server, tmp_path):
 
 def test_length_that_is_too_short_is_an_error_where_the_publisher_tells(server, tmp_path):
     server.script = [lambda server, handler: serve(server, handler, length=1000)]
-    with pytest.raises(DownloadError, match=r"1,280,000 bytes.*1,000"):
+    with pytest.raises(DownloadError, match=rf"{len(CONTENT):,} bytes.*1,000"):
         fetch(published(server, size=len(CONTENT)), tmp_path)
     with pytest.raises(DownloadError, match=DIGEST):
         fetch(published(server, sha256=DIGEST), tmp_path)
@@ -486,12 +508,10 @@ def test_offline_error_says_how_to_put_it_there(server, tmp_path, monkeypatch):
 
 def test_mirror_by_name_and_by_file(server, tmp_path, monkeypatch):
     mirror = tmp_path / "mirror"
-    (mirror / "b16-test-data").mkdir(parents=True)
-    for name in ("model.safetensors", "config.json"):
-        (mirror / "b16-test-data" / name).write_bytes(CONTENT)
+    write_timm(mirror / "b16-test-data", classes=CLASSES)
     (mirror / "w.npz").write_bytes(CONTENT)
     monkeypatch.setenv("KERAS_VIT_OFFLINE", "1")
-    two = published(server, "model.safetensors", "config.json")
+    two = published(server, *TIMM_FILES, format="timm")
     assert fetch(two, tmp_path / "cache", mirror=mirror) == mirror / "b16-test-data"
     monkeypatch.setenv("KERAS_VIT_MIRROR", str(mirror))
     assert fetch(published(server), tmp_path / "cache") == mirror / "w.npz"
@@ -507,6 +527,42 @@ def test_a_file_name_of_two_weights_is_no_name_in_a_mirror(tmp_path, monkeypatch
     monkeypatch.setenv("KERAS_VIT_OFFLINE", "1")
     with pytest.raises(DownloadError, match="KERAS_VIT_MIRROR as b16-vit-in21k-ft-in1k-384/ViT-B"):
         fetch(tuned, tmp_path / "cache", mirror=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content, error",
+    [
+        (b"<html>Sign in to this network</html>", "w.npz is no .npz file"),
+        (CONTENT[:-1000], "w.npz is no .npz file, or a truncated one"),
+        (checkpoint(5), rf"w.npz is not b16-test-data.*num_classes={CLASSES}.*num_classes=5"),
+        (checkpoint(0), rf"num_classes={CLASSES}. Found: num_classes=0"),
+    ],
+)
+def test_what_is_not_the_published_checkpoint_is_not_pinned(server, tmp_path, content, error):
+    server.content = content
+    for _ in range(2):
+        with pytest.raises(DownloadError, match=f"{error}.*Delete it"):
+            fetch(published(server), tmp_path)
+    assert not (tmp_path / "keras_vit.lock").exists()
+    (tmp_path / "b16-test-data" / "w.npz").unlink()
+    server.content = CONTENT
+    assert fetch(published(server), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "stated, found",
+    [
+        ({"image_size": 384}, r"image_size=\(384, 384\). Found: image_size=\(12, 12\)"),
+        ({"format": "timm"}, "format=timm. Found: format=google"),
+        ({"variant": "vit_b16"}, "hidden_size=768. Found: hidden_size=16"),
+    ],
+)
+def test_what_the_catalog_tells_of_weights_holds_in_a_mirror(server, tmp_path, stated, found):
+    (tmp_path / "w.npz").write_bytes(CONTENT)
+    entry = dataclasses.replace(published(server), **stated)
+    with pytest.raises(DownloadError, match=f"{found}. Replace it"):
+        fetch(entry, tmp_path / "cache", mirror=tmp_path)
+    assert not (tmp_path / "cache" / "keras_vit.lock").exists()
 
 
 def test_gated_weights_are_explained(server, tmp_path):

@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 
 import keras
 
+from keras_vit.checkpoints import CheckpointError, open_checkpoint
+from keras_vit.models import VARIANTS
 from keras_vit.zoo.catalog import PublishedWeights, read_catalog
 from keras_vit.zoo.file_lock import file_lock
 
@@ -81,8 +83,9 @@ def fetch_weights(
 ) -> Path:
     """The published weights on this machine: from the mirror, the cache, or their publisher.
 
-    The publisher's digest must be met; where there is none, the digest of the first use is pinned
-    in the lock file, and a later file must have the same. A file in the cache is read again for
+    The publisher's digest must be met; where there is none, a checkpoint such as the catalog tells
+    of must be in the file at its first use, whose digest is pinned in the lock file, and a later
+    file must have the same. A file in the cache is read again for
     that when its size or time of change is not what it was; a file in the mirror, always.
 
     Args:
@@ -102,8 +105,8 @@ def fetch_weights(
         The path of the only file, or of the folder with all files.
 
     Raises:
-        DownloadError: If the weights cannot be had, or are not those of their digest. With
-            KERAS_VIT_OFFLINE=1 nothing is fetched.
+        DownloadError: If the weights cannot be had, or are not those of their digest, or not what
+            the catalog says. With KERAS_VIT_OFFLINE=1 nothing is fetched.
     """
     cache = Path(cache).expanduser() if cache else cache_folder()
     lock = Path(lock).expanduser() if lock else lock_path(cache)
@@ -119,10 +122,12 @@ def fetch_weights(
             folder, advice = cache / entry.name, "Delete it, and it is fetched again"
             effort = _Effort(timeout, attempts, wait, verbose)
             digests = _cached_digests(entry, folder, pins, lock, verify, effort)
+        path = folder / entry.files[0].name if len(entry.files) == 1 else folder
         _check_all(entry, folder, digests, pins, lock, advice)
         if any(_known_digest(file, pins) is None for file in entry.files):
+            _check_contents(entry, path, advice)
             _pin(entry, folder, digests, lock, advice)
-    return folder / entry.files[0].name if len(entry.files) == 1 else folder
+    return path
 
 
 @contextlib.contextmanager
@@ -226,6 +231,32 @@ def _check(entry, file, path, digest, pins, lock, advice):
         f"first use of {entry.name}. {advice}; if {file.address} was changed on purpose, take "
         f"{entry.name} out of {lock}"
     )
+
+
+def _check_contents(entry, path, advice):
+    """Raises if `path` is no checkpoint, or another than the catalog tells of."""
+    size = VARIANTS.get(entry.variant, {})
+    stated = {name: size[name] for name in ("hidden_size", "depth") if name in size}
+    stated |= {
+        "format": entry.format,
+        "image_size": (entry.image_size,) * 2,
+        "num_classes": entry.num_classes,
+    }
+    try:
+        with open_checkpoint(path) as checkpoint:
+            found = {
+                **checkpoint.facts,
+                "format": checkpoint.format,
+                "num_classes": checkpoint.num_classes,
+            }
+    except CheckpointError as error:
+        raise DownloadError(f"{error}. Expected {entry.name}. {advice}") from error
+    for name, value in stated.items():
+        if value is not None and found.get(name, value) != value:
+            raise DownloadError(
+                f"{path} is not {entry.name}, which was published with {name}={value}. Found: "
+                f"{name}={found[name]}. {advice}"
+            )
 
 
 def _pin(entry, folder, digests, lock, advice):
