@@ -214,6 +214,36 @@ def test_transfer_zeroes_the_head_and_drops_pre_logits(tmp_path):
     assert not to_numpy(model.get_layer("head").kernel).any()
 
 
+def test_a_head_of_zeros_that_nobody_asked_for_is_told(tmp_path, recwarn):
+    write_google(tmp_path / "model.npz")
+    write_google(tmp_path / "headless.npz", classes=0)
+    fields = {"hidden_size": 16, "depth": 2, "mlp_dim": 32, "num_heads": 2, "image_size": 12}
+    fields |= {"patch_size": 4, "weights": tmp_path / "model.npz"}
+    for silent in ({"num_classes": 5}, {"num_classes": 1000}, {"include_top": False}):
+        keras_vit.ViTTi16(**silent, **fields)
+    for silent in ({}, {"num_classes": 10}):
+        keras_vit.from_checkpoint(tmp_path / "model.npz", **silent)
+    keras_vit.from_checkpoint(tmp_path / "headless.npz")
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"model.npz has a head of 5 .*of 1000.*num_classes=5"):
+        model = keras_vit.create("vit_ti16", **fields)
+    assert model.output_shape == (None, 1000)
+    with pytest.warns(UserWarning, match=r"headless.npz has no head.*num_classes=1000"):
+        keras_vit.from_checkpoint(tmp_path / "headless.npz", include_top=True)
+
+
+def test_a_model_knows_what_became_of_its_file(tmp_path):
+    write_google(tmp_path / "model.npz")
+    model = keras_vit.from_checkpoint(tmp_path / "model.npz", num_classes=3, image_size=20)
+    report = keras_vit.load_checkpoint(model, tmp_path / "model.npz")
+    assert model.load_report == report
+    assert "as none is stated" in str(model.load_report)
+    assert set(report.new) == {"head/kernel", "head/bias"}
+    fields = {"hidden_size": 16, "depth": 2, "mlp_dim": 32, "num_heads": 2, "patch_size": 4}
+    fields |= {"image_size": 20, "num_classes": 3, "weights": tmp_path / "model.npz"}
+    assert keras_vit.create("vit_ti16", **fields).load_report == report
+
+
 def test_without_a_top_the_files_head_is_dropped(tmp_path):
     tensors = write_timm(tmp_path)
     model = small_model(include_top=False)
