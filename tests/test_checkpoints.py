@@ -181,6 +181,13 @@ def test_loading_at_another_resolution(tmp_path, size):
         assert f"3x3 → {grid[0]}x{grid[1]} by {rule}'s rule" in str(report)
 
 
+def test_the_name_of_published_weights_is_no_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for read in (inspect_checkpoint, lambda path: keras_vit.load_checkpoint(small_model(), path)):
+        with pytest.raises(FileNotFoundError, match=r"b16-augreg-in21k\. .*zoo.weights_path\(name"):
+            read("b16-augreg-in21k")
+
+
 # The report.
 
 
