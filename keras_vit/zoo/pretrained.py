@@ -36,15 +36,15 @@ def with_weights(weights, variant, config, chosen, *, wants_head, resampling, dt
         config = _adopt_facts(config, chosen, checkpoint)
         facts = checkpoint.facts
     model = _built_for(facts, config, dtype, name)
-    _load(model, path, facts, wants_head, accept=_accepted(chosen), resampling=resampling)
+    _load(model, path, wants_head, accept=_accepted(chosen), resampling=resampling)
     return model
 
 
-def _load(model, path, facts, wants_head, **options):
+def _load(model, path, wants_head, **options):
     """Loads a file, which the model's `load_report` accounts for; warns of a head that it lacks."""
     model.load_report = report = load_checkpoint(model, path, **options)
     if "head/kernel" in report.new and not wants_head:
-        ours, theirs = config_of(model).num_classes, facts.get("num_classes")
+        ours, theirs = config_of(model).num_classes, report.num_classes
         has = f"a head of {theirs} classes" if theirs else "no head"
         keep = f"num_classes={theirs} for the file's head" if theirs else "include_top=False"
         warnings.warn(
@@ -100,7 +100,7 @@ def from_checkpoint(path, num_classes=None, *, resampling=None, dtype=None, name
         facts = checkpoint.facts
     model = _built_for(facts, config, dtype, name or _model_name(path))
     wants_head = num_classes is not None
-    _load(model, path, facts, wants_head, accept=_accepted(fields), resampling=resampling)
+    _load(model, path, wants_head, accept=_accepted(fields), resampling=resampling)
     return model
 
 
