@@ -161,6 +161,11 @@ def test_resampling_keeps_constants_and_prefixes(source, target, rule, prefix):
     np.testing.assert_allclose(found[:, prefix:], expected, atol=1e-5)
 
 
+def test_an_unknown_rule_of_resampling_is_named():
+    with pytest.raises(ValueError, match="`rule` must be one of google.*Received: rule='googel'"):
+        resample_positions(np.ones((1, 4, 2)), (2, 2), (3, 3), "googel")
+
+
 @pytest.mark.parametrize("size", [(20, 20), (8, 8), (16, 28)])
 def test_loading_at_another_resolution(tmp_path, size):
     tensors = write_timm(tmp_path / "hub")

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from random_checkpoints import google_tensors, write_timm
 
+import keras_vit
 from keras_vit.models import Preprocessing
 from keras_vit.zoo import download
 from keras_vit.zoo.catalog import PublishedFile, PublishedWeights, find
@@ -563,6 +564,22 @@ def test_what_the_catalog_tells_of_weights_holds_in_a_mirror(server, tmp_path, s
     with pytest.raises(DownloadError, match=f"{found}. Replace it"):
         fetch(entry, tmp_path / "cache", mirror=tmp_path)
     assert not (tmp_path / "cache" / "keras_vit.lock").exists()
+
+
+def test_arguments_are_checked_before_anything_is_fetched(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_VIT_OFFLINE", "1")
+    name = "l16-augreg-in21k"
+    with pytest.raises(TypeError, match="num_classes.*Received: num_class=10"):
+        keras_vit.from_checkpoint(name, num_class=10)
+    with pytest.raises(ValueError, match="include_top=False and no `num_classes`"):
+        keras_vit.from_checkpoint(name, num_classes=10, include_top=False)
+    with pytest.raises(ValueError, match="`resampling` must be.*resampling='googel'"):
+        keras_vit.from_checkpoint(name, resampling="googel")
+    for weights in (name, None):
+        with pytest.raises(ValueError, match="resampling='googel'"):
+            keras_vit.create("vit_l16", weights=weights, resampling="googel")
+    assert not list(tmp_path.iterdir())
 
 
 def test_gated_weights_are_explained(server, tmp_path):

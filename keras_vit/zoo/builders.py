@@ -60,6 +60,10 @@ def create(
     5543716
     """
     check_fields("create", fields)
+    if resampling is not None:
+        from keras_vit.checkpoints.positions import check_resampling
+
+        check_resampling(resampling)
     chosen = {
         key: value
         for key, value in fields.items()

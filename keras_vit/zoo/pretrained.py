@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 from keras_vit.checkpoints import CheckpointError, load_checkpoint, open_checkpoint
+from keras_vit.checkpoints.positions import check_resampling
 from keras_vit.layers.initializers import zeros_drawn
 from keras_vit.models import VisionTransformerConfig, config_of, vision_transformer
 from keras_vit.zoo.builders import check_fields
@@ -93,6 +94,9 @@ def from_checkpoint(path, num_classes=None, *, resampling=None, dtype=None, name
     model = keras_vit.from_checkpoint("B_16-i21k.npz", num_classes=10)
     ```
     """
+    _check_arguments(num_classes, fields)
+    if resampling is not None:
+        check_resampling(resampling)
     path, published = _resolve(path)
     fields = published | _given(fields)
     config = checkpoint_config(path, num_classes, **fields)
@@ -120,7 +124,7 @@ def checkpoint_config(path, num_classes=None, **fields):
     Raises:
         ValueError: As `from_checkpoint`.
     """
-    check_fields("from_checkpoint", fields)
+    _check_arguments(num_classes, fields)
     path, published = _resolve(path)
     with open_checkpoint(path) as checkpoint:
         facts = dict(checkpoint.facts)
@@ -131,7 +135,6 @@ def checkpoint_config(path, num_classes=None, **fields):
         )
     given = published | _given(fields)
     if num_classes is not None:
-        _check_head(num_classes, given)
         given["num_classes"] = num_classes
         if num_classes != facts.get("num_classes"):
             facts.pop("representation_size", None)
@@ -147,11 +150,13 @@ def checkpoint_config(path, num_classes=None, **fields):
         raise ValueError(f"{path}: {error}") from error
 
 
-def _check_head(num_classes, given):
-    if num_classes == 0 or given.get("include_top") is False:
+def _check_arguments(num_classes, fields):
+    """Refuses what no file makes right, before one is fetched."""
+    check_fields("from_checkpoint", fields)
+    if num_classes is not None and (num_classes == 0 or fields.get("include_top") is False):
         raise ValueError(
             "A model without a head has no classes: pass include_top=False and no `num_classes`. "
-            f"Received: num_classes={num_classes}, include_top={given.get('include_top', True)}"
+            f"Received: num_classes={num_classes}, include_top={fields.get('include_top', True)}"
         )
 
 
