@@ -553,9 +553,9 @@ def test_what_is_not_the_published_checkpoint_is_not_pinned(server, tmp_path, co
 @pytest.mark.parametrize(
     "stated, found",
     [
-        ({"image_size": 384}, r"image_size=\(384, 384\). Found: image_size=\(12, 12\)"),
+        ({"image_size": 384}, r"image_size=384. Found: image_size=\(12, 12\)"),
         ({"format": "timm"}, "format=timm. Found: format=google"),
-        ({"variant": "vit_b16"}, "hidden_size=768. Found: hidden_size=16"),
+        ({"variant": "vit_b16"}, r"patch_size=16. Found: patch_size=\(4, 4\)"),
     ],
 )
 def test_what_the_catalog_tells_of_weights_holds_in_a_mirror(server, tmp_path, stated, found):

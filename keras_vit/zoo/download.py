@@ -176,10 +176,11 @@ def _cached_digests(entry, folder, pins, lock, verify, effort):
         for file in entry.files:
             path = folder / file.name
             if not path.exists():
-                _fetch(entry, file, folder, pins, lock, effort)
-            elif verify or _stamped_digest(folder, file) is None:
-                _stamp(folder, file, _digest(path))
-            digests[file.name] = _stamped_digest(folder, file)
+                digest = _fetch(entry, file, folder, pins, lock, effort)
+            elif verify or (digest := _stamped_digest(folder, file)) is None:
+                digest = _digest(path)
+                _stamp(folder, file, digest)
+            digests[file.name] = digest
     return digests
 
 
@@ -235,11 +236,11 @@ def _check(entry, file, path, digest, pins, lock, advice):
 
 def _check_contents(entry, path, advice):
     """Raises if `path` is no checkpoint, or another than the catalog tells of."""
-    size = VARIANTS.get(entry.variant, {})
-    stated = {name: size[name] for name in ("hidden_size", "depth") if name in size}
+    row = VARIANTS.get(entry.variant, {})
+    stated = {name: row[name] for name in ("patch_size", "hidden_size", "depth") if row}
     stated |= {
         "format": entry.format,
-        "image_size": (entry.image_size,) * 2,
+        "image_size": entry.image_size,
         "num_classes": entry.num_classes,
     }
     try:
@@ -252,7 +253,7 @@ def _check_contents(entry, path, advice):
     except CheckpointError as error:
         raise DownloadError(f"{error}. Expected {entry.name}. {advice}") from error
     for name, value in stated.items():
-        if value is not None and found.get(name, value) != value:
+        if value is not None and found.get(name, value) not in (value, (value, value)):
             raise DownloadError(
                 f"{path} is not {entry.name}, which was published with {name}={value}. Found: "
                 f"{name}={found[name]}. {advice}"
@@ -289,7 +290,7 @@ def _digest(path):
 
 
 def _fetch(entry, file, folder, pins, lock, effort):
-    """Downloads, verifies and renames one file."""
+    """Downloads, verifies and renames one file; its digest."""
     place = folder / file.name
     _check_allowed(entry, file, place)
     partial = folder / ".download" / f"{file.name}.partial"
@@ -308,6 +309,7 @@ def _fetch(entry, file, folder, pins, lock, effort):
     os.replace(partial, place)
     _discard(partial)
     _stamp(folder, file, digest)
+    return digest
 
 
 def _check_allowed(entry, file, place):
