@@ -65,17 +65,19 @@ keras_vit.models.count_parameters(config), keras_vit.models.count_macs(config)
 ```
 
 Published weights are fetched into the Keras cache when they are first asked for, gone on with after
-a cut, and verified: against the publisher's digest, or else against that of the first download,
-which a lock file keeps (`KERAS_VIT_LOCK` says where; it can be committed). `KERAS_VIT_MIRROR` names
-a folder to look in first, and `KERAS_VIT_OFFLINE=1` forbids fetching.
+a cut, and verified: against the publisher's digest, or else against that of the first use, which a
+lock file keeps (`KERAS_VIT_LOCK` says where; it can be committed) once the file is found to be what
+the table below says. `KERAS_VIT_MIRROR` names a folder to look in first, for NAME/FILE, or for FILE
+where only one file of that table is called so; and `KERAS_VIT_OFFLINE=1` forbids fetching.
 """
 
 FORMATS_HEADER = """\
 ## Formats
 
 Format, architecture and patch size are read off names, shapes and the config beside the file; what
-none of them tells is asked for by an error. PyTorch's `.pth` and `.bin` are pickles and refused,
-with the line that converts them.
+none of them tells is asked for by an error. The model's `load_report` says what became of each
+tensor, and what was assumed. PyTorch's `.pth` and `.bin` are pickles and refused, with the line
+that converts them.
 
 | format | files that are read | written by |
 |---|---|---|

@@ -515,7 +515,7 @@ def _load_classifier(model, image_size, preprocessing, hub_names=False):
         path, image_size=image_size, preprocessing=preprocessing, head_output="average"
     )
     config = models.config_of(classifier)
-    if not config.include_top:
+    if not classifier.load_report.num_classes:
         raise ValueError(f"{path} has no classification head; fine-tune it first")
     if not config.include_preprocessing:
         raise ValueError(

@@ -161,6 +161,11 @@ def test_resampling_keeps_constants_and_prefixes(source, target, rule, prefix):
     np.testing.assert_allclose(found[:, prefix:], expected, atol=1e-5)
 
 
+def test_an_unknown_rule_of_resampling_is_named():
+    with pytest.raises(ValueError, match="`rule` must be one of google.*Received: rule='googel'"):
+        resample_positions(np.ones((1, 4, 2)), (2, 2), (3, 3), "googel")
+
+
 @pytest.mark.parametrize("size", [(20, 20), (8, 8), (16, 28)])
 def test_loading_at_another_resolution(tmp_path, size):
     tensors = write_timm(tmp_path / "hub")
@@ -179,6 +184,13 @@ def test_loading_at_another_resolution(tmp_path, size):
         found = weights_of(model)["patch_encoder/position_embedding"]
         np.testing.assert_allclose(found, expected, atol=1e-6)
         assert f"3x3 → {grid[0]}x{grid[1]} by {rule}'s rule" in str(report)
+
+
+def test_the_name_of_published_weights_is_no_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for read in (inspect_checkpoint, lambda path: keras_vit.load_checkpoint(small_model(), path)):
+        with pytest.raises(FileNotFoundError, match=r"b16-augreg-in21k\. .*zoo.weights_path\(name"):
+            read("b16-augreg-in21k")
 
 
 # The report.
@@ -212,6 +224,36 @@ def test_transfer_zeroes_the_head_and_drops_pre_logits(tmp_path):
     }
     assert set(report.new) == {"head/kernel", "head/bias"}
     assert not to_numpy(model.get_layer("head").kernel).any()
+
+
+def test_a_head_of_zeros_that_nobody_asked_for_is_told(tmp_path, recwarn):
+    write_google(tmp_path / "model.npz")
+    write_google(tmp_path / "headless.npz", classes=0)
+    fields = {"hidden_size": 16, "depth": 2, "mlp_dim": 32, "num_heads": 2, "image_size": 12}
+    fields |= {"patch_size": 4, "weights": tmp_path / "model.npz"}
+    for silent in ({"num_classes": 5}, {"num_classes": 1000}, {"include_top": False}):
+        keras_vit.ViTTi16(**silent, **fields)
+    for silent in ({}, {"num_classes": 10}):
+        keras_vit.from_checkpoint(tmp_path / "model.npz", **silent)
+    keras_vit.from_checkpoint(tmp_path / "headless.npz")
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"model.npz has a head of 5 .*of 1000.*num_classes=5"):
+        model = keras_vit.create("vit_ti16", **fields)
+    assert model.output_shape == (None, 1000)
+    with pytest.warns(UserWarning, match=r"headless.npz has no head.*num_classes=1000"):
+        keras_vit.from_checkpoint(tmp_path / "headless.npz", include_top=True)
+
+
+def test_a_model_knows_what_became_of_its_file(tmp_path):
+    write_google(tmp_path / "model.npz")
+    model = keras_vit.from_checkpoint(tmp_path / "model.npz", num_classes=3, image_size=20)
+    report = keras_vit.load_checkpoint(model, tmp_path / "model.npz")
+    assert model.load_report == report
+    assert "as none is stated" in str(model.load_report)
+    assert set(report.new) == {"head/kernel", "head/bias"}
+    fields = {"hidden_size": 16, "depth": 2, "mlp_dim": 32, "num_heads": 2, "patch_size": 4}
+    fields |= {"image_size": 20, "num_classes": 3, "weights": tmp_path / "model.npz"}
+    assert keras_vit.create("vit_ti16", **fields).load_report == report
 
 
 def test_without_a_top_the_files_head_is_dropped(tmp_path):

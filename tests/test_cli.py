@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
-from random_checkpoints import write_timm
+from random_checkpoints import write_timm, write_transformers
 
 from keras_vit import zoo
 from keras_vit.cli import COMMANDS, main
@@ -131,6 +131,20 @@ def test_predict_without_class_names_prints_indices(capsys, run_folder, images, 
     printed = printed_by(capsys, "predict", images[0], "--model", file)
     best = int(answers(run_folder, images[:1])[0].argmax())
     assert printed.splitlines()[1].split()[1] == str(best)
+
+
+def test_what_tells_no_classes_is_refused(capsys, images, tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 12}
+    sizes |= {"intermediate_size": 32, "patch_size": 4, "model_type": "clip_vision_model"}
+    config = {"model_type": "clip", "vision_config": sizes}
+    options = {"prefix": "vision_model.", "pre_norm": True, "head_bias": False}
+    write_transformers(tmp_path / "clip", "clip", config, **options)
+    # The projection into the space of the texts.
+    assert zoo.from_checkpoint(tmp_path / "clip").output_shape == (None, 5)
+    write_timm(tmp_path / "headless", classes=None)
+    for folder in (tmp_path / "clip", tmp_path / "headless"):
+        message = error_of(capsys, "predict", images[0], "--model", folder)
+        assert f"{folder} has no classification head" in message
 
 
 def test_predict_names_a_file_that_is_no_image(capsys, run_folder, tmp_path):

@@ -91,6 +91,9 @@ def test_lists_by_pattern():
 def test_finds_by_variant_and_the_rest_of_the_name():
     assert find("augreg-in21k", "vit_l16").name == "l16-augreg-in21k"
     assert find("b16-augreg-in21k", "vit_b16").name == "b16-augreg-in21k"
+    for family in ("mae", "dino"):
+        assert find(f"{family}-in1k", f"{family}_b16").name == f"b16-{family}-in1k"
+    assert find("b16-dino-in1k", "vit_b16") == find("b16-dino-in1k", "dino_b16")
 
 
 def test_unknown_name_names_the_nearest():

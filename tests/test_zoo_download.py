@@ -5,21 +5,35 @@ import dataclasses
 import email.message
 import hashlib
 import http.server
+import io
 import json
 import os
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
+import numpy as np
 import pytest
+from random_checkpoints import google_tensors, write_timm
 
+import keras_vit
 from keras_vit.models import Preprocessing
 from keras_vit.zoo import download
-from keras_vit.zoo.catalog import PublishedFile, PublishedWeights
+from keras_vit.zoo.catalog import PublishedFile, PublishedWeights, find
 from keras_vit.zoo.download import DownloadError, fetch_weights
 
+
+def checkpoint(classes):
+    """The bytes of a .npz file of Google's, of images of 12 px."""
+    stream = io.BytesIO()
+    np.savez(stream, **google_tensors(classes=classes))
+    return stream.getvalue()
+
+
 # More than a megabyte, so that it comes in several chunks.
-CONTENT = bytes(range(256)) * 5000
+CLASSES = 18_000
+CONTENT = checkpoint(CLASSES)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 OTHER = CONTENT[:700_000] + b"!" + CONTENT[700_001:]
 
@@ -29,6 +43,7 @@ class Server:
 
     def __init__(self):
         self.content, self.etag, self.script, self.requests = CONTENT, '"1"', [serve], []
+        self.folder = None
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -57,6 +72,8 @@ class Server:
 def serve(server, handler, *, sent=None, length=None, headers=()):
     """An honest answer to ranges, which `sent` cuts off and `length` lies about."""
     start, content = 0, server.content
+    if server.folder:
+        content = (server.folder / handler.path[1:]).read_bytes()
     asked = handler.headers.get("Range")
     if asked and handler.headers.get("If-Range") == server.etag:
         start = int(asked.removeprefix("bytes=").removesuffix("-"))
@@ -99,16 +116,20 @@ def alone(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def published(server, *names, name="b16-test-data", **file):
+TIMM_FILES = ("model.safetensors", "config.json")
+
+
+def published(server, *names, name="b16-test-data", format="google", **file):
     return PublishedWeights(
         name=name,
-        variant="vit_b16",
+        variant="test",
         family="test",
-        format="google",
+        format=format,
         files=tuple(
             PublishedFile(f"{server.address}/{each}", **file) for each in names or ["w.npz"]
         ),
-        image_size=224,
+        image_size=12,
+        num_classes=CLASSES,
         preprocessing=Preprocessing(mean=0.5, std=0.5),
         licence="apache-2.0",
     )
@@ -139,9 +160,12 @@ def test_fetches_once_pins_and_returns_the_file(server, tmp_path):
 
 
 def test_many_files_make_a_folder(server, tmp_path):
-    folder = fetch(published(server, "model.safetensors", "config.json"), tmp_path)
+    server.folder = tmp_path / "server"
+    write_timm(server.folder, classes=CLASSES)
+    folder = fetch(published(server, *TIMM_FILES, format="timm"), tmp_path)
     assert folder == tmp_path / "b16-test-data"
-    assert (folder / "config.json").read_bytes() == CONTENT
+    for name in TIMM_FILES:
+        assert (folder / name).read_bytes() == (server.folder / name).read_bytes()
     assert set(pins(tmp_path)["b16-test-data"]) == {"model.safetensors", "config.json"}
 
 
@@ -244,7 +268,7 @@ def test_length_that_is_too_long_is_an_error(server, tmp_path):
 
 def test_length_that_is_too_short_is_an_error_where_the_publisher_tells(server, tmp_path):
     server.script = [lambda server, handler: serve(server, handler, length=1000)]
-    with pytest.raises(DownloadError, match=r"1,280,000 bytes.*1,000"):
+    with pytest.raises(DownloadError, match=rf"{len(CONTENT):,} bytes.*1,000"):
         fetch(published(server, size=len(CONTENT)), tmp_path)
     with pytest.raises(DownloadError, match=DIGEST):
         fetch(published(server, sha256=DIGEST), tmp_path)
@@ -288,6 +312,74 @@ def test_broken_lock_file_is_an_error(server, tmp_path, text):
     with pytest.raises(DownloadError, match=r"keras_vit.lock does not hold"):
         fetch(published(server), tmp_path)
     assert (tmp_path / "keras_vit.lock").read_text() == text
+    assert not server.requests
+
+
+def test_a_file_that_came_whole_is_not_asked_for_again(server, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(hashlib, "file_digest", interrupted)
+        fetch(published(server), tmp_path)
+    server.script = [status(416)]
+    assert fetch(published(server), tmp_path).read_bytes() == CONTENT
+    assert len(server.requests) == 1
+
+
+def test_the_digest_that_the_hub_told_holds_for_a_file_that_came_whole(
+    server, tmp_path, monkeypatch
+):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    hub = status(302, ("Location", "/cdn"), ("X-Linked-Etag", f'"{"0" * 64}"'))
+    server.script = [hub, serve]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(hashlib, "file_digest", interrupted)
+        fetch(published(server), tmp_path)
+    with pytest.raises(DownloadError, match=f"{DIGEST}.*{'0' * 64}"):
+        fetch(published(server), tmp_path)
+
+
+def unwritable(monkeypatch, folder):
+    """Refuses what is made in `folder`, as the system does where there are no permissions."""
+    make = Path.mkdir
+
+    def refuse(path, *arguments, **options):
+        if path.is_relative_to(folder):
+            raise PermissionError(13, "Permission denied", str(path))
+        return make(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+
+
+def test_what_cannot_be_pinned_is_not_fetched_again(server, tmp_path, monkeypatch):
+    cache, repository = tmp_path / "cache", tmp_path / "repository"
+    with monkeypatch.context() as patch:
+        unwritable(patch, repository)
+        with pytest.raises(DownloadError, match=r"repository: Permission denied.*KERAS_VIT_LOCK"):
+            fetch(published(server), cache, lock=repository / "keras_vit.lock")
+    fetch(published(server), cache, lock=repository / "keras_vit.lock")
+    assert len(server.requests) == 1
+    assert {path.name for path in repository.iterdir()} == {
+        "keras_vit.lock",
+        ".keras_vit.lock.lock",
+    }
+
+
+def test_verified_weights_are_used_where_nothing_can_be_written(server, tmp_path, monkeypatch):
+    def state():
+        return {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))}
+
+    path = fetch(published(server), tmp_path)
+    before = state()
+    with monkeypatch.context() as patch:
+        unwritable(patch, tmp_path)
+        assert fetch(published(server), tmp_path) == path
+        with pytest.raises(DownloadError, match=r"b16-other-data.*KERAS_HOME"):
+            fetch(published(server, name="b16-other-data"), tmp_path)
+    assert state() == before
 
 
 def test_cached_file_that_was_changed_is_noticed(server, tmp_path):
@@ -417,18 +509,77 @@ def test_offline_error_says_how_to_put_it_there(server, tmp_path, monkeypatch):
 
 def test_mirror_by_name_and_by_file(server, tmp_path, monkeypatch):
     mirror = tmp_path / "mirror"
-    (mirror / "b16-test-data").mkdir(parents=True)
-    for name in ("model.safetensors", "config.json"):
-        (mirror / "b16-test-data" / name).write_bytes(CONTENT)
+    write_timm(mirror / "b16-test-data", classes=CLASSES)
     (mirror / "w.npz").write_bytes(CONTENT)
     monkeypatch.setenv("KERAS_VIT_OFFLINE", "1")
-    two = published(server, "model.safetensors", "config.json")
+    two = published(server, *TIMM_FILES, format="timm")
     assert fetch(two, tmp_path / "cache", mirror=mirror) == mirror / "b16-test-data"
     monkeypatch.setenv("KERAS_VIT_MIRROR", str(mirror))
     assert fetch(published(server), tmp_path / "cache") == mirror / "w.npz"
     (mirror / "w.npz").write_bytes(OTHER)
     with pytest.raises(DownloadError, match=DIGEST):
         fetch(published(server), tmp_path / "cache")
+
+
+def test_a_file_name_of_two_weights_is_no_name_in_a_mirror(tmp_path, monkeypatch):
+    tuned = find("b16-vit-in21k-ft-in1k-384")
+    assert tuned.files[0].name == find("b16-vit-in21k").files[0].name == "ViT-B_16.npz"
+    (tmp_path / "ViT-B_16.npz").write_bytes(CONTENT)
+    monkeypatch.setenv("KERAS_VIT_OFFLINE", "1")
+    with pytest.raises(DownloadError, match="KERAS_VIT_MIRROR as b16-vit-in21k-ft-in1k-384/ViT-B"):
+        fetch(tuned, tmp_path / "cache", mirror=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content, error",
+    [
+        (b"<html>Sign in to this network</html>", "w.npz is no .npz file"),
+        (CONTENT[:-1000], "w.npz is no .npz file, or a truncated one"),
+        (checkpoint(5), rf"w.npz is not b16-test-data.*num_classes={CLASSES}.*num_classes=5"),
+        (checkpoint(0), rf"num_classes={CLASSES}. Found: num_classes=0"),
+    ],
+)
+def test_what_is_not_the_published_checkpoint_is_not_pinned(server, tmp_path, content, error):
+    server.content = content
+    for _ in range(2):
+        with pytest.raises(DownloadError, match=f"{error}.*Delete it"):
+            fetch(published(server), tmp_path)
+    assert not (tmp_path / "keras_vit.lock").exists()
+    (tmp_path / "b16-test-data" / "w.npz").unlink()
+    server.content = CONTENT
+    assert fetch(published(server), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "stated, found",
+    [
+        ({"image_size": 384}, r"image_size=384. Found: image_size=\(12, 12\)"),
+        ({"format": "timm"}, "format=timm. Found: format=google"),
+        ({"variant": "vit_b16"}, r"patch_size=16. Found: patch_size=\(4, 4\)"),
+    ],
+)
+def test_what_the_catalog_tells_of_weights_holds_in_a_mirror(server, tmp_path, stated, found):
+    (tmp_path / "w.npz").write_bytes(CONTENT)
+    entry = dataclasses.replace(published(server), **stated)
+    with pytest.raises(DownloadError, match=f"{found}. Replace it"):
+        fetch(entry, tmp_path / "cache", mirror=tmp_path)
+    assert not (tmp_path / "cache" / "keras_vit.lock").exists()
+
+
+def test_arguments_are_checked_before_anything_is_fetched(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_VIT_OFFLINE", "1")
+    name = "l16-augreg-in21k"
+    with pytest.raises(TypeError, match="num_classes.*Received: num_class=10"):
+        keras_vit.from_checkpoint(name, num_class=10)
+    with pytest.raises(ValueError, match="include_top=False and no `num_classes`"):
+        keras_vit.from_checkpoint(name, num_classes=10, include_top=False)
+    with pytest.raises(ValueError, match="`resampling` must be.*resampling='googel'"):
+        keras_vit.from_checkpoint(name, resampling="googel")
+    for weights in (name, None):
+        with pytest.raises(ValueError, match="resampling='googel'"):
+            keras_vit.create("vit_l16", weights=weights, resampling="googel")
+    assert not list(tmp_path.iterdir())
 
 
 def test_gated_weights_are_explained(server, tmp_path):

@@ -75,6 +75,13 @@ class Checkpoint:
     resampling: str
     published_name: Callable[[str, tuple[str, ...]], str]
 
+    @property
+    def num_classes(self):
+        """Number of classes; 0 where there is no head, or CLIP's projection in its place."""
+        bias = self.rules.get("head/bias")
+        is_projection = bias is not None and not bias.tensors
+        return 0 if is_projection else self.facts.get("num_classes", 0)
+
     def file_name(self, name):
         """What the tensor of this canonical name is called in the file, or would be."""
         if name in self.tensors:

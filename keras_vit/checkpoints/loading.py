@@ -133,6 +133,7 @@ def load_checkpoint(model, path, *, accept=(), new_head=False, resampling=None):
         dropped=plan.dropped,
         new=plan.new,
         notes=(*checkpoint.notes, *plan.notes),
+        num_classes=checkpoint.num_classes,
     )
 
 

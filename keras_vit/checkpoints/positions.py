@@ -20,12 +20,12 @@ RESAMPLING_RULES = {
 }
 
 
-def check_resampling(rule):
-    """Refuses an unknown rule of resampling."""
+def check_resampling(rule, argument="resampling"):
+    """Refuses an unknown rule of resampling, which the caller's `argument` names."""
     if rule not in RESAMPLING_RULES:
         raise ValueError(
-            f"`resampling` must be one of {', '.join(RESAMPLING_RULES)}. "
-            f"Received: resampling={rule!r}"
+            f"`{argument}` must be one of {', '.join(RESAMPLING_RULES)}. "
+            f"Received: {argument}={rule!r}"
         )
 
 
@@ -45,7 +45,7 @@ def resample_positions(positions, source_grid, target_grid, rule, prefix_tokens=
         the dtype of `positions`; `positions` itself if the grids are equal.
 
     Raises:
-        ValueError: If the number of positions does not fit `source_grid`.
+        ValueError: If the number of positions does not fit `source_grid`, or for an unknown rule.
 
     Example:
 
@@ -54,6 +54,7 @@ def resample_positions(positions, source_grid, target_grid, rule, prefix_tokens=
     >>> resample_positions(grid, (2, 2), (1, 3), "google").ravel().tolist()
     [0.0, 0.5, 1.0]
     """
+    check_resampling(rule, "rule")
     rows, columns = source_grid
     if positions.shape[1] != prefix_tokens + rows * columns:
         raise ValueError(

@@ -56,8 +56,8 @@ def resolve_path(path):
         path = _file_of_folder(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"There is no checkpoint at {path}. Expected a file or folder, or one of the names "
-            "that keras_vit.list_weights() gives"
+            f"There is no checkpoint at {path}. Expected a file or folder; of published weights, "
+            "keras_vit.zoo.weights_path(name) gives it for the names of keras_vit.list_weights()"
         )
     if path.suffix in PICKLES:
         _refuse_pickle(path)

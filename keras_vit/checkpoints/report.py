@@ -19,6 +19,8 @@ class LoadReport:
         dropped: Tensor of the file → why it was left out.
         new: Weight → how it starts.
         notes: What was assumed or resampled, a sentence each.
+        num_classes: Number of the file's classes; 0 where it has no head, or CLIP's projection in
+            its place.
     """
 
     path: str
@@ -28,6 +30,7 @@ class LoadReport:
     dropped: dict[str, str]
     new: dict[str, str]
     notes: tuple[str, ...] = ()
+    num_classes: int = 0
 
     def __str__(self):
         tensors = sum(map(len, (*self.used.values(), *self.resampled.values())))

@@ -24,13 +24,14 @@ def list_models(pattern="*"):
 
 
 def create(
-    variant, num_classes=1000, *, weights=None, resampling=None, dtype=None, name=None, **fields
+    variant, num_classes=None, *, weights=None, resampling=None, dtype=None, name=None, **fields
 ):
     """Builds a Vision Transformer of a published size and family.
 
     Args:
         variant: One of `list_models()`, e.g. `"vit_b16"`.
-        num_classes: Number of outputs of the head.
+        num_classes: Number of outputs of the head; None for 1000, with a warning where the weights
+            then have no such head.
         weights: None for random weights, a name of `list_weights()`, or a path: a .npz file of
             Google's, a .safetensors file of timm's, transformers' or torchvision's or its hub
             folder, a .keras or .weights.h5 file of ours.
@@ -45,7 +46,8 @@ def create(
             `classifier_activation`) and rates are the variant's in any case.
 
     Returns:
-        A functional `keras.Model` from images `(batch, height, width, 3)`.
+        A functional `keras.Model` from images `(batch, height, width, 3)`. Where there are weights,
+        its `load_report` says what became of them (`keras_vit.checkpoints.LoadReport`).
 
     Raises:
         TypeError: For an unknown argument.
@@ -58,13 +60,18 @@ def create(
     5543716
     """
     check_fields("create", fields)
+    if resampling is not None:
+        from keras_vit.checkpoints.positions import check_resampling
+
+        check_resampling(resampling)
     chosen = {
         key: value
         for key, value in fields.items()
         if value is not None or key not in ("preprocessing", "activation")
     }
     row = get_variant(variant)
-    config = VisionTransformerConfig(**row | {"num_classes": num_classes} | chosen)
+    head = {} if num_classes is None else {"num_classes": num_classes}
+    config = VisionTransformerConfig(**row | head | chosen)
     name = name or variant
     if weights is None:
         return vision_transformer(config, dtype=dtype, name=name)
@@ -72,7 +79,14 @@ def create(
     from keras_vit.zoo.pretrained import with_weights
 
     return with_weights(
-        weights, variant, config, chosen, resampling=resampling, dtype=dtype, name=name
+        weights,
+        variant,
+        config,
+        chosen,
+        wants_head=num_classes is not None,
+        resampling=resampling,
+        dtype=dtype,
+        name=name,
     )
 
 
@@ -88,7 +102,7 @@ def check_fields(function, fields):
 
 
 def _named_builder(builder_name, variant):
-    def builder(num_classes=1000, **options):
+    def builder(num_classes=None, **options):
         return create(variant, num_classes, **options)
 
     row = ", ".join(f"{key} {value}" for key, value in VARIANTS[variant].items())
@@ -101,7 +115,7 @@ def _named_builder(builder_name, variant):
 def _signature(row):
     """The arguments of a builder, with the defaults that its row and the config give them."""
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-    parameters = [inspect.Parameter("num_classes", positional[0], default=1000)]
+    parameters = [inspect.Parameter("num_classes", positional[0], default=None)]
     for field in dataclasses.fields(VisionTransformerConfig):
         is_size = field.default is dataclasses.MISSING
         if is_size or field.name == "num_classes":

@@ -5,7 +5,9 @@ after a cut, and is renamed to its place once its length and digest are right. T
 publisher's where there is one; else that of the first download, which `keras_vit.lock` holds.
 """
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import http.client
 import json
@@ -21,7 +23,9 @@ from urllib.parse import urlsplit
 
 import keras
 
-from keras_vit.zoo.catalog import PublishedWeights
+from keras_vit.checkpoints import CheckpointError, open_checkpoint
+from keras_vit.models import VARIANTS
+from keras_vit.zoo.catalog import PublishedWeights, read_catalog
 from keras_vit.zoo.file_lock import file_lock
 
 CHUNK = 1 << 20
@@ -79,15 +83,17 @@ def fetch_weights(
 ) -> Path:
     """The published weights on this machine: from the mirror, the cache, or their publisher.
 
-    The publisher's digest must be met; where there is none, the digest of the first use is pinned
-    in the lock file, and a later file must have the same. A file in the cache is read again for
+    The publisher's digest must be met; where there is none, a checkpoint such as the catalog tells
+    of must be in the file at its first use, whose digest is pinned in the lock file, and a later
+    file must have the same. A file in the cache is read again for
     that when its size or time of change is not what it was; a file in the mirror, always.
 
     Args:
         entry: What to fetch, as `keras_vit.zoo.catalog.find` returns it.
         cache: Folder of fetched weights; None: `cache_folder()`.
-        mirror: Folder with NAME/FILE for each file, or FILE for weights of one file; None:
-            $KERAS_VIT_MIRROR. What it lacks is looked for in the cache, and then fetched.
+        mirror: Folder with NAME/FILE for each file, or FILE for weights of one file that no others
+            are called like; None: $KERAS_VIT_MIRROR. What it lacks is looked for in the cache, and
+            then fetched.
         lock: File of pinned digests; None: `lock_path()`. In a repository it can be committed.
         verify: Whether a file in the cache is read again although it looks unchanged.
         timeout: Seconds without (almost) any byte after which a connection counts as cut.
@@ -99,95 +105,170 @@ def fetch_weights(
         The path of the only file, or of the folder with all files.
 
     Raises:
-        DownloadError: If the weights cannot be had, or are not those of their digest. With
-            KERAS_VIT_OFFLINE=1 nothing is fetched.
+        DownloadError: If the weights cannot be had, or are not those of their digest, or not what
+            the catalog says. With KERAS_VIT_OFFLINE=1 nothing is fetched.
     """
     cache = Path(cache).expanduser() if cache else cache_folder()
     lock = Path(lock).expanduser() if lock else lock_path(cache)
     mirror = mirror or os.environ.get("KERAS_VIT_MIRROR")
+    # Before anything is fetched: the lock file may be damaged.
+    pins = _read_pins(lock).get(entry.name, {})
     folder = _mirrored(entry, Path(mirror).expanduser()) if mirror else None
-    if folder is not None:
-        _verify_all(entry, folder, lock, cache)
-        return _result(entry, folder)
-    folder = cache / entry.name
-    effort = _Effort(timeout, attempts, wait, verbose)
-    (folder / ".download").mkdir(parents=True, exist_ok=True)
-    with file_lock(folder / ".download" / "lock"):
-        for file in entry.files:
-            if (folder / file.name).exists():
-                _verify_cached(entry, file, folder, lock, cache, verify)
-            else:
-                _fetch(entry, file, folder, lock, cache, effort)
-    return _result(entry, folder)
+    with _told_where_to_write(cache, lock):
+        if folder is not None:
+            advice = "Replace it"
+            digests = {file.name: _digest(folder / file.name) for file in entry.files}
+        else:
+            folder, advice = cache / entry.name, "Delete it, and it is fetched again"
+            effort = _Effort(timeout, attempts, wait, verbose)
+            digests = _cached_digests(entry, folder, pins, lock, verify, effort)
+        path = folder / entry.files[0].name if len(entry.files) == 1 else folder
+        _check_all(entry, folder, digests, pins, lock, advice)
+        if any(_known_digest(file, pins) is None for file in entry.files):
+            _check_contents(entry, path, advice)
+            _pin(entry, folder, digests, lock, advice)
+    return path
 
 
-def _result(entry, folder):
-    return folder / entry.files[0].name if len(entry.files) == 1 else folder
+@contextlib.contextmanager
+def _told_where_to_write(cache, lock):
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise DownloadError(
+            f"{error.filename}: {error.strerror}. Weights are fetched into {cache}, and their "
+            f"digests kept in {lock}: make both writable, or name other places by KERAS_HOME and "
+            "KERAS_VIT_LOCK, or pass the path of a file instead of a name"
+        ) from error
 
 
 def _mirrored(entry, mirror):
     """The mirror's folder that has all files of `entry`; None where there is none."""
-    candidates = [mirror / entry.name] + ([mirror] if len(entry.files) == 1 else [])
+    candidates = [mirror / entry.name] + ([mirror] if _is_told_by_its_file(entry) else [])
     for folder in candidates:
         if all((folder / file.name).is_file() for file in entry.files):
             return folder
     return None
 
 
+def _is_told_by_its_file(entry):
+    """Whether `entry` is one file that no other weights are called like, as Google's are."""
+    namesakes = {
+        other.name
+        for other in read_catalog().values()
+        if any(file.name == entry.files[0].name for file in other.files)
+    }
+    return len(entry.files) == 1 and namesakes <= {entry.name}
+
+
 # Digests.
 
 
-def _verify_all(entry, folder, lock, cache):
-    for file in entry.files:
-        path = folder / file.name
-        advice = f"Replace {path}"
-        _check(entry, file, path, _digest(path), lock, cache, advice)
+def _cached_digests(entry, folder, pins, lock, verify, effort):
+    """The digest of each file in the cache; what is missing is fetched, what has changed read."""
+    digests = {file.name: _stamped_digest(folder, file) for file in entry.files}
+    if not verify and None not in digests.values():
+        return digests
+    (folder / ".download").mkdir(parents=True, exist_ok=True)
+    with file_lock(folder / ".download" / "lock"):
+        for file in entry.files:
+            path = folder / file.name
+            if not path.exists():
+                digest = _fetch(entry, file, folder, pins, lock, effort)
+            elif verify or (digest := _stamped_digest(folder, file)) is None:
+                digest = _digest(path)
+                _stamp(folder, file, digest)
+            digests[file.name] = digest
+    return digests
 
 
-def _verify_cached(entry, file, folder, lock, cache, verify):
-    """Accepts a file that is as it was when it was verified; reads it again otherwise."""
+def _stamped_digest(folder, file):
+    """The digest of a file in the cache that looks as it did when it was read; else None."""
     path = folder / file.name
-    stamp_path = folder / ".download" / f"{file.name}.verified.json"
-    stat = path.stat()
-    stamp = _read_json(stamp_path, {})
+    if not path.exists():
+        return None
+    stat, stamp = path.stat(), _read_json(_stamp_path(folder, file), {})
     unchanged = (stamp.get("size"), stamp.get("mtime")) == (stat.st_size, stat.st_mtime_ns)
-    digest = stamp["sha256"] if unchanged and not verify else _digest(path)
-    _check(entry, file, path, digest, lock, cache, f"Delete {path}, and it is fetched again")
-    _stamp(stamp_path, path, digest)
+    return stamp.get("sha256") if unchanged else None
 
 
-def _stamp(stamp_path, path, digest):
-    stat = path.stat()
+def _stamp(folder, file, digest):
+    stat = (folder / file.name).stat()
     stamp = {"sha256": digest, "size": stat.st_size, "mtime": stat.st_mtime_ns}
-    _write_json(stamp_path, stamp)
+    _write_json(_stamp_path(folder, file), stamp)
 
 
-def _check(entry, file, path, digest, lock, cache, advice):
-    """Raises if `path` is not the published file; pins its digest where nobody told it before."""
+def _stamp_path(folder, file):
+    return folder / ".download" / f"{file.name}.verified.json"
+
+
+def _known_digest(file, pins):
+    return file.sha256 or pins.get(file.name)
+
+
+def _check_all(entry, folder, digests, pins, lock, advice):
+    for file in entry.files:
+        _check(entry, file, folder / file.name, digests[file.name], pins, lock, advice)
+
+
+def _check(entry, file, path, digest, pins, lock, advice):
+    """Raises if `path` is not the published file, or not that of the first use."""
     size = path.stat().st_size
     if file.size is not None and size != file.size:
         raise DownloadError(
             f"{path} has {size:,} bytes. {file.address} was published with {file.size:,}. {advice}"
         )
-    if file.sha256 is not None:
-        if digest != file.sha256:
-            raise DownloadError(
-                f"{path} has the sha256 {digest}. {file.address} was published with "
-                f"{file.sha256}. {advice}"
-            )
+    if _known_digest(file, pins) in (None, digest):
         return
-    with file_lock(cache / ".pins"):
-        pins = _read_pins(lock)
-        known = pins.get(entry.name, {}).get(file.name)
-        if known is None:
-            pins.setdefault(entry.name, {})[file.name] = digest
-            _write_json(lock, pins)
-        elif known != digest:
+    if file.sha256 is not None:
+        raise DownloadError(
+            f"{path} has the sha256 {digest}. {file.address} was published with {file.sha256}. "
+            f"{advice}"
+        )
+    raise DownloadError(
+        f"{path} has the sha256 {digest}, but {lock} says {pins[file.name]}, as it was at the "
+        f"first use of {entry.name}. {advice}; if {file.address} was changed on purpose, take "
+        f"{entry.name} out of {lock}"
+    )
+
+
+def _check_contents(entry, path, advice):
+    """Raises if `path` is no checkpoint, or another than the catalog tells of."""
+    row = VARIANTS.get(entry.variant, {})
+    stated = {name: row[name] for name in ("patch_size", "hidden_size", "depth") if row}
+    stated |= {
+        "format": entry.format,
+        "image_size": entry.image_size,
+        "num_classes": entry.num_classes,
+    }
+    try:
+        with open_checkpoint(path) as checkpoint:
+            found = {
+                **checkpoint.facts,
+                "format": checkpoint.format,
+                "num_classes": checkpoint.num_classes,
+            }
+    except CheckpointError as error:
+        raise DownloadError(f"{error}. Expected {entry.name}. {advice}") from error
+    for name, value in stated.items():
+        if value is not None and found.get(name, value) not in (value, (value, value)):
             raise DownloadError(
-                f"{path} has the sha256 {digest}, but {lock} says {known}, as it was at the first "
-                f"use of {entry.name}. {advice}; if {file.address} was changed on purpose, take "
-                f"{entry.name} out of {lock}"
+                f"{path} is not {entry.name}, which was published with {name}={value}. Found: "
+                f"{name}={found[name]}. {advice}"
             )
+
+
+def _pin(entry, folder, digests, lock, advice):
+    """Keeps the digests that nobody told before."""
+    with file_lock(lock.with_name(f".{lock.name}.lock")):
+        pins = _read_pins(lock)
+        own = pins.setdefault(entry.name, {})
+        # Another process may have been first.
+        _check_all(entry, folder, digests, own, lock, advice)
+        own |= {file.name: digests[file.name] for file in entry.files if file.sha256 is None}
+        _write_json(lock, pins)
 
 
 def _read_pins(lock):
@@ -208,8 +289,8 @@ def _digest(path):
 # One file.
 
 
-def _fetch(entry, file, folder, lock, cache, effort):
-    """Downloads, verifies and renames one file."""
+def _fetch(entry, file, folder, pins, lock, effort):
+    """Downloads, verifies and renames one file; its digest."""
     place = folder / file.name
     _check_allowed(entry, file, place)
     partial = folder / ".download" / f"{file.name}.partial"
@@ -221,13 +302,14 @@ def _fetch(entry, file, folder, lock, cache, effort):
             raise DownloadError(
                 f"{file.address} came with the sha256 {digest}. Its server says {told}. {advice}"
             )
-        _check(entry, file, partial, digest, lock, cache, advice)
+        _check(entry, file, partial, digest, pins, lock, advice)
     except DownloadError:
         _discard(partial)
         raise
     os.replace(partial, place)
     _discard(partial)
-    _stamp(folder / ".download" / f"{file.name}.verified.json", place, digest)
+    _stamp(folder, file, digest)
+    return digest
 
 
 def _check_allowed(entry, file, place):
@@ -271,8 +353,11 @@ def _download(file, partial, place, effort):
 
 
 def _transfer(file, partial, effort):
-    """One connection: appends to `partial`, or starts it anew where the file has changed."""
+    """One connection: appends to `partial`, or starts it anew where the file has changed; none
+    where it is whole. The digest that the server told, or None."""
     begun = _read_json(_notes(partial), {}) if partial.exists() else {}
+    if partial.exists() and _length(partial) == begun.get("length"):
+        return begun.get("sha256")
     # What has come of a file of unknown length cannot be told from the whole: it starts anew.
     can_go_on = begun.get("validator") and begun.get("length") is not None
     start = _length(partial) if can_go_on else 0
@@ -292,7 +377,11 @@ def _transfer(file, partial, effort):
         else:
             start, length = 0, _declared_length(response, file)
             _discard(partial)
-            notes = {"validator": _validator(response.headers), "length": length}
+            notes = {
+                "validator": _validator(response.headers),
+                "length": length,
+                "sha256": redirects.digest,
+            }
             _write_json(_notes(partial), notes)
         _check_space(partial, start, length)
         _copy(response, partial, start, length, file, effort)
@@ -318,10 +407,11 @@ def _open(file, headers, redirects, effort, partial):
         ) from error
     except urllib.error.URLError as error:
         if isinstance(error.reason, socket.gaierror):
+            place = partial.parent.parent / file.name
             raise DownloadError(
                 f"{file.address} cannot be reached: {error.reason}. Without a network, put "
-                f"{file.name} at {partial.parent.parent / file.name}, or name a folder that has it "
-                "by KERAS_VIT_MIRROR"
+                f"{file.name} at {place}, or into a folder named by KERAS_VIT_MIRROR as "
+                f"{place.parent.name}/{file.name}"
             ) from error
         raise _Cut(f"no connection ({error.reason})") from error
     except (OSError, http.client.HTTPException) as error:

@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import re
+import warnings
 from pathlib import Path
 
 from keras_vit.checkpoints import CheckpointError, load_checkpoint, open_checkpoint
+from keras_vit.checkpoints.positions import check_resampling
 from keras_vit.layers.initializers import zeros_drawn
-from keras_vit.models import VisionTransformerConfig, vision_transformer
+from keras_vit.models import VisionTransformerConfig, config_of, vision_transformer
 from keras_vit.zoo.builders import check_fields
 from keras_vit.zoo.catalog import find
 from keras_vit.zoo.download import fetch_weights
@@ -15,7 +17,7 @@ from keras_vit.zoo.download import fetch_weights
 WEIGHT_FILES = (".npz", ".safetensors", ".keras", ".h5", ".hdf5", ".json")
 
 
-def with_weights(weights, variant, config, chosen, *, resampling, dtype, name):
+def with_weights(weights, variant, config, chosen, *, wants_head, resampling, dtype, name):
     """`create` where there are weights.
 
     Args:
@@ -23,6 +25,7 @@ def with_weights(weights, variant, config, chosen, *, resampling, dtype, name):
         variant: As of `create`.
         config: The `VisionTransformerConfig` asked for.
         chosen: The fields that the caller decided; the weights decide the others.
+        wants_head: Whether the caller decided on the number of classes.
         resampling: As of `create`.
         dtype: As of `create`.
         name: Name of the Keras model.
@@ -34,8 +37,22 @@ def with_weights(weights, variant, config, chosen, *, resampling, dtype, name):
         config = _adopt_facts(config, chosen, checkpoint)
         facts = checkpoint.facts
     model = _built_for(facts, config, dtype, name)
-    load_checkpoint(model, path, accept=_accepted(chosen), resampling=resampling)
+    _load(model, path, wants_head, accept=_accepted(chosen), resampling=resampling)
     return model
+
+
+def _load(model, path, wants_head, **options):
+    """Loads a file, which the model's `load_report` accounts for; warns of a head that it lacks."""
+    model.load_report = report = load_checkpoint(model, path, **options)
+    if "head/kernel" in report.new and not wants_head:
+        ours, theirs = config_of(model).num_classes, report.num_classes
+        has = f"a head of {theirs} classes" if theirs else "no head"
+        keep = f"num_classes={theirs} for the file's head" if theirs else "include_top=False"
+        warnings.warn(
+            f"{report.path} has {has}, so that the model's, of {ours}, is zero: it answers nothing "
+            f"before it is trained. Pass num_classes={ours} if it will be, or {keep}",
+            stacklevel=3,
+        )
 
 
 def _built_for(facts, config, dtype, name):
@@ -63,7 +80,8 @@ def from_checkpoint(path, num_classes=None, *, resampling=None, dtype=None, name
             ([FlexiViT](https://arxiv.org/abs/2212.08013)).
 
     Returns:
-        A functional `keras.Model`.
+        A functional `keras.Model`, whose `load_report` says what became of the file and what was
+        assumed (`keras_vit.checkpoints.LoadReport`).
 
     Raises:
         ValueError: If the file is no checkpoint, or does not tell something that no argument
@@ -76,13 +94,17 @@ def from_checkpoint(path, num_classes=None, *, resampling=None, dtype=None, name
     model = keras_vit.from_checkpoint("B_16-i21k.npz", num_classes=10)
     ```
     """
+    _check_arguments(num_classes, fields)
+    if resampling is not None:
+        check_resampling(resampling)
     path, published = _resolve(path)
     fields = published | _given(fields)
     config = checkpoint_config(path, num_classes, **fields)
     with open_checkpoint(path) as checkpoint:
         facts = checkpoint.facts
     model = _built_for(facts, config, dtype, name or _model_name(path))
-    load_checkpoint(model, path, accept=_accepted(fields), resampling=resampling)
+    wants_head = num_classes is not None
+    _load(model, path, wants_head, accept=_accepted(fields), resampling=resampling)
     return model
 
 
@@ -102,7 +124,7 @@ def checkpoint_config(path, num_classes=None, **fields):
     Raises:
         ValueError: As `from_checkpoint`.
     """
-    check_fields("from_checkpoint", fields)
+    _check_arguments(num_classes, fields)
     path, published = _resolve(path)
     with open_checkpoint(path) as checkpoint:
         facts = dict(checkpoint.facts)
@@ -113,7 +135,6 @@ def checkpoint_config(path, num_classes=None, **fields):
         )
     given = published | _given(fields)
     if num_classes is not None:
-        _check_head(num_classes, given)
         given["num_classes"] = num_classes
         if num_classes != facts.get("num_classes"):
             facts.pop("representation_size", None)
@@ -129,11 +150,13 @@ def checkpoint_config(path, num_classes=None, **fields):
         raise ValueError(f"{path}: {error}") from error
 
 
-def _check_head(num_classes, given):
-    if num_classes == 0 or given.get("include_top") is False:
+def _check_arguments(num_classes, fields):
+    """Refuses what no file makes right, before one is fetched."""
+    check_fields("from_checkpoint", fields)
+    if num_classes is not None and (num_classes == 0 or fields.get("include_top") is False):
         raise ValueError(
             "A model without a head has no classes: pass include_top=False and no `num_classes`. "
-            f"Received: num_classes={num_classes}, include_top={given.get('include_top', True)}"
+            f"Received: num_classes={num_classes}, include_top={fields.get('include_top', True)}"
         )
 
 
