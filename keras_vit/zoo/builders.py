@@ -115,7 +115,8 @@ def _named_builder(builder_name, variant):
 def _signature(row):
     """The arguments of a builder, with the defaults that its row and the config give them."""
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-    parameters = [inspect.Parameter("num_classes", positional[0], default=None)]
+    # What it comes to: the builders tell a number that was left out from one that was not.
+    parameters = [inspect.Parameter("num_classes", positional[0], default=1000)]
     for field in dataclasses.fields(VisionTransformerConfig):
         is_size = field.default is dataclasses.MISSING
         if is_size or field.name == "num_classes":
