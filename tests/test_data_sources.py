@@ -632,6 +632,19 @@ def test_a_cached_file_that_does_not_fit_is_named(tmp_path, damage):
         load_data(path)
 
 
+def test_the_labels_of_a_cached_set_are_indices_whatever_its_classes_are_called(tmp_path, capsys):
+    folder = tmp_path / "numbered-1.0.0"
+    rows = ["file,label,split", "a.png,0,train", "b.png,1,train", "c.png,0,test"]
+    folder.mkdir()
+    write_manifest(folder, rows).rename(folder / "manifest.csv")
+    (folder / "class_names.txt").write_text("1\n0\n")
+    source = load_data("numbered", cache_dir=tmp_path)
+    assert source.class_names == ("1", "0")
+    assert source.train.labels.tolist() == [0, 1] and source.test.labels.tolist() == [0]
+    load_data("numbered", data_dir=tmp_path / "elsewhere", cache_dir=tmp_path)
+    assert f"numbered is read from {folder}" in capsys.readouterr().out
+
+
 def test_a_cached_file_is_a_source_of_its_own(tmp_path):
     source = load_data(str(write_cache(tmp_path)))
     assert (source.name, len(source.train), len(source.test)) == ("tiny", 3, 1)

@@ -19,7 +19,7 @@ MOST_CLASSES = 100_000
 
 
 def read_manifest(
-    path: Path, class_names: Sequence[str] | None = None
+    path: Path, class_names: Sequence[str] | None = None, *, by_index: bool = False
 ) -> tuple[dict[str, ImageSet], dict[Path, str]]:
     """The images that a CSV file lists.
 
@@ -29,6 +29,7 @@ def read_manifest(
             test, in upper or lower case). Other columns are not read.
         class_names: Names in the order of their index; None: the labels that occur, sorted; for
             indices, all up to the largest.
+        by_index: Whether the labels are indices even where all of them are names of classes too.
 
     Returns:
         The splits by name, one called `""` where there is no column `split`; and why each of
@@ -40,7 +41,7 @@ def read_manifest(
     """
     rows = _rows(path)
     _check_repetitions(path, rows)
-    labels, names = _indices(path, rows, class_names)
+    labels, names = _indices(path, rows, class_names, by_index)
     files = tuple(path.parent / row["file"] for row in rows)
     lines = {file: row["line"] for file, row in reversed([*zip(files, rows, strict=True)])}
     refused = {
@@ -156,12 +157,12 @@ def _check_repetitions(path, rows):
             )
 
 
-def _indices(path, rows, class_names):
+def _indices(path, rows, class_names, by_index):
     """Labels as class indices, and the class names."""
     labels = [row["label"] for row in rows]
     lines = {row["label"]: row["line"] for row in reversed(rows)}
     numbers = {label for label in lines if re.fullmatch(r"-?[0-9]+", label)}
-    if class_names is not None and lines.keys() <= set(class_names):
+    if class_names is not None and not by_index and lines.keys() <= set(class_names):
         index, names = index_of_names(path, lines, tuple(class_names)), tuple(class_names)
         _warn_of_two_readings(path, lines, index)
     elif not numbers:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
-import os
-import shutil
-import socket
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -61,6 +60,8 @@ def read_tfds(
     tfds_name = task.tfds if task else name
     version = version or _newest_prepared(tfds_name, data_dir)
     cached = _cached(name, version, cache_dir)
+    if cached is not None and data_dir is not None:
+        print(f"{source} is read from {cached}; delete that to have it made anew of {data_dir}")
     if cached is None:
         builder = _open_builder(tfds_name, version, data_dir)
         if task is None:
@@ -74,7 +75,7 @@ def read_tfds(
         return read_arrays(cached)
     class_names = (cached / "class_names.txt").read_text("utf-8").splitlines()
     name, _, version = cached.name.rpartition("-")
-    splits, refused = read_manifest(cached / "manifest.csv", class_names)
+    splits, refused = read_manifest(cached / "manifest.csv", class_names, by_index=True)
     if refused:
         raise_refused(cached, refused, splits)
     return splits, name, version
@@ -269,8 +270,9 @@ def _examples(builder, reading, split) -> Iterator[tuple[bytes, int]]:
     import tensorflow_datasets as tfds
 
     if keras.backend.backend() != "tensorflow":
-        # Or TensorFlow takes the memory that the backend needs.
-        tf.config.set_visible_devices([], "GPU")
+        # Or TensorFlow takes the memory that the backend needs; if it runs already, it has it.
+        with contextlib.suppress(RuntimeError):
+            tf.config.set_visible_devices([], "GPU")
     dataset = builder.as_dataset(
         split=reading.instructions[split],
         shuffle_files=False,
@@ -298,10 +300,16 @@ def _as_arrays(examples, image_size, reading):
 
 def _write_files(folder, splits, class_names):
     """Encoded images as files with a manifest; the folder is there whole or not at all."""
-    # The leading dot keeps what an interrupted run leaves out of the cache's names.
-    beside = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.partial")
-    try:
-        beside.mkdir(parents=True)
+    left_over = sorted(map(str, folder.parent.glob(f".{folder.name}.*.partial")))
+    if left_over:
+        print(f"Left over by a run that was killed, or being written: {', '.join(left_over)}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # The leading dot keeps it out of the cache's names.
+    names = {"prefix": f".{folder.name}.", "suffix": ".partial", "dir": folder.parent}
+    with tempfile.TemporaryDirectory(**names) as partial:
+        # Not the folder itself, which nobody else may read.
+        beside = Path(partial, folder.name)
+        beside.mkdir()
         (beside / "class_names.txt").write_text("\n".join(class_names) + "\n", "utf-8")
         with (beside / "manifest.csv").open("w", encoding="utf-8", newline="") as file:
             manifest = csv.writer(file)
@@ -319,5 +327,3 @@ def _write_files(folder, splits, class_names):
             # Another process may have made it meanwhile.
             if not folder.is_dir():
                 raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

@@ -177,7 +177,7 @@ class Recipe:
     """Operations in a row, in RandAugment."""
 
     augment_magnitude: float = 9.0
-    """Strength of the operations, 0 to 10."""
+    """Strength of the operations, 0 to 10; in AugMix the largest, which its paper has at 3."""
 
     augment_magnitude_std: float = 0.5
     """Standard deviation of that strength from operation to operation."""
