@@ -533,6 +533,14 @@ def png_of_size(height, width):
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", zlib.crc32(chunk[4:]))
 
 
+def with_texts(png, kind, count, length=1000):
+    """A PNG with compressed texts of that many bytes each."""
+    text = zlib.compress(b" " * length, 9)
+    content = kind + {b"zTXt": b"key\0\0", b"iTXt": b"key\0\1\0\0\0"}[kind] + text
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    return png[:33] + count * chunk + png[33:]
+
+
 def bad_files():
     """Files that cannot be taken, and a part of the error each gets."""
     jpeg, png = mixed_files()[0], mixed_files()[2]
@@ -563,6 +571,8 @@ def bad_files():
         (png_of_size(2, 20_000), "2 x 20000 pixels: at most 4096 and no side above 16384"),
         (encode(photograph(65, 64, 0), "JPEG"), "65 x 64 pixels: at most 4096"),
         (encode(photograph(40, 40, 0), "BMP") * 50, "bytes: at most 50000"),
+        (with_texts(png, b"zTXt", 17), "more than 16 compressed texts in the PNG"),
+        (with_texts(with_texts(png, b"iTXt", 8), b"zTXt", 9), "more than 16 compressed texts"),
     ]
 
 
@@ -598,6 +608,15 @@ def test_a_bad_image_does_not_hurt_its_neighbours(limited):
     # None of them good: the batch is answered all the same.
     outputs = serve(image_bytes=tf.constant(files))
     assert all(outputs["error"].numpy()) and not outputs["probabilities"].numpy().any()
+
+
+def test_sixteen_compressed_texts_are_taken(limited):
+    _, folder = limited
+    png = mixed_files()[2]
+    files = [png, with_texts(png, b"zTXt", 16), with_texts(png, b"iTXt", 16)]
+    outputs = signature(folder)(image_bytes=tf.constant(files))
+    assert outputs["error"].numpy().tolist() == [b""] * 3
+    np.testing.assert_array_equal(outputs["logits"][1:], outputs["logits"][:-1])
 
 
 def test_a_sound_export_with_limits_passes_its_checks(limited):

@@ -5,7 +5,7 @@ The arithmetic is that of `keras_vit.data.prepare_image`, without anything of ou
 
 import math
 
-from keras_vit.export.limits import MAX_SIDE
+from keras_vit.export.limits import MAX_SIDE, MAX_TEXTS
 
 # Images of one request that are decoded at a time.
 _PARALLEL_IMAGES = 16
@@ -138,7 +138,15 @@ def _header_error(image_bytes, limits):
         fits = (pixels <= limits.max_pixels) & tf.reduce_all((sides > 0) & (sides <= MAX_SIDE))
         found = tf.strings.format("{} x {} pixels", (sides[0], sides[1]))
         bound = f": at most {limits.max_pixels} and no side above {MAX_SIDE} are taken"
-        return tf.cond(fits, lambda: "", lambda: tf.strings.join([found, bound]))
+        return tf.cond(fits, parts_error, lambda: tf.strings.join([found, bound]))
+
+    def parts_error():
+        texts = sum(_count(image_bytes, kind, MAX_TEXTS) for kind in (b"zTXt", b"iTXt"))
+        return tf.cond(
+            is_jpeg | (texts <= MAX_TEXTS),
+            lambda: "",
+            lambda: f"more than {MAX_TEXTS} compressed texts in the PNG: at most that are taken",
+        )
 
     def file_error():
         return tf.case(
@@ -160,6 +168,17 @@ def _header_error(image_bytes, limits):
 
     readable = (is_jpeg | (is_png & has_header)) & (size <= limits.max_bytes)
     return tf.cond(readable, size_error, file_error)
+
+
+def _count(image_bytes, mark, most):
+    """How often `mark` occurs; no more than one beyond `most` are counted.
+
+    By chance pixels hold a mark of three bytes once in 16 MB.
+    """
+    import tensorflow as tf
+
+    parts = tf.raw_ops.StringSplitV2(input=[image_bytes], sep=mark, maxsplit=most + 1)
+    return parts.shape[1] - 1
 
 
 def prepare(images, image_size, preprocessing):

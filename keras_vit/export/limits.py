@@ -4,14 +4,17 @@ from dataclasses import dataclass
 
 # The matrices of the resizing are as wide as the image.
 MAX_SIDE = 16_384
+# libpng inflates each, to up to 8 MB, and keeps them until the image is decoded.
+MAX_TEXTS = 16
 
 
 @dataclass(frozen=True)
 class ImageLimits:
     """Bounds on an image; what lies beyond them is refused before it is decoded.
 
-    No side may be longer than 16,384 pixels, whatever `max_pixels` is. Decoded images, as the
-    signature `pixels` takes them, are held to their number of pixels too.
+    Whatever they are, no side may be longer than 16,384 pixels, and no PNG may have more than 16
+    compressed texts. Decoded images, as the signature `pixels` takes them, are held to their
+    number of pixels too.
 
     Args:
         max_bytes: Size of the file, in bytes.
