@@ -5,7 +5,7 @@ The arithmetic is that of `keras_vit.data.prepare_image`, without anything of ou
 
 import math
 
-from keras_vit.export.limits import MAX_SIDE, MAX_TEXTS
+from keras_vit.export.limits import MAX_SCANS, MAX_SIDE, MAX_TEXTS
 
 # Images of one request that are decoded at a time.
 _PARALLEL_IMAGES = 16
@@ -13,6 +13,11 @@ _PARALLEL_IMAGES = 16
 _GROUP = 16
 # Of an image, that are float32 at a time: 32 MB.
 _VALUES_AT_A_TIME = 8_000_000
+# What begins a compressed text of a PNG.
+_TEXTS = (b"zTXt", b"iTXt")
+# What begins a scan of a JPEG, and the first byte of its length, always 0: the marker's two bytes
+# alone occur by chance in what cameras write behind the picture, such as a film.
+_SCANS = (b"\xff\xda\x00",)
 
 
 def decode_and_prepare(encoded, image_size, preprocessing, limits, on_error):
@@ -141,11 +146,10 @@ def _header_error(image_bytes, limits):
         return tf.cond(fits, parts_error, lambda: tf.strings.join([found, bound]))
 
     def parts_error():
-        texts = sum(_count(image_bytes, kind, MAX_TEXTS) for kind in (b"zTXt", b"iTXt"))
         return tf.cond(
-            is_jpeg | (texts <= MAX_TEXTS),
-            lambda: "",
-            lambda: f"more than {MAX_TEXTS} compressed texts in the PNG: at most that are taken",
+            is_jpeg,
+            lambda: _too_many(image_bytes, "scans in the JPEG", MAX_SCANS, _SCANS),
+            lambda: _too_many(image_bytes, "compressed texts in the PNG", MAX_TEXTS, _TEXTS),
         )
 
     def file_error():
@@ -170,15 +174,16 @@ def _header_error(image_bytes, limits):
     return tf.cond(readable, size_error, file_error)
 
 
-def _count(image_bytes, mark, most):
-    """How often `mark` occurs; no more than one beyond `most` are counted.
-
-    By chance pixels hold a mark of three bytes once in 16 MB.
-    """
+def _too_many(image_bytes, what, most, marks):
+    """The error of a file in which `marks` occur more than `most` times."""
     import tensorflow as tf
 
-    parts = tf.raw_ops.StringSplitV2(input=[image_bytes], sep=mark, maxsplit=most + 1)
-    return parts.shape[1] - 1
+    found = sum(
+        # One more is enough: a file may hold millions.
+        tf.raw_ops.StringSplitV2(input=[image_bytes], sep=mark, maxsplit=most + 1).shape[1] - 1
+        for mark in marks
+    )
+    return tf.where(found > most, f"more than {most} {what}: no more are taken", "")
 
 
 def prepare(images, image_size, preprocessing):

@@ -63,6 +63,8 @@ def bad_pictures() -> Mapping[str, bytes]:
     """What is sent as a picture and is none, or none that may be decoded, by name."""
     jpeg = encode(photograph(96, 64, 0), "JPEG")
     png = encode(photograph(16, 16, 1), "PNG")
+    progressive = encode(photograph(16, 16, 2), "JPEG", progressive=True)
+    scan = progressive[progressive.rindex(b"\xff\xda") : -2]
     text = _chunk(b"zTXt", b"key\0\0" + zlib.compress(b" " * 10_000))
     return {
         "empty": b"",
@@ -72,6 +74,7 @@ def bad_pictures() -> Mapping[str, bytes]:
         "60000 x 60000 PNG": _png(60000, 60000),
         "60000 x 60000 PNG that feigns 10 x 10": _png(60000, 60000, feigned=(10, 10)),
         "PNG with 1000 compressed texts": png[:_PNG_HEADER] + 1000 * text + png[_PNG_HEADER:],
+        "JPEG with 1000 scans": progressive[:-2] + 1000 * scan + progressive[-2:],
     }
 
 

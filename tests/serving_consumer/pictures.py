@@ -66,6 +66,8 @@ def hostile_files(max_bytes):
     damaged = bytearray(png)
     damaged[png.index(b"IDAT") + 20] ^= 0xFF
     first = png.index(b"IDAT") - 4
+    grey = encoded(Image.new("L", (8, 8)), "JPEG", progressive=True)
+    scan = grey[grey.rindex(b"\xff\xda") : -2]
     text = _chunk(b"zTXt", b"key\0\0" + zlib.compress(b"text"))
     return {
         "empty": b"",
@@ -80,6 +82,7 @@ def hostile_files(max_bytes):
         "PNG of 60000 x 60000": _png_header(60000, 60000),
         "PNG of 1 x 2000000000": _png_header(1, 2_000_000_000),
         "PNG of 1000 compressed texts": png[:first] + 1000 * text + png[first:],
+        "JPEG of 1000 scans": grey[:-2] + 1000 * scan + grey[-2:],
         "too many bytes": jpeg + bytes(max_bytes + 1 - len(jpeg)),
         "GIF": encoded(image, "GIF"),
         "BMP": encoded(image, "BMP"),
