@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -939,6 +940,27 @@ def test_a_failed_export_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         export_saved_model(small_model(), tmp_path / "pets", class_names=NAMES)
     assert [entry.name for entry in (tmp_path / "pets").iterdir()] == ["4"]
+
+
+def test_a_version_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    fsync, rename = os.fsync, os.rename
+    on_disk, at_rename = set(), set()
+
+    def syncing(descriptor):
+        fsync(descriptor)
+        on_disk.add(os.fstat(descriptor).st_ino)
+
+    def renaming(partial, destination):
+        at_rename.update(on_disk)
+        on_disk.clear()
+        rename(partial, destination)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "rename", renaming)
+    folder = export_saved_model(small_model(), tmp_path, class_names=NAMES)
+    assert {path.stat().st_ino for path in (folder, *folder.rglob("*"))} <= at_rename
+    assert tmp_path.stat().st_ino in on_disk
+    assert (tmp_path / "models.config").stat().st_ino in on_disk
 
 
 def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from keras_vit.checkpoints.replaced_file import to_disk
 from keras_vit.zoo.file_lock import file_lock
 
 
@@ -68,7 +69,7 @@ def _check_are_of_one_kind(path, versions, is_saved_model):
 
 @contextlib.contextmanager
 def written_whole(destination: Path) -> Iterator[Path]:
-    """An empty folder beside `destination` to write to, renamed at the end to `destination`.
+    """An empty folder beside `destination` to write to, renamed to that once it is on the disk.
 
     The folder that contains it is made where needed. When the block raises, what was written is
     removed, the folders made for it too. What a killed process left is removed before.
@@ -83,7 +84,10 @@ def written_whole(destination: Path) -> Iterator[Path]:
         with _lock(partial):
             partial.mkdir()
             yield partial
+            for path in (*partial.rglob("*"), partial):
+                to_disk(path)
             os.rename(partial, destination)
+            to_disk(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         for parent in created:

@@ -4,12 +4,12 @@ import json
 import os
 import re
 import shlex
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from keras_vit.checkpoints.replaced_file import replaced_file
 from keras_vit.serving.made_up_requests import (
     CLASSIFY,
     IMAGE_FEATURE,
@@ -331,14 +331,10 @@ def write_warmup(
         )
     path = Path(folder) / WARMUP_FILE
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex}")
-    try:
-        limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
-        requests = _warmup_requests(signatures, sizes, image_size, limits)
+    limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
+    requests = _warmup_requests(signatures, sizes, image_size, limits)
+    with replaced_file(path, shared=True) as partial:
         write_warmup_requests(partial, requests, model_name=name)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -482,10 +478,5 @@ def check_warmup_fits(base: str | os.PathLike, batch_sizes: Sequence[int]) -> No
 
 
 def _replace(path, text):
-    """Writes beside and renames, so that a reader sees the whole file or none."""
-    partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex}")
-    try:
+    with replaced_file(path, shared=True) as partial:
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
