@@ -1,9 +1,11 @@
 """SavedModels for serving: the numbers of the model, without any of our code."""
 
 import dataclasses
+import errno
 import io
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -942,6 +944,52 @@ def test_a_failed_export_leaves_nothing_behind(tmp_path, monkeypatch):
     assert [entry.name for entry in (tmp_path / "pets").iterdir()] == ["4"]
 
 
+def test_a_full_disk_leaves_no_lock_and_no_version_without_the_servers_files(tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full_at_the_end(source, target):
+        replace(source, target) if "batching" not in str(target) else full_disk()
+
+    replace = os.replace
+    # The last thing that is written to the lock.
+    for name, failing in (("socket.gethostname", full_disk), ("os.replace", full_at_the_end)):
+        with monkeypatch.context() as patched:
+            patched.setattr(name, failing)
+            with pytest.raises(OSError, match="No space left"):
+                export_saved_model(small_model(), tmp_path / "pets", class_names=NAMES)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_exports_at_the_same_time_take_different_numbers(tmp_path, monkeypatch):
+    save = tf.saved_model.save
+
+    def export(version=None):
+        return export_saved_model(
+            small_model(), tmp_path, class_names=NAMES, version=version, warmup_batch_sizes=()
+        )
+
+    def beside_another(module, path, signatures):
+        monkeypatch.setattr(tf.saved_model, "save", save)
+        save(module, path, signatures=signatures)
+        assert export(given) == tmp_path / "1"
+
+    given = None
+    monkeypatch.setattr(tf.saved_model, "save", beside_another)
+    assert export() == tmp_path / "2"
+    for version in (1, 2):
+        folder = tmp_path / str(version)
+        assert json.loads((folder / "signatures.json").read_text())["version"] == version
+        assert f"version {version}\n" in (folder / "README.md").read_text()
+
+    shutil.rmtree(tmp_path / "1")
+    given = 1
+    monkeypatch.setattr(tf.saved_model, "save", beside_another)
+    with pytest.raises(FileExistsError, match="1 exists, and a version is never overwritten"):
+        export(version=1)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"1", "2"}
+
+
 def test_a_version_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     fsync, rename = os.fsync, os.rename
     on_disk, at_rename = set(), set()
@@ -958,9 +1006,9 @@ def test_a_version_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", syncing)
     monkeypatch.setattr(os, "rename", renaming)
     folder = export_saved_model(small_model(), tmp_path, class_names=NAMES)
-    assert {path.stat().st_ino for path in (folder, *folder.rglob("*"))} <= at_rename
-    assert tmp_path.stat().st_ino in on_disk
-    assert (tmp_path / "models.config").stat().st_ino in on_disk
+    written = (tmp_path / "models.config", folder, *folder.rglob("*"))
+    assert {path.stat().st_ino for path in written} <= at_rename
+    assert on_disk == {tmp_path.stat().st_ino}
 
 
 def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path, monkeypatch):

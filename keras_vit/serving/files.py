@@ -418,7 +418,7 @@ def write_server_files(
 
     `models.config` names the model and says how to go back to an older version;
     `batching_parameters.txt` joins requests into batches. A file that exists is the operator's and
-    stays as it is.
+    stays as it is. Where one cannot be written, none is.
 
     Args:
         base: Folder of the model, whose sub-folders are the versions.
@@ -449,8 +449,13 @@ def write_server_files(
     Path(base).mkdir(parents=True, exist_ok=True)
     missing = {Path(base) / file: text for file, text in texts.items()}
     missing = {path: text for path, text in missing.items() if not path.exists()}
-    for path, text in missing.items():
-        _replace(path, text)
+    try:
+        for path, text in missing.items():
+            _replace(path, text)
+    except BaseException:
+        for path in missing:
+            path.unlink(missing_ok=True)
+        raise
     return tuple(missing)
 
 
