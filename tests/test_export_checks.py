@@ -359,6 +359,16 @@ def test_a_warmup_request_that_does_not_suit_the_signatures(tmp_path, changes, m
     check_fails(folder, "warm-up file", f"record 1: {message}")
 
 
+def test_a_warmup_request_larger_than_the_servers_batches(tmp_path):
+    folder = save(tmp_path / "1")
+    add_warmup(folder, good_request(inputs={"x": np.ones((8, 4), "float32")}))
+    batching = tmp_path / "batching_parameters.txt"
+    batching.write_text("max_batch_size { value: 8 }")
+    assert verdicts(folder)["warm-up file"].passed
+    batching.write_text("max_batch_size { value: 7 }")
+    check_fails(folder, "warm-up file", "A warm-up request of 8 rows is larger than the batches of")
+
+
 def test_more_warmup_records_than_a_server_takes(tmp_path):
     folder = save(tmp_path / "1")
     add_warmup(folder, *[good_request()] * 1001)

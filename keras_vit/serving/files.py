@@ -389,7 +389,8 @@ BATCHING_PARAMETERS = """\
 # https://github.com/tensorflow/serving/blob/master/tensorflow_serving/batching/README.md
 # A start for a server without a GPU; measure with your own requests.
 
-# The server joins requests up to this many images; one with more is refused.
+# The server joins requests up to this many images; one with more is refused, and with a larger
+# request in its warm-up a version: after a change here check it with `keras-vit export --check`.
 max_batch_size {{ value: {max_batch_size} }}
 # A batch starts as soon as a thread is free, full or not: nothing waits for company. With many
 # small requests, try 1000 to 10000 (1 to 10 ms).
