@@ -459,6 +459,23 @@ def test_a_bad_image_without_an_error_of_its_own(tmp_path):
     assert "says no error for empty" in found["bad image"].detail
 
 
+@pytest.mark.parametrize("flaw", ["none", "polite", "loud"])
+def test_an_export_marks_bad_images_in_classify_too(tmp_path, flaw):
+    from small_served_models import write_model
+
+    def keep_classify(graph):
+        for name in {*graph.signature_def} - {"classify", "__saved_model_init_op"}:
+            del graph.signature_def[name]
+
+    folder = write_model(tmp_path / "1", flaw)
+    edit(folder, keep_classify)
+    assert verdicts(folder)["bad image"].passed
+    (folder / "signatures.json").write_text(json.dumps({"on_error": "row"}))
+    found = verdicts(folder)["bad image"]
+    assert found.passed == (flaw == "none")
+    assert found.passed or found.detail == "'classify' answers empty as if it were a picture"
+
+
 def test_a_good_image_that_is_refused(tmp_path):
     def strict(encoded, w):
         return {**safe_means(encoded, w), "error": tf.fill(tf.shape(encoded), "no")}
