@@ -919,6 +919,17 @@ def test_a_path_that_is_a_file_is_refused(tmp_path):
         export_saved_model(small_model(), tmp_path / "out", class_names=NAMES)
 
 
+def test_the_name_is_that_of_the_path_and_not_of_what_it_links_to(tmp_path, monkeypatch):
+    (tmp_path / "disk2").mkdir()
+    (tmp_path / "pets").symlink_to(tmp_path / "disk2")
+    (tmp_path / "dogs").mkdir()
+    monkeypatch.chdir(tmp_path / "dogs")
+    for path, name in ((tmp_path / "pets", "pets"), (".", "dogs")):
+        folder = export_saved_model(small_model(), path, class_names=NAMES, warmup_batch_sizes=())
+        assert json.loads((folder / "signatures.json").read_text())["name"] == name
+        assert f'base_path: "/models/{name}"' in (folder.parent / "models.config").read_text()
+
+
 def test_another_backend_is_refused(tmp_path, monkeypatch):
     model = small_model()
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")

@@ -167,7 +167,8 @@ def export_engine(
     class_names = checked_class_names(class_names, model.output_shape[-1])
     images = calibration_arrays(calibration_images) if precision == "int8" else []
     destination = version_folder(Path(path), version, is_saved_model=False)
-    name = destination.parent.resolve().name
+    # As given, not what a link leads to.
+    name = Path(os.path.abspath(path)).name
     if sparsity:
         classifier = prune(classifier, sparsity)
     facts = {

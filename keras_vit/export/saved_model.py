@@ -118,7 +118,8 @@ def export_saved_model(
     batch_sizes = _checked_batch_sizes(warmup_batch_sizes)
     destination = version_folder(Path(path), version, is_saved_model=True)
     check_warmup_fits(destination.parent, batch_sizes)
-    name = destination.parent.resolve().name
+    # As given, not what a link leads to.
+    name = Path(os.path.abspath(path)).name
     facts = {
         "keras_vit": __version__,
         "model": model.name,
