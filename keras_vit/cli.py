@@ -243,6 +243,7 @@ def export_model(
     model: str | None = None,
     output: str | None = None,
     format: Literal["saved_model", "onnx", "openvino", "litert"] = "saved_model",
+    class_names: str | None = None,
     version: int | None = None,
     precision: str = "float32",
     image_size: int | None = None,
@@ -264,6 +265,8 @@ def export_model(
         output: Folder of the exported model, whose name it is served under; the version becomes a
             sub-folder of it.
         format: "saved_model" takes encoded images or pixels; the others take pixels.
+        class_names: Text file of the names of the classes, one a line; None: class_names.txt beside
+            the model, or the names that it tells.
         version: Number of the version; None: the next free one.
         precision: saved_model: "float32", "bfloat16", "int8-dynamic". onnx: "float32", "int8",
             "int8-dynamic". openvino: "float32", "float16", "bfloat16", "int8". litert: "float32",
@@ -301,10 +304,18 @@ def export_model(
     if format != "saved_model":
         reason = f"--format {format}, since only a SavedModel has such options"
         _refuse_unread(export.export_saved_model, serving_options, reason)
-    classifier, class_names = _load_classifier(model, image_size, preprocessing, hub_names=True)
-    class_names = class_names or _indices(classifier)
+    classifier, names = _load_classifier(
+        model, image_size, preprocessing, hub_names=True, names_file=class_names
+    )
+    if names is None:
+        names = _indices(classifier)
+        print(
+            f"keras-vit: warning: {model} does not name its classes: the names exported are "
+            f"{names[0]} to {names[-1]}. Name them with --class-names FILE, one a line",
+            file=sys.stderr,
+        )
     options: dict[str, Any] = {
-        "class_names": class_names,
+        "class_names": names,
         "version": version,
         "precision": precision,
     }
@@ -505,10 +516,11 @@ def _print_weights(pattern):
     print("accuracy: top-1 on ImageNet-1k, as its publisher or timm measured it")
 
 
-def _load_classifier(model, image_size, preprocessing, hub_names=False):
+def _load_classifier(model, image_size, preprocessing, hub_names=False, names_file=None):
     """The model to be asked, which returns logits, and the names of its classes or None.
 
-    With `hub_names`, to be shown, those of a hub's config.json too.
+    They are those of `names_file`, or found beside the model; with `hub_names`, to be shown, in a
+    hub's config.json too.
     """
     path = Path(model).expanduser()
     classifier = zoo.from_checkpoint(
@@ -528,6 +540,8 @@ def _load_classifier(model, image_size, preprocessing, hub_names=False):
     folder = path if path.is_dir() else path.parent
     names = folder / "class_names.txt" if path.exists() else None  # Else weights fetched by name.
     count = classifier.output_shape[-1]
+    if names_file is not None:
+        return classifier, _read_class_names(Path(names_file).expanduser(), count)
     if hub_names and not (names and names.exists()):
         return classifier, _told_class_names(path, count)
     return classifier, _class_names(names, count)
@@ -564,6 +578,10 @@ def _hub_class_names(path, count):
 def _class_names(file, count):
     if file is None or not file.exists():
         return data.imagenet_class_names() if count == 1000 else None
+    return _read_class_names(file, count)
+
+
+def _read_class_names(file, count):
     names = tuple(file.read_text(encoding="utf-8").splitlines())
     if len(names) != count:
         raise ValueError(f"{file} must hold {count} lines, one a class. Found: {len(names)}")

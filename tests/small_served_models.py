@@ -20,7 +20,7 @@ FLAWS = (
     "strict",  # a bad picture fails the call, and there is no `error`
     "fractional",  # classify gives other scores
 )
-_MAX_BYTES, _MAX_PIXELS = 1_000_000, 1_000_000
+_MAX_BYTES, _MAX_PIXELS, _MAX_PARTS = 1_000_000, 1_000_000, 100
 
 
 def write_model(folder, flaw="none", seed=0):
@@ -146,6 +146,9 @@ def _error(encoded):
     pixels = tf.reduce_prod(tf.cast(sides, tf.int64))
     too_many = is_png & ((pixels < 0) | (pixels > _MAX_PIXELS))
     too_long = tf.strings.length(encoded) > _MAX_BYTES
+    parts = [tf.strings.split([encoded], mark).flat_values for mark in (b"zTXt", b"\xff\xda")]
+    too_many_parts = tf.size(tf.concat(parts, 0)) > _MAX_PARTS
     error = tf.where(is_jpeg | is_png, "", "not a JPEG or PNG file")
+    error = tf.where(too_many_parts, "too many texts or scans", error)
     error = tf.where(too_many, "too many pixels", error)
     return tf.where(too_long, "too many bytes", error)

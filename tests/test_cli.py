@@ -368,6 +368,28 @@ def test_export_takes_the_class_names_of_the_checkpoint(capsys, tmp_path):
     assert labels.read_text().splitlines() == names
 
 
+@exports_saved_models
+def test_export_takes_class_names_of_a_file_and_says_where_it_has_none(capsys, tmp_path):
+    model, served = hub_folder(tmp_path / "hub"), tmp_path / "served"
+    labels = tmp_path / "labels.txt"
+    options = ["--model", str(model), "--output", str(served)]
+    command = ["export", *options, "--warmup-batch-sizes", "1"]
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert "does not name its classes: the names exported are 0 to 4" in captured.err
+    assert "--class-names FILE" in captured.err
+
+    labels.write_text("ant\nbee\n")
+    error = error_of(capsys, *command, "--class-names", labels)
+    assert f"{labels} must hold 5 lines, one a class. Found: 2" in error
+    labels.write_text("ant\nbee\ncat\ndog\nelk\n")
+    # It goes before what lies beside the model.
+    (model / "class_names.txt").write_text("wrong\n" * 5)
+    assert main([*command, "--class-names", str(labels)]) == 0
+    assert "does not name" not in capsys.readouterr().err
+    assert (served / "2" / "assets" / "class_names.txt").read_text() == labels.read_text()
+
+
 @pytest.mark.slow
 @exports_saved_models
 def test_export_writes_versions(capsys, run_folder, tmp_path):

@@ -1,8 +1,11 @@
 """SavedModels for serving: the numbers of the model, without any of our code."""
 
 import dataclasses
+import errno
 import io
 import json
+import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -533,6 +536,21 @@ def png_of_size(height, width):
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", zlib.crc32(chunk[4:]))
 
 
+def with_texts(png, kind, count, length=1000):
+    """A PNG with compressed texts of that many bytes each."""
+    text = zlib.compress(b" " * length, 9)
+    content = kind + {b"zTXt": b"key\0\0", b"iTXt": b"key\0\1\0\0\0"}[kind] + text
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    return png[:33] + count * chunk + png[33:]
+
+
+def with_scans(count, behind=b""):
+    """A progressive JPEG whose last scan is repeated, and what stands behind it."""
+    jpeg = encode(photograph(12, 20, 0), "JPEG", progressive=True)
+    scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    return jpeg[:-2] + (count - jpeg.count(b"\xff\xda")) * scan + jpeg[-2:] + behind
+
+
 def bad_files():
     """Files that cannot be taken, and a part of the error each gets."""
     jpeg, png = mixed_files()[0], mixed_files()[2]
@@ -563,6 +581,9 @@ def bad_files():
         (png_of_size(2, 20_000), "2 x 20000 pixels: at most 4096 and no side above 16384"),
         (encode(photograph(65, 64, 0), "JPEG"), "65 x 64 pixels: at most 4096"),
         (encode(photograph(40, 40, 0), "BMP") * 50, "bytes: at most 50000"),
+        (with_scans(101), "more than 100 scans in the JPEG"),
+        (with_texts(png, b"zTXt", 17), "more than 16 compressed texts in the PNG"),
+        (with_texts(with_texts(png, b"iTXt", 8), b"zTXt", 9), "more than 16 compressed texts"),
     ]
 
 
@@ -598,6 +619,17 @@ def test_a_bad_image_does_not_hurt_its_neighbours(limited):
     # None of them good: the batch is answered all the same.
     outputs = serve(image_bytes=tf.constant(files))
     assert all(outputs["error"].numpy()) and not outputs["probabilities"].numpy().any()
+
+
+def test_what_is_taken_of_texts_and_scans(limited):
+    _, folder = limited
+    png = mixed_files()[2]
+    pngs = [png, with_texts(png, b"zTXt", 16), with_texts(png, b"iTXt", 16)]
+    # A film behind a picture holds the two bytes of the marker by chance.
+    jpegs = [with_scans(100), with_scans(100, 1000 * b"\xff\xda\x01")]
+    outputs = signature(folder)(image_bytes=tf.constant(pngs + jpegs))
+    assert outputs["error"].numpy().tolist() == [b""] * 5
+    np.testing.assert_array_equal(outputs["logits"][:2], outputs["logits"][1:3])
 
 
 def test_a_sound_export_with_limits_passes_its_checks(limited):
@@ -887,6 +919,17 @@ def test_a_path_that_is_a_file_is_refused(tmp_path):
         export_saved_model(small_model(), tmp_path / "out", class_names=NAMES)
 
 
+def test_the_name_is_that_of_the_path_and_not_of_what_it_links_to(tmp_path, monkeypatch):
+    (tmp_path / "disk2").mkdir()
+    (tmp_path / "pets").symlink_to(tmp_path / "disk2")
+    (tmp_path / "dogs").mkdir()
+    monkeypatch.chdir(tmp_path / "dogs")
+    for path, name in ((tmp_path / "pets", "pets"), (".", "dogs")):
+        folder = export_saved_model(small_model(), path, class_names=NAMES, warmup_batch_sizes=())
+        assert json.loads((folder / "signatures.json").read_text())["name"] == name
+        assert f'base_path: "/models/{name}"' in (folder.parent / "models.config").read_text()
+
+
 def test_another_backend_is_refused(tmp_path, monkeypatch):
     model = small_model()
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
@@ -910,6 +953,73 @@ def test_a_failed_export_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         export_saved_model(small_model(), tmp_path / "pets", class_names=NAMES)
     assert [entry.name for entry in (tmp_path / "pets").iterdir()] == ["4"]
+
+
+def test_a_full_disk_leaves_no_lock_and_no_version_without_the_servers_files(tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full_at_the_end(source, target):
+        replace(source, target) if "batching" not in str(target) else full_disk()
+
+    replace = os.replace
+    # The last thing that is written to the lock.
+    for name, failing in (("socket.gethostname", full_disk), ("os.replace", full_at_the_end)):
+        with monkeypatch.context() as patched:
+            patched.setattr(name, failing)
+            with pytest.raises(OSError, match="No space left"):
+                export_saved_model(small_model(), tmp_path / "pets", class_names=NAMES)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_exports_at_the_same_time_take_different_numbers(tmp_path, monkeypatch):
+    save = tf.saved_model.save
+
+    def export(version=None):
+        return export_saved_model(
+            small_model(), tmp_path, class_names=NAMES, version=version, warmup_batch_sizes=()
+        )
+
+    def beside_another(module, path, signatures):
+        monkeypatch.setattr(tf.saved_model, "save", save)
+        save(module, path, signatures=signatures)
+        assert export(given) == tmp_path / "1"
+
+    given = None
+    monkeypatch.setattr(tf.saved_model, "save", beside_another)
+    assert export() == tmp_path / "2"
+    for version in (1, 2):
+        folder = tmp_path / str(version)
+        assert json.loads((folder / "signatures.json").read_text())["version"] == version
+        assert f"version {version}\n" in (folder / "README.md").read_text()
+
+    shutil.rmtree(tmp_path / "1")
+    given = 1
+    monkeypatch.setattr(tf.saved_model, "save", beside_another)
+    with pytest.raises(FileExistsError, match="1 exists, and a version is never overwritten"):
+        export(version=1)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"1", "2"}
+
+
+def test_a_version_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    fsync, rename = os.fsync, os.rename
+    on_disk, at_rename = set(), set()
+
+    def syncing(descriptor):
+        fsync(descriptor)
+        on_disk.add(os.fstat(descriptor).st_ino)
+
+    def renaming(partial, destination):
+        at_rename.update(on_disk)
+        on_disk.clear()
+        rename(partial, destination)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "rename", renaming)
+    folder = export_saved_model(small_model(), tmp_path, class_names=NAMES)
+    written = (tmp_path / "models.config", folder, *folder.rglob("*"))
+    assert {path.stat().st_ino for path in written} <= at_rename
+    assert on_disk == {tmp_path.stat().st_ino}
 
 
 def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path, monkeypatch):

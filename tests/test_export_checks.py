@@ -359,6 +359,16 @@ def test_a_warmup_request_that_does_not_suit_the_signatures(tmp_path, changes, m
     check_fails(folder, "warm-up file", f"record 1: {message}")
 
 
+def test_a_warmup_request_larger_than_the_servers_batches(tmp_path):
+    folder = save(tmp_path / "1")
+    add_warmup(folder, good_request(inputs={"x": np.ones((8, 4), "float32")}))
+    batching = tmp_path / "batching_parameters.txt"
+    batching.write_text("max_batch_size { value: 8 }")
+    assert verdicts(folder)["warm-up file"].passed
+    batching.write_text("max_batch_size { value: 7 }")
+    check_fails(folder, "warm-up file", "A warm-up request of 8 rows is larger than the batches of")
+
+
 def test_more_warmup_records_than_a_server_takes(tmp_path):
     folder = save(tmp_path / "1")
     add_warmup(folder, *[good_request()] * 1001)
@@ -402,8 +412,9 @@ def safe_means(encoded, w):
     """The same where an image that is not whole answers with zeros and an error."""
     begins = tf.strings.substr(tf.strings.join([encoded, "...."]), 0, 4)
     ends = tf.strings.substr(tf.strings.join(["..", encoded]), -2, 2)
-    is_png = tf.equal(begins, b"\x89PNG") & (tf.strings.length(encoded) > 500)
-    whole = is_png | tf.equal(ends, b"\xff\xd9")
+    size = tf.strings.length(encoded)
+    is_png = tf.equal(begins, b"\x89PNG") & (size > 500)
+    whole = (is_png | tf.equal(ends, b"\xff\xd9")) & (size < 20_000)
     good = tf.fill(tf.shape(encoded), tf.io.encode_jpeg(tf.zeros((8, 8, 3), tf.uint8)))
     outputs = means(tf.where(whole, encoded, good), w)
     return {
@@ -446,6 +457,23 @@ def test_a_bad_image_without_an_error_of_its_own(tmp_path):
 
     found = verdicts(save(tmp_path / "1", silent, IMAGES))
     assert "says no error for empty" in found["bad image"].detail
+
+
+@pytest.mark.parametrize("flaw", ["none", "polite", "loud"])
+def test_an_export_marks_bad_images_in_classify_too(tmp_path, flaw):
+    from small_served_models import write_model
+
+    def keep_classify(graph):
+        for name in {*graph.signature_def} - {"classify", "__saved_model_init_op"}:
+            del graph.signature_def[name]
+
+    folder = write_model(tmp_path / "1", flaw)
+    edit(folder, keep_classify)
+    assert verdicts(folder)["bad image"].passed
+    (folder / "signatures.json").write_text(json.dumps({"on_error": "row"}))
+    found = verdicts(folder)["bad image"]
+    assert found.passed == (flaw == "none")
+    assert found.passed or found.detail == "'classify' answers empty as if it were a picture"
 
 
 def test_a_good_image_that_is_refused(tmp_path):

@@ -169,7 +169,9 @@ def test_a_version_that_cannot_be_loaded_leaves_the_one_before(binary, tmp_path)
     export_saved_model(small_model(), tmp_path / "pets", class_names=NAMES)
     write_config(tmp_path)
     log = tmp_path / "server.log"
-    with model_server(binary, tmp_path, log) as (_, rest_address, process):
+    # Else it tries five times more, a minute apart, before it gives the version up.
+    once = "--max_num_load_retries=0"
+    with model_server(binary, tmp_path, log, once) as (_, rest_address, process):
         wait_for({1}, rest_address, process, log)
         broken = tmp_path / "pets" / ".2"
         shutil.copytree(tmp_path / "pets" / "1", broken)

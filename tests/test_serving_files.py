@@ -429,6 +429,7 @@ def test_batching_parameters_are_what_the_server_reads(tmp_path, batch_sizes, la
     text = (tmp_path / "batching_parameters.txt").read_text("ascii")
     parameters = text_format.Parse(text, batching_parameters())
     assert parameters.max_batch_size.value == largest
+    assert "after a change here check it with `keras-vit export --check`" in text
     assert parameters.batch_timeout_micros.value == 0
     assert parameters.max_enqueued_batches.value > 0 and parameters.num_batch_threads.value > 0
     assert not parameters.allowed_batch_sizes and not parameters.pad_variable_length_inputs

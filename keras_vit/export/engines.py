@@ -25,7 +25,7 @@ from keras_vit.export.engine_check import check_pictures, compare
 from keras_vit.export.engine_files import describe_engine
 from keras_vit.export.pruning import prune
 from keras_vit.export.quantization import calibration_arrays
-from keras_vit.export.versions import version_folder, written_whole
+from keras_vit.export.versions import put_in_place, version_folder, written_beside
 from keras_vit.models import without_unread_tokens
 
 
@@ -167,7 +167,8 @@ def export_engine(
     class_names = checked_class_names(class_names, model.output_shape[-1])
     images = calibration_arrays(calibration_images) if precision == "int8" else []
     destination = version_folder(Path(path), version, is_saved_model=False)
-    name = destination.parent.resolve().name
+    # As given, not what a link leads to.
+    name = Path(os.path.abspath(path)).name
     if sparsity:
         classifier = prune(classifier, sparsity)
     facts = {
@@ -183,7 +184,11 @@ def export_engine(
         "classes": len(class_names),
         "calibration_images": len(images),
     }
-    with written_whole(destination) as folder:
+    with written_beside(destination) as folder:
+
+        def describe(number):
+            describe_engine(folder, engine, name, str(number), facts)
+
         file = folder / engine.file
         engine.write(without_unread_tokens(classifier), file, precision, images)
         pictures = [*check_pictures(image_size), *images[:4]]
@@ -192,8 +197,8 @@ def export_engine(
         )
         labels = "".join(f"{name}\n" for name in class_names)
         (folder / "class_names.txt").write_text(labels, encoding="utf-8")
-        describe_engine(folder, engine, name, destination.name, facts)
-    return destination
+        describe(int(destination.name))
+        return put_in_place(folder, destination, describe if version is None else None)
 
 
 def load_engine(

@@ -5,7 +5,7 @@ The arithmetic is that of `keras_vit.data.prepare_image`, without anything of ou
 
 import math
 
-from keras_vit.export.limits import MAX_SIDE
+from keras_vit.export.limits import MAX_SCANS, MAX_SIDE, MAX_TEXTS
 
 # Images of one request that are decoded at a time.
 _PARALLEL_IMAGES = 16
@@ -13,6 +13,11 @@ _PARALLEL_IMAGES = 16
 _GROUP = 16
 # Of an image, that are float32 at a time: 32 MB.
 _VALUES_AT_A_TIME = 8_000_000
+# What begins a compressed text of a PNG.
+_TEXTS = (b"zTXt", b"iTXt")
+# What begins a scan of a JPEG, and the first byte of its length, always 0: the marker's two bytes
+# alone occur by chance in what cameras write behind the picture, such as a film.
+_SCANS = (b"\xff\xda\x00",)
 
 
 def decode_and_prepare(encoded, image_size, preprocessing, limits, on_error):
@@ -138,7 +143,14 @@ def _header_error(image_bytes, limits):
         fits = (pixels <= limits.max_pixels) & tf.reduce_all((sides > 0) & (sides <= MAX_SIDE))
         found = tf.strings.format("{} x {} pixels", (sides[0], sides[1]))
         bound = f": at most {limits.max_pixels} and no side above {MAX_SIDE} are taken"
-        return tf.cond(fits, lambda: "", lambda: tf.strings.join([found, bound]))
+        return tf.cond(fits, parts_error, lambda: tf.strings.join([found, bound]))
+
+    def parts_error():
+        return tf.cond(
+            is_jpeg,
+            lambda: _too_many(image_bytes, "scans in the JPEG", MAX_SCANS, _SCANS),
+            lambda: _too_many(image_bytes, "compressed texts in the PNG", MAX_TEXTS, _TEXTS),
+        )
 
     def file_error():
         return tf.case(
@@ -160,6 +172,18 @@ def _header_error(image_bytes, limits):
 
     readable = (is_jpeg | (is_png & has_header)) & (size <= limits.max_bytes)
     return tf.cond(readable, size_error, file_error)
+
+
+def _too_many(image_bytes, what, most, marks):
+    """The error of a file in which `marks` occur more than `most` times."""
+    import tensorflow as tf
+
+    found = sum(
+        # One more is enough: a file may hold millions.
+        tf.raw_ops.StringSplitV2(input=[image_bytes], sep=mark, maxsplit=most + 1).shape[1] - 1
+        for mark in marks
+    )
+    return tf.where(found > most, f"more than {most} {what}: no more are taken", "")
 
 
 def prepare(images, image_size, preprocessing):

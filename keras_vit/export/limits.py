@@ -4,19 +4,25 @@ from dataclasses import dataclass
 
 # The matrices of the resizing are as wide as the image.
 MAX_SIDE = 16_384
+# libpng inflates each, to up to 8 MB, and keeps them until the image is decoded.
+MAX_TEXTS = 16
+# For each libjpeg goes over the whole image, however few its bytes; encoders write about ten.
+MAX_SCANS = 100
 
 
 @dataclass(frozen=True)
 class ImageLimits:
     """Bounds on an image; what lies beyond them is refused before it is decoded.
 
-    No side may be longer than 16,384 pixels, whatever `max_pixels` is. Decoded images, as the
-    signature `pixels` takes them, are held to their number of pixels too.
+    Whatever they are, no side may be longer than 16,384 pixels, no PNG may have more than 16
+    compressed texts, and no JPEG more than 100 scans. Decoded images, as the signature `pixels`
+    takes them, are held to their number of pixels too.
 
     Args:
         max_bytes: Size of the file, in bytes.
         max_pixels: Height times width, as the file's header says. A decoded image takes three
-            bytes a pixel, and up to 16 of a request are decoded at a time.
+            bytes a pixel, and a progressive JPEG two for each sample besides while it is decoded:
+            six a pixel, or eight in CMYK. Up to 16 images of a request are decoded at a time.
 
     Raises:
         ValueError: If a bound is no positive integer.

@@ -21,7 +21,7 @@ from keras_vit.export.classifier import (
 )
 from keras_vit.export.limits import DEFAULT_LIMITS, ImageLimits
 from keras_vit.export.signatures import ServingOptions, trace_signatures
-from keras_vit.export.versions import version_folder, written_whole
+from keras_vit.export.versions import put_in_place, version_folder, written_beside
 from keras_vit.serving.files import (
     WARMUP_BATCH_SIZES,
     check_warmup_fits,
@@ -79,7 +79,8 @@ def export_saved_model(
             such as `keras.Sequential([base, keras.layers.Dense(7)])`.
         path: Folder of the exported model; the version is a sub-folder of it.
         class_names: Name of each class, in the order of the model's outputs.
-        version: Positive number of the version. None takes the one after the highest present.
+        version: Positive number of the version. None takes the one after the highest present, also
+            where several exports end at the same time.
         top: Number of `classes` and `scores`; at most all classes are given.
         limits: What is taken of an encoded image.
         on_error: `"row"` as above; with `"fail"` a bad image fails the whole call.
@@ -117,7 +118,8 @@ def export_saved_model(
     batch_sizes = _checked_batch_sizes(warmup_batch_sizes)
     destination = version_folder(Path(path), version, is_saved_model=True)
     check_warmup_fits(destination.parent, batch_sizes)
-    name = destination.parent.resolve().name
+    # As given, not what a link leads to.
+    name = Path(os.path.abspath(path)).name
     facts = {
         "keras_vit": __version__,
         "model": model.name,
@@ -129,9 +131,13 @@ def export_saved_model(
         "on_error": on_error,
         "limits": dataclasses.asdict(limits),
     }
-    with written_whole(destination) as folder:
+    with written_beside(destination) as folder:
+
+        def describe(number):
+            write_descriptions(folder, name=name, version=number, facts=facts)
+
         _save(with_precision(model, precision), folder, class_names, options)
-        write_descriptions(folder, name=name, version=int(destination.name), facts=facts)
+        describe(int(destination.name))
         if batch_sizes:
             write_warmup(
                 folder,
@@ -141,8 +147,9 @@ def export_saved_model(
                 **dataclasses.asdict(limits),
             )
         _refuse_what_no_server_runs(folder)
-    write_server_files(destination.parent, name=name, batch_sizes=batch_sizes)
-    return destination
+        # Before a server may see the version.
+        write_server_files(destination.parent, name=name, batch_sizes=batch_sizes)
+        return put_in_place(folder, destination, describe if version is None else None)
 
 
 def _check_backend():

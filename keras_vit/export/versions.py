@@ -4,9 +4,10 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from keras_vit.checkpoints.replaced_file import to_disk
 from keras_vit.zoo.file_lock import file_lock
 
 
@@ -31,20 +32,31 @@ def version_folder(path: Path, version: int | None, *, is_saved_model: bool) -> 
             f"{path} is an exported version itself. Give the folder that holds the versions, such "
             f"as {path.parent}."
         )
-    versions = [entry for entry in path.glob("*") if entry.name.isdecimal()]
-    _check_are_of_one_kind(path, versions, is_saved_model)
+    _check_are_of_one_kind(path, _versions(path), is_saved_model)
     if version is None:
-        version = max((int(entry.name) for entry in versions), default=0) + 1
+        version = _next_number(path)
     # TensorFlow Serving reads the version off the folder's name.
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise ValueError(f"`version` must be a positive integer. Received: version={version!r}")
     destination = path / str(version)
     if destination.exists():
-        raise FileExistsError(
-            f"{destination} exists, and a version is never overwritten. Give another `version`, "
-            "or None for the next one."
-        )
+        raise _taken(destination)
     return destination
+
+
+def _versions(path):
+    return [entry for entry in path.glob("*") if entry.name.isdecimal()]
+
+
+def _next_number(path):
+    return max((int(entry.name) for entry in _versions(path)), default=0) + 1
+
+
+def _taken(destination):
+    return FileExistsError(
+        f"{destination} exists, and a version is never overwritten. Give another `version`, "
+        "or None for the next one."
+    )
 
 
 def _check_are_of_one_kind(path, versions, is_saved_model):
@@ -67,8 +79,8 @@ def _check_are_of_one_kind(path, versions, is_saved_model):
 
 
 @contextlib.contextmanager
-def written_whole(destination: Path) -> Iterator[Path]:
-    """An empty folder beside `destination` to write to, renamed at the end to `destination`.
+def written_beside(destination: Path) -> Iterator[Path]:
+    """An empty folder beside `destination` to write to, until `put_in_place` renames it.
 
     The folder that contains it is made where needed. When the block raises, what was written is
     removed, the folders made for it too. What a killed process left is removed before.
@@ -83,13 +95,48 @@ def written_whole(destination: Path) -> Iterator[Path]:
         with _lock(partial):
             partial.mkdir()
             yield partial
-            os.rename(partial, destination)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         for parent in created:
             with contextlib.suppress(OSError):
                 parent.rmdir()
         raise
+
+
+def put_in_place(
+    partial: Path, destination: Path, renumber: Callable[[int], object] | None = None
+) -> Path:
+    """Renames a folder to that of its version, once it is on the disk.
+
+    Args:
+        partial: The folder, of `written_beside`.
+        destination: The folder of the version.
+        renumber: Where another export has taken the number meanwhile, called with the next one,
+            to write it into the folder. None: that is an error.
+
+    Returns:
+        The folder of the version, which has another number where it was renumbered.
+
+    Raises:
+        FileExistsError: If the number is taken and there is no `renumber`.
+    """
+    while True:
+        for path in (*partial.rglob("*"), partial):
+            to_disk(path)
+        try:
+            # Never takes the place of a folder with content.
+            os.rename(partial, destination)
+        except OSError:
+            if not destination.exists():
+                raise
+            if renumber is None:
+                raise _taken(destination) from None
+        else:
+            to_disk(destination.parent)
+            return destination
+        number = _next_number(destination.parent)
+        renumber(number)
+        destination = destination.with_name(str(number))
 
 
 def _remove_left_over(folder):
@@ -103,8 +150,12 @@ def _remove_left_over(folder):
 def _lock(partial):
     """Holds the lock beside a folder that is being written, and removes it."""
     path = partial.with_name(f"{partial.name}.lock")
-    with file_lock(path, wait=False):
-        try:
+    try:
+        with file_lock(path, wait=False):
             yield
-        finally:
-            path.unlink(missing_ok=True)
+    except BlockingIOError:  # It is another's.
+        raise
+    except BaseException:  # On a full disk it is there, but could not be written to.
+        path.unlink(missing_ok=True)
+        raise
+    path.unlink(missing_ok=True)

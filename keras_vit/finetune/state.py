@@ -1,13 +1,11 @@
 """Training checkpoints: everything a run needs to go on, in files that are whole or absent."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import re
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from keras_vit.checkpoints.replaced_file import replaced_file
 from keras_vit.finetune.optimizer import gradient_accumulators
 
 KEPT_CHECKPOINTS = 2
@@ -59,38 +58,6 @@ class Progress:
                 self, best_accuracy=accuracy, best_step=step, evaluations_since_best=0
             )
         return dataclasses.replace(self, evaluations_since_best=self.evaluations_since_best + 1)
-
-
-@contextlib.contextmanager
-def replaced_file(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the place of `path` when it is on the disk.
-
-    Whoever reads `path` sees the old content or the new one, never a part. Where writing fails
-    nothing is left.
-
-    Args:
-        path: The file.
-        shared: Whether other processes may write it at the same time, as in a cache.
-    """
-    path = Path(path)
-    # Of one writer the same: what is left of one that was killed is written over.
-    writer = f".{socket.gethostname()}.{os.getpid()}" if shared else ""
-    beside = path.with_name(f".partial{writer}.{path.name}")
-    try:
-        yield beside
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    if os.name != "nt":
-        # The new name is in the folder, which is on the disk only now.
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def replace_file(path: str | Path, data: bytes) -> None:

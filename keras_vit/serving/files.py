@@ -4,12 +4,12 @@ import json
 import os
 import re
 import shlex
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from keras_vit.checkpoints.replaced_file import replaced_file
 from keras_vit.serving.made_up_requests import (
     CLASSIFY,
     IMAGE_FEATURE,
@@ -331,14 +331,10 @@ def write_warmup(
         )
     path = Path(folder) / WARMUP_FILE
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex}")
-    try:
-        limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
-        requests = _warmup_requests(signatures, sizes, image_size, limits)
+    limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
+    requests = _warmup_requests(signatures, sizes, image_size, limits)
+    with replaced_file(path, shared=True) as partial:
         write_warmup_requests(partial, requests, model_name=name)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -393,7 +389,8 @@ BATCHING_PARAMETERS = """\
 # https://github.com/tensorflow/serving/blob/master/tensorflow_serving/batching/README.md
 # A start for a server without a GPU; measure with your own requests.
 
-# The server joins requests up to this many images; one with more is refused.
+# The server joins requests up to this many images; one with more is refused, and with a larger
+# request in its warm-up a version: after a change here check it with `keras-vit export --check`.
 max_batch_size {{ value: {max_batch_size} }}
 # A batch starts as soon as a thread is free, full or not: nothing waits for company. With many
 # small requests, try 1000 to 10000 (1 to 10 ms).
@@ -422,7 +419,7 @@ def write_server_files(
 
     `models.config` names the model and says how to go back to an older version;
     `batching_parameters.txt` joins requests into batches. A file that exists is the operator's and
-    stays as it is.
+    stays as it is. Where one cannot be written, none is.
 
     Args:
         base: Folder of the model, whose sub-folders are the versions.
@@ -453,8 +450,13 @@ def write_server_files(
     Path(base).mkdir(parents=True, exist_ok=True)
     missing = {Path(base) / file: text for file, text in texts.items()}
     missing = {path: text for path, text in missing.items() if not path.exists()}
-    for path, text in missing.items():
-        _replace(path, text)
+    try:
+        for path, text in missing.items():
+            _replace(path, text)
+    except BaseException:
+        for path in missing:
+            path.unlink(missing_ok=True)
+        raise
     return tuple(missing)
 
 
@@ -482,10 +484,5 @@ def check_warmup_fits(base: str | os.PathLike, batch_sizes: Sequence[int]) -> No
 
 
 def _replace(path, text):
-    """Writes beside and renames, so that a reader sees the whole file or none."""
-    partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex}")
-    try:
+    with replaced_file(path, shared=True) as partial:
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -10,6 +10,8 @@ import numpy as np
 
 OVERSIZED_BYTES = 32 * 2**20
 NO_LIMIT = 2**63
+# Bytes of a PNG's signature and its first chunk, the header.
+_PNG_HEADER = 33
 
 
 def good_pictures(max_pixels: int = NO_LIMIT) -> Mapping[str, bytes]:
@@ -60,6 +62,10 @@ def shrunk(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
 def bad_pictures() -> Mapping[str, bytes]:
     """What is sent as a picture and is none, or none that may be decoded, by name."""
     jpeg = encode(photograph(96, 64, 0), "JPEG")
+    png = encode(photograph(16, 16, 1), "PNG")
+    progressive = encode(photograph(16, 16, 2), "JPEG", progressive=True)
+    scan = progressive[progressive.rindex(b"\xff\xda") : -2]
+    text = _chunk(b"zTXt", b"key\0\0" + zlib.compress(b" " * 10_000))
     return {
         "empty": b"",
         "text": b"This is no picture.",
@@ -67,6 +73,8 @@ def bad_pictures() -> Mapping[str, bytes]:
         "random bytes": np.random.default_rng(0).bytes(2000),
         "60000 x 60000 PNG": _png(60000, 60000),
         "60000 x 60000 PNG that feigns 10 x 10": _png(60000, 60000, feigned=(10, 10)),
+        "PNG with 1000 compressed texts": png[:_PNG_HEADER] + 1000 * text + png[_PNG_HEADER:],
+        "JPEG with 1000 scans": progressive[:-2] + 1000 * scan + progressive[-2:],
     }
 
 
@@ -95,6 +103,11 @@ def encode(image: np.ndarray, kind: str, mode: str | None = None, **options) -> 
     return stream.getvalue()
 
 
+def _chunk(kind, data):
+    content = kind + data
+    return struct.pack(">I", len(data)) + content + struct.pack(">I", zlib.crc32(content))
+
+
 def _png(width, height, feigned=None):
     """A PNG whose header promises a size, and whose pixels are a few zeros.
 
@@ -102,13 +115,13 @@ def _png(width, height, feigned=None):
     header is looked for.
     """
 
-    def chunk(kind, data):
-        content = kind + data
-        return struct.pack(">I", len(data)) + content + struct.pack(">I", zlib.crc32(content))
-
     def header(*sides):
         return struct.pack(">IIBBBBB", *sides, 8, 2, 0, 0, 0)
 
-    chunks = [] if feigned is None else [chunk(b"abCd", header(*feigned))]
-    chunks += [chunk(b"IHDR", header(width, height)), chunk(b"IDAT", zlib.compress(b"\0" * 10000))]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + chunk(b"IEND", b"")
+    chunks = [] if feigned is None else [_chunk(b"abCd", header(*feigned))]
+    chunks += [
+        _chunk(b"IHDR", header(width, height)),
+        _chunk(b"IDAT", zlib.compress(b"\0" * 10000)),
+        _chunk(b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

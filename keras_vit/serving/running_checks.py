@@ -11,10 +11,12 @@ from keras_vit.serving.checked_model import (
     count,
     first_line,
 )
+from keras_vit.serving.client import Signature
 from keras_vit.serving.files import WARMUP_FILE
 from keras_vit.serving.made_up_requests import image_request, made_up_images
 from keras_vit.serving.pictures import bad_pictures
 from keras_vit.serving.prediction_log import read_warmup_requests
+from keras_vit.serving.server_checks import is_bad_row
 
 TIMEOUT_SECONDS = 300
 
@@ -143,8 +145,11 @@ def _bad_image(model, run):
     if model.facts().get("on_error") == "fail":
         return f"{NOT_APPLICABLE} exported with on_error='fail', a bad image fails its whole call"
     first, second, third = made_up_images(3, IMAGE_SIZE, **model.limits())
+    # What an export promises; of other models it is not known how they mark a row.
+    must_mark = model.facts().get("on_error") == "row"
     bad_images = bad_pictures()
     for name, signature in signatures.items():
+        asked = Signature(name, signature["method_name"], {}, {})
         good = _answers(run, name, image_request(signature, [first, second, third]))
         for kind, bad in bad_images.items():
             images = image_request(signature, [first, bad, third])
@@ -159,6 +164,8 @@ def _bad_image(model, run):
                 _check_same(name, outputs, row, good, row, f"without {kind} beside it")
             if not outputs.get("error", [b"", b"not said", b""])[1]:
                 raise CheckFailed(f"{name!r} says no error for {kind}")
+            if must_mark and not is_bad_row(asked, outputs, 1):
+                raise CheckFailed(f"{name!r} answers {kind} as if it were a picture")
             if any(outputs.get("error", np.array([b"", b"", b""]))[[0, 2]]):
                 raise CheckFailed(f"{name!r} says an error for the neighbours of {kind}")
     return f"{', '.join(bad_images)} between two good images: {', '.join(signatures)}"

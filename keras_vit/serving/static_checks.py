@@ -4,7 +4,7 @@ import importlib.resources
 from collections import Counter
 
 from keras_vit.serving.checked_model import NOT_APPLICABLE, CheckFailed, count, first_line, some
-from keras_vit.serving.files import MAX_WARMUP_RECORDS, WARMUP_FILE
+from keras_vit.serving.files import MAX_WARMUP_RECORDS, WARMUP_FILE, check_warmup_fits
 from keras_vit.serving.made_up_requests import CLASSIFY
 from keras_vit.serving.prediction_log import EXAMPLES_INPUT, read_warmup_requests
 
@@ -202,15 +202,20 @@ def _warmup_file(model):
     if not path.is_file():
         return f"{NOT_APPLICABLE} there is no {WARMUP_FILE}"
     kinds: Counter[str] = Counter()
-    wrong = []
+    wrong, batch_sizes = [], []
     try:
         for index, request in enumerate(read_warmup_requests(path)):
             kinds[request.kind or "empty record"] += 1
+            batch_sizes += [len(array) for array in request.inputs.values() if array.ndim]
             wrong += [f"record {index}: {finding}" for finding in _wrong_request(model, request)]
     except ValueError as error:
         raise CheckFailed(f"{error} A server refuses to load the model.") from None
     if kinds.total() > MAX_WARMUP_RECORDS:
         wrong.append(f"{kinds.total()} records; a server takes {MAX_WARMUP_RECORDS}")
+    try:
+        check_warmup_fits(model.folder.absolute().parent, batch_sizes)
+    except ValueError as error:
+        wrong.append(str(error))
     if wrong:
         raise CheckFailed(some(wrong))
     return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "no records"

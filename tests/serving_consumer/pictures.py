@@ -42,19 +42,16 @@ def good_files(count, largest=60):
     return files
 
 
+def _chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
 def _png_header(width, height):
     """A PNG file whose header is right and whose image data are a few bytes."""
-
-    def chunk(name, data):
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = zlib.compress(b"\0" * 100)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-    )
+    chunks = [_chunk(b"IHDR", header), _chunk(b"IDAT", data), _chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def hostile_files(max_bytes):
@@ -68,6 +65,10 @@ def hostile_files(max_bytes):
     frame = jpeg.index(b"\xff\xc0")  # Start of frame: marker, length, precision, height, width.
     damaged = bytearray(png)
     damaged[png.index(b"IDAT") + 20] ^= 0xFF
+    first = png.index(b"IDAT") - 4
+    grey = encoded(Image.new("L", (8, 8)), "JPEG", progressive=True)
+    scan = grey[grey.rindex(b"\xff\xda") : -2]
+    text = _chunk(b"zTXt", b"key\0\0" + zlib.compress(b"text"))
     return {
         "empty": b"",
         "text": b"<html><body>404 Not Found</body></html>",
@@ -80,6 +81,8 @@ def hostile_files(max_bytes):
         "PNG with a damaged byte": bytes(damaged),
         "PNG of 60000 x 60000": _png_header(60000, 60000),
         "PNG of 1 x 2000000000": _png_header(1, 2_000_000_000),
+        "PNG of 1000 compressed texts": png[:first] + 1000 * text + png[first:],
+        "JPEG of 1000 scans": grey[:-2] + 1000 * scan + grey[-2:],
         "too many bytes": jpeg + bytes(max_bytes + 1 - len(jpeg)),
         "GIF": encoded(image, "GIF"),
         "BMP": encoded(image, "BMP"),
