@@ -9,10 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_vit.checkpoints.replaced_file import replaced_file
 from keras_vit.data import Augmentation, ImageSet, TrainingBatches
 from keras_vit.finetune.evaluation import predict_outputs
 from keras_vit.finetune.log import ProgressLine
-from keras_vit.finetune.state import replaced_file
 
 
 def cached_features(

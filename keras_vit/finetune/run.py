@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_vit.checkpoints.replaced_file import replaced_file
 from keras_vit.data import DataSource, check_class_names, check_images
 from keras_vit.finetune.batch_size import batch_parts, is_out_of_memory
 from keras_vit.finetune.compiled_programs import keep_compiled_programs
@@ -54,7 +55,6 @@ from keras_vit.finetune.state import (
     identity_digest,
     read_json,
     replace_file,
-    replaced_file,
     restore_best,
     restore_training_state,
     save_training_state,
