@@ -93,12 +93,12 @@ def only_classes(source: DataSource, classes: range) -> DataSource:
 
 def demonstrate(options: Demonstration) -> tuple[RunResult, RunResult]:
     """Runs the three trainings; hands back the results of transfer and from scratch."""
-    many = load_data("digits", seed=options.pretraining.seed)
+    many = load_data("digits")
     first = run(options.pretraining, source=only_classes(many, range(5)), architecture=ARCHITECTURE)
     # A run that starts over has another name than it was given.
     pretrained = Path(options.pretraining.output, first.name, "model.keras")
     # A few images to train on leave half of them for the test.
-    few = load_data("digits", test_fraction=0.5, seed=options.transfer.seed)
+    few = load_data("digits", test_fraction=0.5)
     few = only_classes(few, range(5, 10))
     scratch = dataclasses.replace(
         options.transfer,

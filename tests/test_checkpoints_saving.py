@@ -436,10 +436,10 @@ def test_what_another_process_wrote_meanwhile_is_not_replaced(
     first, second = build(**GOOGLE_SWITCHES), build(**GOOGLE_SWITCHES)
     first.get_layer("head").bias.assign(np.ones(5))
     path = target(tmp_path, format)
-    to_disk = tensor_writing._to_disk
+    to_disk = tensor_writing.to_disk
 
     def overtaken(file):
-        monkeypatch.setattr(tensor_writing, "_to_disk", to_disk)
+        monkeypatch.setattr(tensor_writing, "to_disk", to_disk)
         save_checkpoint(first, path, format)
         to_disk(file)
 
@@ -448,7 +448,7 @@ def test_what_another_process_wrote_meanwhile_is_not_replaced(
 
     if not has_links:
         monkeypatch.setattr(os, "link", refused)
-    monkeypatch.setattr(tensor_writing, "_to_disk", overtaken)
+    monkeypatch.setattr(tensor_writing, "to_disk", overtaken)
     with pytest.raises(FileExistsError, match="overwrite=True"):
         save_checkpoint(second, path, format)
     assert_same_model(keras_vit.from_checkpoint(path), first)
@@ -503,7 +503,7 @@ def test_what_was_there_stays_when_writing_fails(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     model.get_layer("head").bias.assign(np.zeros(5))
-    monkeypatch.setattr(tensor_writing, "_to_disk", full)
+    monkeypatch.setattr(tensor_writing, "to_disk", full)
     for format in ("timm", "google"):
         with pytest.raises(OSError, match="no space"):
             save_checkpoint(model, target(tmp_path, format), format, overwrite=True)

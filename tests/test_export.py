@@ -582,8 +582,8 @@ def bad_files():
         (encode(photograph(65, 64, 0), "JPEG"), "65 x 64 pixels: at most 4096"),
         (encode(photograph(40, 40, 0), "BMP") * 50, "bytes: at most 50000"),
         (with_scans(101), "more than 100 scans in the JPEG"),
-        (with_texts(png, b"zTXt", 17), "more than 16 compressed texts in the PNG"),
-        (with_texts(with_texts(png, b"iTXt", 8), b"zTXt", 9), "more than 16 compressed texts"),
+        (with_texts(png, b"zTXt", 17), "more than 16 zTXt and iTXt texts in the PNG"),
+        (with_texts(with_texts(png, b"iTXt", 8), b"zTXt", 9), "more than 16 zTXt and iTXt texts"),
     ]
 
 

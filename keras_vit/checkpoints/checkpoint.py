@@ -61,6 +61,7 @@ class Checkpoint:
         resampling: Whose rule positions are resampled by.
         published_name: Function from a canonical name and the file's names to what a tensor that
             is missing would be called.
+        added_layers: Of our .keras files: layers that no config tells of.
     """
 
     file: TensorFile
@@ -74,6 +75,7 @@ class Checkpoint:
     is_grid_told: bool
     resampling: str
     published_name: Callable[[str, tuple[str, ...]], str]
+    added_layers: tuple[str, ...] = ()
 
     @property
     def num_classes(self):
@@ -130,8 +132,11 @@ def open_checkpoint(path):
     """
     path = resolve_path(path)
     if path.name.endswith(".keras"):
-        with keras_files.open_keras_model(path) as (file, facts):
-            yield _keras_checkpoint(file, facts, ())
+        with keras_files.open_keras_model(path) as (file, facts, added):
+            notes = (f"layers that were added are left out: {', '.join(added)}",) if added else ()
+            yield dataclasses.replace(
+                _keras_checkpoint(file, facts, notes), added_layers=tuple(added)
+            )
         return
     with open_tensors(path) as file:
         if keras_files.recognises(file.shapes):

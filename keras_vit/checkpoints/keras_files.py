@@ -8,7 +8,7 @@ import keras
 
 from keras_vit.checkpoints.architecture import architecture
 from keras_vit.checkpoints.reading import CheckpointError, TensorFile, as_float
-from keras_vit.models import whole_config_of
+from keras_vit.models import added_layers, config_of
 
 FORMAT = "keras"
 PATCHES = "patch_encoder/projection/kernel"
@@ -23,14 +23,14 @@ def open_keras_model(path):
     """Opens a .keras file of a keras_vit model, in safe mode.
 
     Yields:
-        A pair: the `TensorFile`, whose tensors are called as the weights are, and what the file
-        tells: all fields of the model's config that say something of it.
+        The `TensorFile`, whose tensors are called as the weights are; what the file tells: all
+        fields of the model's config that say something of it; and the layers that were added.
     """
     if not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path} is no .keras file, or a truncated one; write it again")
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
-        config = whole_config_of(model)
+        config = config_of(model)
     except (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} holds no keras_vit model ({error})") from error
     if any(layer.quantization_mode is not None for layer in model._flatten_layers()):
@@ -44,7 +44,7 @@ def open_keras_model(path):
     def read(name):
         return as_float(path, name, keras.ops.convert_to_numpy(weights[name]))
 
-    yield TensorFile(path, shapes, read), _facts(config)
+    yield TensorFile(path, shapes, read), _facts(config), added_layers(model)
 
 
 def _facts(config):

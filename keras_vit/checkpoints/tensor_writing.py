@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_vit.checkpoints.replaced_file import to_disk
+
 # What a folder holds that is written here; another file in it is never touched.
 FOLDER = ("model.safetensors", "config.json", "preprocessor_config.json")
 _SAFETENSORS_DTYPES = {"float32": "F32", "float64": "F64"}
@@ -41,13 +43,13 @@ def write_npz(path, shapes, read, *, overwrite=False):
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        with open(beside / path.name, "wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for name in shapes:
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, read(name), allow_pickle=False)
-            _to_disk(file)
+        with zipfile.ZipFile(beside / path.name, "w", zipfile.ZIP_STORED) as archive:
+            for name in shapes:
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, read(name), allow_pickle=False)
+        to_disk(beside / path.name)
         _place_file(beside / path.name, path, overwrite)
+        to_disk(path.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return path
@@ -85,14 +87,15 @@ def write_folder(path, shapes, read, dtypes, texts, *, overwrite=False):
         new.mkdir()
         _write_safetensors(new / "model.safetensors", shapes, read, dtypes)
         for name, content in texts.items():
-            with open(new / name, "wb") as file:
-                file.write((json.dumps(content, indent=2) + "\n").encode())
-                _to_disk(file)
+            (new / name).write_bytes((json.dumps(content, indent=2) + "\n").encode())
+            to_disk(new / name)
+        to_disk(new)
         if overwrite:
             _check_free_folder(path, overwrite)  # Writing took its time.
             with contextlib.suppress(FileNotFoundError):
                 os.replace(path, old)
         _place_folder(new, path)
+        to_disk(path.parent)
     finally:
         if os.path.lexists(old) and not os.path.lexists(path):
             os.replace(old, path)
@@ -142,7 +145,7 @@ def _write_safetensors(path, shapes, read, dtypes):
         for name in shapes:
             little = np.dtype(dtypes[name]).newbyteorder("<")
             file.write(np.ascontiguousarray(read(name), dtype=little).data)
-        _to_disk(file)
+    to_disk(path)
 
 
 def _check_free(path, overwrite):
@@ -168,8 +171,3 @@ def _check_free_folder(path, overwrite):
             f"{path} holds {', '.join(others[:3])}, and would be replaced as a whole. Expected a "
             f"folder with nothing but {', '.join(FOLDER)}. Choose another path"
         )
-
-
-def _to_disk(file):
-    file.flush()
-    os.fsync(file.fileno())

@@ -13,7 +13,7 @@ _PARALLEL_IMAGES = 16
 _GROUP = 16
 # Of an image, that are float32 at a time: 32 MB.
 _VALUES_AT_A_TIME = 8_000_000
-# What begins a compressed text of a PNG.
+# What begins a text of a PNG that may be compressed.
 _TEXTS = (b"zTXt", b"iTXt")
 # What begins a scan of a JPEG, and the first byte of its length, always 0: the marker's two bytes
 # alone occur by chance in what cameras write behind the picture, such as a film.
@@ -149,7 +149,7 @@ def _header_error(image_bytes, limits):
         return tf.cond(
             is_jpeg,
             lambda: _too_many(image_bytes, "scans in the JPEG", MAX_SCANS, _SCANS),
-            lambda: _too_many(image_bytes, "compressed texts in the PNG", MAX_TEXTS, _TEXTS),
+            lambda: _too_many(image_bytes, "zTXt and iTXt texts in the PNG", MAX_TEXTS, _TEXTS),
         )
 
     def file_error():

@@ -14,9 +14,9 @@ MAX_SCANS = 100
 class ImageLimits:
     """Bounds on an image; what lies beyond them is refused before it is decoded.
 
-    Whatever they are, no side may be longer than 16,384 pixels, no PNG may have more than 16
-    compressed texts, and no JPEG more than 100 scans. Decoded images, as the signature `pixels`
-    takes them, are held to their number of pixels too.
+    Whatever they are, no side may be longer than 16,384 pixels, no PNG may have more than 16 texts
+    that may be compressed (zTXt, iTXt), and no JPEG more than 100 scans. Decoded images, as the
+    signature `pixels` takes them, are held to their number of pixels too.
 
     Args:
         max_bytes: Size of the file, in bytes.

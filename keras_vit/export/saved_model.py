@@ -148,8 +148,13 @@ def export_saved_model(
             )
         _refuse_what_no_server_runs(folder)
         # Before a server may see the version.
-        write_server_files(destination.parent, name=name, batch_sizes=batch_sizes)
-        return put_in_place(folder, destination, describe if version is None else None)
+        written = write_server_files(destination.parent, name=name, batch_sizes=batch_sizes)
+        try:
+            return put_in_place(folder, destination, describe if version is None else None)
+        except BaseException:
+            for path in written:
+                path.unlink(missing_ok=True)
+            raise
 
 
 def _check_backend():

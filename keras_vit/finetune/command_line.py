@@ -246,7 +246,8 @@ def _protocol_of(recipe):
     """The names of the protocol and the budget that a recipe is of; None for one of neither."""
     if recipe.model not in (None, *VARIANTS):
         return None, None
-    for name, budget in itertools.product(PROTOCOLS, BUDGETS):
+    # The full one first, which is meant where none is named.
+    for name, budget in itertools.product(PROTOCOLS, reversed(BUDGETS)):
         found = protocol_recipe(
             name, recipe.data, budget=budget, model=recipe.model, adapt=recipe.adapt
         )

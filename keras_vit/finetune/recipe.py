@@ -305,7 +305,8 @@ class Recipe:
     scaling on older GPUs, float32 on CPU."""
 
     seed: int = 0
-    """Seed of splits, initial weights, order and augmentation."""
+    """Seed of what is held out of train, of initial weights, order and augmentation. The test
+    images are the same whatever it is."""
 
     deterministic: bool = False
     """Whether only operations are used that give the same bits each time on a GPU, which takes

@@ -132,7 +132,7 @@ def run(
         RunInterrupted: After SIGTERM or SIGINT; the same recipe then goes on where it stopped.
         OSError: If the folder is in use by another run or cannot be written to, or the disk is
             full; the last good checkpoint stays.
-        MemoryError: If a step does not fit the memory.
+        MemoryError: If a step or an evaluation does not fit the memory.
     """
     if not fix_order_of_operations(deterministic=recipe.deterministic):
         print(

@@ -9,6 +9,7 @@ from keras_vit.models.preprocessing import PRESETS, Preprocessing
 from keras_vit.models.unread_tokens import without_unread_tokens
 from keras_vit.models.variants import VARIANTS
 from keras_vit.models.vision_transformer import (
+    added_layers,
     config_of,
     vision_transformer,
     whole_config_of,
@@ -19,6 +20,7 @@ __all__ = [
     "VARIANTS",
     "Preprocessing",
     "VisionTransformerConfig",
+    "added_layers",
     "config_of",
     "count_flops",
     "count_macs",

@@ -319,37 +319,51 @@ def whole_config_of(model):
     >>> config = VisionTransformerConfig(
     ...     patch_size=4, hidden_size=32, depth=2, mlp_dim=64, num_heads=4, image_size=16
     ... )
-    >>> model = vision_transformer(config)
-    >>> whole_config_of(model) == config
+    >>> whole_config_of(vision_transformer(config)) == config
     True
-    >>> whole_config_of(keras.Model(model.input, keras.layers.ReLU(name="relu")(model.output)))
-    Traceback (most recent call last):
-    ValueError: Expected nothing but the layers of a keras_vit Vision Transformer. Received: \
-    model='functional', which has besides: relu
     """
-    config = config_of(model)
-    added = [
-        operation.name
-        for operation in getattr(model, "operations", model.layers)
-        if not _is_ours(operation)
-    ]
+    config, added = config_of(model), added_layers(model)
     if added:
         raise ValueError(
             "Expected nothing but the layers of a keras_vit Vision Transformer. Received: "
-            f"model={model.name!r}, which has besides: {', '.join(added)}"
+            f"model={model.name!r}, which has besides: {', '.join(added)}; take the model as it "
+            "was before, or this one as a .keras file"
         )
     return config
 
 
-def _is_ours(operation):
-    """Whether `vision_transformer` made it, or one of the functions that rearrange its graph."""
+def added_layers(model):
+    """Names of the layers and operations that `vision_transformer` did not make, in order.
+
+    Example:
+
+    >>> config = VisionTransformerConfig(
+    ...     patch_size=4, hidden_size=32, depth=2, mlp_dim=64, num_heads=4, image_size=16
+    ... )
+    >>> model = vision_transformer(config)
+    >>> added_layers(keras.Model(model.input, keras.layers.ReLU(name="relu")(model.output)))
+    ['relu']
+    """
+    added, top = [], False
+    # An operation comes after those whose outputs it takes.
+    for operation in getattr(model, "operations", model.layers):
+        top = top or operation.name in _TOP
+        if not _is_ours(operation, top):
+            added.append(operation.name)
+    return added
+
+
+def _is_ours(operation, top):
     if not isinstance(operation, keras.layers.Layer):
-        return type(operation).__name__ in ("Pad", "GetItem")  # Of `with_even_tokens`.
-    if isinstance(operation, (keras.layers.InputLayer, TransformerBlock)):
+        # `with_even_tokens` fills up and cuts the blocks' tokens.
+        return not top and type(operation).__name__ in ("Pad", "GetItem")
+    if isinstance(operation, keras.layers.InputLayer):
         return True
+    if isinstance(operation, TransformerBlock):
+        return operation.name.startswith("block_")
     if operation.name == "pre_logits":
         return operation.activation is keras.activations.tanh
-    return isinstance(operation, _LAYERS.get(operation.name, ()))
+    return isinstance(operation, {**_LAYERS, **_TOP}.get(operation.name, ()))
 
 
 _NORM, _DENSE = keras.layers.LayerNormalization, keras.layers.Dense
@@ -361,6 +375,9 @@ _LAYERS = {
     "patch_encoder": PatchEncoder,
     "patch_dropout": PatchDropout,
     "pre_norm": _NORM,
+}
+# After the blocks.
+_TOP = {
     "encoder_norm": _NORM,
     "pool": (TokenPooling, AttentionPooling),
     "pool_distillation": TokenPooling,

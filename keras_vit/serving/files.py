@@ -450,14 +450,16 @@ def write_server_files(
     Path(base).mkdir(parents=True, exist_ok=True)
     missing = {Path(base) / file: text for file, text in texts.items()}
     missing = {path: text for path, text in missing.items() if not path.exists()}
+    written: list[Path] = []
     try:
         for path, text in missing.items():
             _replace(path, text)
+            written.append(path)
     except BaseException:
-        for path in missing:
+        for path in written:
             path.unlink(missing_ok=True)
         raise
-    return tuple(missing)
+    return tuple(written)
 
 
 def check_warmup_fits(base: str | os.PathLike, batch_sizes: Sequence[int]) -> None:

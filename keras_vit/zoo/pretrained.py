@@ -37,11 +37,12 @@ def with_weights(weights, variant, config, chosen, *, wants_head, resampling, dt
         config = _adopt_facts(config, chosen, checkpoint)
         facts = checkpoint.facts
     model = _built_for(facts, config, dtype, name)
-    _load(model, path, wants_head, accept=_accepted(chosen), resampling=resampling)
+    accept = _accepted(chosen)
+    _load(model, path, wants_head, accept=accept, resampling=resampling, stacklevel=4)
     return model
 
 
-def _load(model, path, wants_head, **options):
+def _load(model, path, wants_head, *, stacklevel=3, **options):
     """Loads a file, which the model's `load_report` accounts for; warns of a head that it lacks."""
     model.load_report = report = load_checkpoint(model, path, **options)
     if "head/kernel" in report.new and not wants_head:
@@ -51,7 +52,7 @@ def _load(model, path, wants_head, **options):
         warnings.warn(
             f"{report.path} has {has}, so that the model's, of {ours}, is zero: it answers nothing "
             f"before it is trained. Pass num_classes={ours} if it will be, or {keep}",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 
@@ -101,9 +102,14 @@ def from_checkpoint(path, num_classes=None, *, resampling=None, dtype=None, name
     fields = published | _given(fields)
     config = checkpoint_config(path, num_classes, **fields)
     with open_checkpoint(path) as checkpoint:
-        facts = checkpoint.facts
-    model = _built_for(facts, config, dtype, name or _model_name(path))
+        facts, added = checkpoint.facts, checkpoint.added_layers
     wants_head = num_classes is not None
+    if added and not wants_head:
+        raise CheckpointError(
+            f"{path} holds a Vision Transformer and besides {', '.join(added)}, which its like "
+            "would lack: take keras.saving.load_model(path), or pass `num_classes` to train it on"
+        )
+    model = _built_for(facts, config, dtype, name or _model_name(path))
     _load(model, path, wants_head, accept=_accepted(fields), resampling=resampling)
     return model
 
