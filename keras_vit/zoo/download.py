@@ -2,7 +2,7 @@
 
 A file grows as `.download/NAME.partial` inside the entry's folder of the cache, is gone on with
 after a cut, and is renamed to its place once its length and digest are right. The digest is the
-publisher's where there is one; else that of the first download, which `keras_vit.lock` holds.
+publisher's where there is one; else that of its first use, which `keras_vit.lock` holds.
 """
 
 import contextlib
