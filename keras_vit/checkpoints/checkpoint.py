@@ -134,9 +134,7 @@ def open_checkpoint(path):
     if path.name.endswith(".keras"):
         with keras_files.open_keras_model(path) as (file, facts, added):
             notes = (f"layers that were added are left out: {', '.join(added)}",) if added else ()
-            yield dataclasses.replace(
-                _keras_checkpoint(file, facts, notes), added_layers=tuple(added)
-            )
+            yield _keras_checkpoint(file, facts, notes, added)
         return
     with open_tensors(path) as file:
         if keras_files.recognises(file.shapes):
@@ -146,7 +144,7 @@ def open_checkpoint(path):
             yield recognise(file)
 
 
-def _keras_checkpoint(file, facts, notes):
+def _keras_checkpoint(file, facts, notes, added=()):
     return Checkpoint(
         file=file,
         format=keras_files.FORMAT,
@@ -159,6 +157,7 @@ def _keras_checkpoint(file, facts, notes):
         is_grid_told="image_size" in facts,
         resampling=timm.FORMAT,
         published_name=lambda name, file_names: name,
+        added_layers=tuple(added),
     )
 
 
