@@ -216,11 +216,40 @@ class MultiHeadSelfAttention(CompositeLayer):
                 attended = self._attend_in_windows(query, key, value, training)
                 attended = attended[:, :, :output_tokens]
             attended = ops.transpose(attended, (0, 2, 1, 3))
-        # Flat, for a plain matrix product: TensorFlow adds the bias in the same pass.
-        flat = ops.reshape(attended, (-1, self.num_heads * self.head_dim))
-        shape = (-1, ops.shape(attended)[1], tokens.shape[-1])
-        output = ops.reshape(self.projection(flat), shape)
+        output = self._projected(attended)
         return (output, key, weights) if return_attention else output
+
+    def _projected(self, attended):
+        """The outputs for what all heads attended to, `(batch, tokens, heads, head width)`."""
+        # Flat, for a plain matrix product: TensorFlow adds the bias in the same pass.
+        width = self.num_heads * self.head_dim
+        output = self.projection(ops.reshape(attended, (-1, width)))
+        return ops.reshape(output, (-1, ops.shape(attended)[1], width))
+
+    def call_in_parts(self, parts, output_tokens=None):
+        """Outside training, the outputs for tokens in parts, without anything for all at once.
+
+        The parts have nothing in common but their keys and values: a backend may compute them
+        beside each other. For attention without positions and windows.
+
+        Args:
+            parts: Tensors `(batch, tokens, hidden_size)`, together the tokens in their order.
+            output_tokens: Number of tokens to compute, all in the first part; None for all.
+
+        Returns:
+            A list of tensors, one for each part, or the first part's `output_tokens` alone.
+        """
+        heads = [self._heads(part) for part in parts]
+        queries, keys, values = zip(*heads, strict=True)
+        key, value = ops.concatenate(keys, axis=2), ops.concatenate(values, axis=2)
+        if output_tokens is not None:
+            queries = [queries[0][:, :, :output_tokens]]
+
+        def attend(query):
+            attended = ops.matmul(self._weights(query, key), value)
+            return self._projected(ops.transpose(attended, (0, 2, 1, 3)))
+
+        return [attend(query) for query in queries]
 
     def check_call(
         self,

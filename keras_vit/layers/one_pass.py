@@ -13,7 +13,7 @@ import keras
 from keras import ops
 
 # Numbers from which on XLA's kernel gains more than its launch costs.
-_LARGE = 2**15
+_LARGE = 2**13
 
 _BY_PRODUCTS = contextvars.ContextVar("by_products", default=False)
 _IN_THIS_PROCESS = contextvars.ContextVar("in_this_process", default=False)

@@ -1,6 +1,7 @@
 """A pre-norm Transformer encoder block."""
 
 import keras
+from keras import ops
 
 from keras_vit.layers.composite_layer import CompositeLayer
 from keras_vit.layers.drop_path import DropPath
@@ -165,6 +166,33 @@ class TransformerBlock(CompositeLayer):
             return self._add_mlp(tokens, training)
         tokens = self.drop_path.add_branch(residual, tokens, attention)
         return self.drop_path.add_branch(tokens, tokens, lambda tokens: self._mlp(tokens, training))
+
+    def call_in_parts(self, parts, output_tokens=None):
+        """Outside training, the block's outputs for tokens in parts, as attention has them.
+
+        Args:
+            parts: Tensors `(batch, tokens, hidden_size)`, together the tokens in their order.
+            output_tokens: Number of tokens to compute, all in the first part; None for all.
+
+        Returns:
+            A list of tensors, one for each part, or the first part's `output_tokens` alone.
+
+        Example:
+
+        >>> import numpy as np
+        >>> block = TransformerBlock(num_heads=4, mlp_dim=64)
+        >>> tokens = np.random.default_rng(0).normal(size=(2, 10, 32)).astype("float32")
+        >>> parts = block(tokens)[:, :6], block(tokens)[:, 6:]
+        >>> found = block.call_in_parts([tokens[:, :6], tokens[:, 6:]])
+        >>> all(np.allclose(x, y, atol=1e-6) for x, y in zip(found, parts, strict=True))
+        True
+        """
+        parts = [ops.cast(part, self.compute_dtype) for part in parts]
+        normed = [self.attention_norm(part) for part in parts]
+        branches = self.attention.call_in_parts(normed, output_tokens)
+        residuals = parts if output_tokens is None else [parts[0][:, :output_tokens]]
+        added = map(self._add_attention, residuals, branches, [False] * len(branches))
+        return [self._add_mlp(tokens, training=False) for tokens in added]
 
     def _add_attention(self, tokens, branch, training):
         branch = self._scaled_attention(branch, training)

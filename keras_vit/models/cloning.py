@@ -7,7 +7,8 @@ def uncompiled_clone(model, **functions):
     """`keras.models.clone_model(model, **functions)`, which is not compiled if `model` is.
 
     Keras compiles such a clone from the model's config: without a loss that is a plain function,
-    which no config holds, and with an optimizer of its own.
+    which no config holds, and with an optimizer of its own. A sequential model, whose layers Keras
+    calls anew by no function, becomes a functional one.
 
     Example:
 
@@ -16,9 +17,8 @@ def uncompiled_clone(model, **functions):
     >>> uncompiled_clone(model).compiled
     False
     """
-    if model.compiled:
-        ends = model.inputs[0], model.outputs[0]
-        if not isinstance(model, keras.Sequential):
-            ends = model.input, model.output  # With their structure.
-        model = keras.Model(*ends, name=model.name)
+    if isinstance(model, keras.Sequential):
+        model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    elif model.compiled:
+        model = keras.Model(model.input, model.output, name=model.name)
     return keras.models.clone_model(model, **functions)

@@ -1,8 +1,13 @@
 """A model as a function for inference."""
 
+import contextlib
+import os
+from typing import NamedTuple
+
 import keras
 
 from keras_vit.layers.one_pass import has_cpus_alone, in_this_process
+from keras_vit.models.in_parts import with_images_in_parts, with_tokens_in_parts
 from keras_vit.models.unread_tokens import without_unread_tokens
 
 
@@ -49,32 +54,48 @@ def _tensorflow_function(graph):
     layers = graph._flatten_layers()
     are_short = any(layer.compute_dtype in ("bfloat16", "float16") for layer in layers)
     are_for_xla = all(layer.supports_jit for layer in layers)
-
-    def infer(inputs):
-        with in_this_process():
-            return graph(inputs, training=False)
-
     on_cpus = has_cpus_alone()
-    is_one_program = are_for_xla and not (are_short and on_cpus)
-    compiled = tf.function(infer, jit_compile=is_one_program, autograph=False)
+    threads = _threads()
     # By the inputs alone: TensorFlow's own look-up goes through all weights, each time.
-    functions = {}
+    programs = {}
 
     def answer(inputs):
         # Arrays would be compiled for one by one.
         inputs = keras.tree.map_structure(as_tensor, inputs)
-        kind = repr(keras.tree.map_structure(kind_of, inputs))
-        if is_one_program or not on_cpus or tf.inside_function():
-            return function_for(kind, inputs)(inputs)
-        # The thread that calls launches all operations, which TensorFlow would hand from thread
-        # to thread; what one of them computes is divided among the cores all the same.
-        with tf.experimental.function_executor_type("SINGLE_THREADED_EXECUTOR"):
-            return function_for(kind, inputs)(inputs)
+        kind = repr((keras.tree.map_structure(kind_of, inputs), tf.inside_function()))
+        if kind not in programs:
+            programs[kind] = program_for(inputs)
+        function, executor = programs[kind]
+        with executor():
+            return function(inputs)
 
-    def function_for(kind, inputs):
-        if kind not in functions:
-            functions[kind] = compiled.get_concrete_function(inputs)
-        return functions[kind]
+    def program_for(inputs):
+        """A function compiled for such inputs, and the context that says how TensorFlow runs it."""
+        divided = graph_in_parts(inputs) if on_cpus else graph
+        is_whole = divided is graph
+        is_one_program = are_for_xla and not (on_cpus and (are_short or not is_whole))
+
+        def infer(inputs):
+            with in_this_process():
+                return divided(inputs, training=False)
+
+        compiled = tf.function(infer, jit_compile=is_one_program, autograph=False)
+        executor = contextlib.nullcontext
+        if on_cpus and is_whole and not is_one_program and not tf.inside_function():
+            # The thread that calls launches all operations, which TensorFlow would hand from thread
+            # to thread; what one of them computes is divided among the cores all the same.
+            executor = _launched_by_the_caller
+        with executor():
+            return compiled.get_concrete_function(inputs), executor
+
+    def graph_in_parts(inputs):
+        takes_one = threads.within == 1
+        parts = threads.between if takes_one else min(threads.between, 2)
+        batches = {None if x is None else x.shape[0] for x in keras.tree.flatten(inputs)}
+        if parts > 1 and all(batch and batch % parts == 0 for batch in batches):
+            return with_images_in_parts(graph, parts)
+        # Where operations are divided among the threads, parts of an image gain nothing more.
+        return with_tokens_in_parts(graph, parts) if parts > 1 and takes_one else graph
 
     def as_tensor(value):
         return value if value is None or tf.is_tensor(value) else tf.convert_to_tensor(value)
@@ -83,6 +104,33 @@ def _tensorflow_function(graph):
         return None if value is None else (type(value), value.shape, value.dtype)
 
     return answer
+
+
+def _launched_by_the_caller():
+    import tensorflow as tf
+
+    return tf.experimental.function_executor_type("SINGLE_THREADED_EXECUTOR")
+
+
+class _Threads(NamedTuple):
+    """How many TensorFlow has: for the work of an operation, and for operations."""
+
+    within: int
+    between: int
+
+
+def _threads():
+    import tensorflow as tf
+
+    def number(configured, variable):
+        stated = os.environ.get(variable, "")
+        return configured or (int(stated) if stated.isdecimal() else 0) or cores
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return _Threads(
+        number(tf.config.threading.get_intra_op_parallelism_threads(), "TF_NUM_INTRAOP_THREADS"),
+        number(tf.config.threading.get_inter_op_parallelism_threads(), "TF_NUM_INTEROP_THREADS"),
+    )
 
 
 def _jax_function(graph):
