@@ -13,6 +13,7 @@ from keras_vit.data import EvaluationBatches, ImageSet, ResizeAndCrop, prefetch
 from keras_vit.finetune.distribution import current_distribution
 from keras_vit.layers.one_pass import in_this_process
 from keras_vit.models import without_unread_tokens
+from keras_vit.models.inference import divided_among_threads
 
 # Two-sided 95 % quantile of the normal distribution.
 QUANTILE_95 = 1.959963984540054
@@ -142,7 +143,7 @@ def predict_outputs(
         float32 arrays `(count, …)` in the set's order, one for each output of the model.
     """
     return predict_on_device(
-        with_device_resizing(model, image_set),
+        with_device_resizing(model, image_set, batch_size=batch_size),
         model.get_layer("preprocessing"),
         image_set,
         image_size=model.input_shape[1:3],
@@ -215,7 +216,9 @@ def judge_outputs(
     )
 
 
-def with_device_resizing(model: keras.Model, image_set: ImageSet) -> keras.Model:
+def with_device_resizing(
+    model: keras.Model, image_set: ImageSet, *, batch_size: int
+) -> keras.Model:
     """A model that takes the images of a set as its evaluation batches hand them out.
 
     Images in memory travel to the device as uint8 at their own size and are resized there; images
@@ -224,12 +227,15 @@ def with_device_resizing(model: keras.Model, image_set: ImageSet) -> keras.Model
     Args:
         model: A model from raw pixels; the new model shares its weights.
         image_set: The images.
+        batch_size: Images a batch.
 
     Returns:
         A functional model.
     """
     height, width = model.input_shape[1:3]
     answer = without_unread_tokens(model)
+    if current_distribution().devices == 1:
+        answer = divided_among_threads(answer, [batch_size])
     if image_set.image_size is None:
         inputs = keras.Input((height, width, 3), name="images")
         return keras.Model(inputs, answer(inputs), name="on_device")

@@ -124,18 +124,20 @@ def _image_training(model, recipe, splits):
     augment = Augment(batches.augmentation, name="augment")
     outputs = without_unread_tokens(with_even_tokens(model))(augment(inputs))
     compiled = keras.Model(inputs, outputs, name="training")
-    # One graph for all sets whose images have the same size.
+    # One graph for all sets whose images, and batches of them, have the same size.
     graphs: dict = {}
 
     def predict(image_set):
-        key = image_set.image_size
-        graphs[key] = graphs.get(key) or with_device_resizing(model, image_set)
+        batch_size = min(recipe.evaluation_batch_size, len(image_set))
+        key = image_set.image_size, batch_size
+        if key not in graphs:
+            graphs[key] = with_device_resizing(model, image_set, batch_size=batch_size)
         (outputs,) = predict_on_device(
             graphs[key],
             model.get_layer("preprocessing"),
             image_set,
             image_size=model.input_shape[1:3],
-            batch_size=min(recipe.evaluation_batch_size, len(image_set)),
+            batch_size=batch_size,
         )
         return outputs
 

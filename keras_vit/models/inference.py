@@ -21,6 +21,10 @@ def inference_function(model):
     TensorFlow Serving does not run such functions; `keras_vit.export` writes what it runs. Each new
     shape of the inputs is compiled, and kept: fill up the last batch of many.
 
+    On a CPU TensorFlow is faster with `TF_NUM_INTRAOP_THREADS=1` in the environment, of which
+    training has nothing: each thread then has images of its own, or tokens where the batch is no
+    multiple of the threads. Otherwise the images are computed in two parts, if they are even.
+
     The weights stay those of the model: after further training the function answers by the new
     ones. Where layers change (`enable_lora`, `quantize`), make it anew. With TensorFlow on a CPU
     that has bfloat16 a model of `dtype="bfloat16"` is the fastest; `"mixed_bfloat16"` makes
@@ -55,7 +59,6 @@ def _tensorflow_function(graph):
     are_short = any(layer.compute_dtype in ("bfloat16", "float16") for layer in layers)
     are_for_xla = all(layer.supports_jit for layer in layers)
     on_cpus = has_cpus_alone()
-    threads = _threads()
     # By the inputs alone: TensorFlow's own look-up goes through all weights, each time.
     programs = {}
 
@@ -71,7 +74,8 @@ def _tensorflow_function(graph):
 
     def program_for(inputs):
         """A function compiled for such inputs, and the context that says how TensorFlow runs it."""
-        divided = graph_in_parts(inputs) if on_cpus else graph
+        sizes = {None if x is None else x.shape[0] for x in keras.tree.flatten(inputs)}
+        divided = divided_among_threads(graph, sizes)
         is_whole = divided is graph
         is_one_program = are_for_xla and not (on_cpus and (are_short or not is_whole))
 
@@ -88,15 +92,6 @@ def _tensorflow_function(graph):
         with executor():
             return compiled.get_concrete_function(inputs), executor
 
-    def graph_in_parts(inputs):
-        takes_one = threads.within == 1
-        parts = threads.between if takes_one else min(threads.between, 2)
-        batches = {None if x is None else x.shape[0] for x in keras.tree.flatten(inputs)}
-        if parts > 1 and all(batch and batch % parts == 0 for batch in batches):
-            return with_images_in_parts(graph, parts)
-        # Where operations are divided among the threads, parts of an image gain nothing more.
-        return with_tokens_in_parts(graph, parts) if parts > 1 and takes_one else graph
-
     def as_tensor(value):
         return value if value is None or tf.is_tensor(value) else tf.convert_to_tensor(value)
 
@@ -104,6 +99,33 @@ def _tensorflow_function(graph):
         return None if value is None else (type(value), value.shape, value.dtype)
 
     return answer
+
+
+def divided_among_threads(model, batch_sizes):
+    """`model` for inference, in the parts that TensorFlow's threads compute beside each other.
+
+    Where an operation takes one thread (`TF_NUM_INTRAOP_THREADS=1` in the environment, or
+    `tf.config.threading`), each thread has a part of the images, or, of an image that is alone,
+    of the tokens. Where operations are divided themselves, two parts of the images take turns: one
+    uses the threads that the other leaves between two operations.
+
+    Args:
+        model: A model of `vision_transformer`, or any functional one.
+        batch_sizes: Numbers of images of all inputs; None for one that is not known.
+
+    Returns:
+        A functional model, not compiled, that shares the weights and computes the same numbers;
+        `model` itself on accelerators, other backends and single threads, and where it has no
+        blocks that can be divided.
+    """
+    if keras.backend.backend() != "tensorflow" or not has_cpus_alone():
+        return model
+    threads = _threads()
+    takes_one = threads.within == 1
+    parts = threads.between if takes_one else min(threads.between, 2)
+    if parts > 1 and all(size and size % parts == 0 for size in batch_sizes):
+        return with_images_in_parts(model, parts)
+    return with_tokens_in_parts(model, parts) if parts > 1 and takes_one else model
 
 
 def _launched_by_the_caller():
