@@ -79,7 +79,7 @@ def keras_hub_model(config, precision):
     return keras_hub.models.ViTImageClassifier(backbone, num_classes=1000)
 
 
-def runners(name, batch_size, files, folder, stack):
+def runners(name, batch_size, token_parts, files, folder, stack):
     """What is timed, by its row: functions of no arguments that end with the numbers at hand."""
     model = keras_vit.create(name)
     draw_what_starts_at_zero(model)
@@ -97,21 +97,30 @@ def runners(name, batch_size, files, folder, stack):
     expected = model.predict_on_batch(np.stack(prepared))
     names = [str(index) for index in range(1000)]
     for precision in ("float32", "bfloat16"):
-        ours = keras_vit.export_saved_model(
-            model, f"{folder}/{name}", class_names=names, precision=precision
+        export = partial(
+            keras_vit.export_saved_model,
+            model,
+            f"{folder}/{name}",
+            class_names=names,
+            precision=precision,
         )
-        ask = mounted(ours, stack)
+        ours = export()
+        ask, ask_parts = mounted(ours, stack), mounted(export(token_parts=token_parts), stack)
         ending = "" if precision == "float32" else f", {precision}"
         rows |= {
             f"keras_vit SavedModel, bytes{ending}": partial(
                 ask, "serving_default", {"image_bytes": np.array(files, dtype=object)}
             ),
             f"keras_vit SavedModel, pixels{ending}": partial(ask, "pixels", {"pixels": pixels}),
+            f"keras_vit SavedModel in parts, pixels{ending}": partial(
+                ask_parts, "pixels", {"pixels": pixels}
+            ),
         }
-        answer = ask("pixels", {"pixels": pixels})["logits"]
-        largest = relative_difference(answer, expected)
-        if largest > TOLERANCES["forward", precision]:
-            raise RuntimeError(f"{ours} differs by {largest:.1e} of the largest logit")
+        for exported in (ask, ask_parts):
+            answer = exported("pixels", {"pixels": pixels})["logits"]
+            largest = relative_difference(answer, expected)
+            if largest > TOLERANCES["forward", precision]:
+                raise RuntimeError(f"{ours} differs by {largest:.1e} of the largest logit")
         if missing_package(("keras_hub",)):
             continue
         hub = keras_hub_model(config, precision)
@@ -143,6 +152,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["vit_ti16", "vit_b16"])
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--token-parts", type=int, default=2, help="number of cores")
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--batches", type=int, default=5, help="in a row, a repetition")
     parser.add_argument("--images", help="folder of JPEG files; made up where not given")
@@ -151,14 +161,14 @@ def main():
     tables = {}
     for name in arguments.models:
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-            rows = runners(name, arguments.batch_size, files, folder, stack)
+            rows = runners(name, arguments.batch_size, arguments.token_parts, files, folder, stack)
             tables[name] = measure(
                 rows, arguments.batch_size, arguments.repetitions, arguments.batches
             )
     source = "files of --images" if arguments.images else "made-up JPEG of 500 x 375 px"
     print(f"Batch {arguments.batch_size}, {IMAGE_SIZE} px, {source}, weights random")
     print(machine.sentence(machine.describe()))
-    print(f"{'':46}{'images/s':>10}{'min':>8}{'max':>8}{'x own forward':>15}{'x keras-hub':>13}")
+    print(f"{'':58}{'images/s':>10}{'min':>8}{'max':>8}{'x own forward':>15}{'x keras-hub':>13}")
     for name, rates in tables.items():
         medians = {row: statistics.median(found) for row, found in rates.items()}
         own = max(medians[row] for row in FORWARD)
@@ -166,7 +176,7 @@ def main():
             hub = medians.get(HUB + (", bfloat16" if row.endswith("bfloat16") else ""))
             beside = f"{medians[row] / hub:.2f}" if hub else "not installed"
             print(
-                f"{name + ': ' + row:46}{medians[row]:10.1f}{min(found):8.1f}{max(found):8.1f}"
+                f"{name + ': ' + row:58}{medians[row]:10.1f}{min(found):8.1f}{max(found):8.1f}"
                 f"{medians[row] / own:15.2f}{beside:>13}"
             )
 

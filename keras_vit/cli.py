@@ -255,6 +255,7 @@ def export_model(
     max_pixels: int = export.DEFAULT_LIMITS.max_pixels,
     on_error: Literal["row", "fail"] = "row",
     attention: bool = False,
+    token_parts: int = 1,
     warmup_batch_sizes: tuple[int, ...] = (1, 8),
     check: str | None = None,
 ) -> int:
@@ -280,6 +281,8 @@ def export_model(
         max_pixels: saved_model: largest image that is decoded, height times width.
         on_error: saved_model: what a bad image fails, its own row of the answer or the call.
         attention: saved_model: export the signature `attention` too.
+        token_parts: saved_model: parts of an image's tokens for a server with so many cores that
+            runs with --tensorflow_intra_op_parallelism=1.
         warmup_batch_sizes: saved_model: sizes of the batches that the server runs before it takes
             requests.
         check: A SavedModel of any origin, such as saved_models/pets/1, to be checked instead of
@@ -297,6 +300,7 @@ def export_model(
         "limits": export.ImageLimits(max_bytes, max_pixels),
         "on_error": on_error,
         "attention": attention,
+        "token_parts": token_parts,
         "warmup_batch_sizes": warmup_batch_sizes,
     }
     if format == "saved_model" and calibration is not None:

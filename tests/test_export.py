@@ -875,6 +875,7 @@ def compiled_layer():
             {"precision": "int8"},
             "`precision` must be one of float32, bfloat16, int8-dynamic",
         ),
+        (small_model, {"token_parts": 0}, "`token_parts` must be a positive integer"),
         (small_model, {"on_error": "ignore"}, "`on_error` must be one of row, fail"),
         (small_model, {"warmup_batch_sizes": [0]}, "must be positive integers"),
         (small_model, {"limits": ImageLimits(max_bytes=50)}, "file of one pixel has"),

@@ -74,6 +74,45 @@ def test_an_export_gives_the_numbers_of_the_model(tmp_path):
         assert_close(found, model(pixels).numpy())
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_export_in_parts_gives_the_numbers_of_the_model(tmp_path, precision):
+    model = tiny(image_size=40, distillation_token=True)
+    folder = export_saved_model(
+        model,
+        tmp_path,
+        class_names=NAMES,
+        token_parts=3,
+        precision=precision,
+        warmup_batch_sizes=(),
+    )
+    loaded = tf.saved_model.load(str(folder))
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), "uint8")
+    for batch in (pixels, pixels[:1]):
+        found = loaded.signatures["pixels"](pixels=tf.constant(batch))["logits"]
+        expected = model(batch).numpy()
+        if precision == "float32":
+            assert_close(found, expected)
+        else:
+            np.testing.assert_allclose(found, expected, atol=0.1 * np.abs(expected).max())
+    # 102 tokens in three parts, of which the last block computes one: keys, values and norms.
+    functions = loaded.signatures["pixels"].graph.as_graph_def().library.function
+    counts = [sum(n.op.startswith("BatchMatMul") for n in f.node_def) for f in functions]
+    assert max(counts) == 2 * (3 * (3 - 1) + 1)
+    assert json.loads((folder / "signatures.json").read_text())["token_parts"] == 3
+    assert all(verdict.passed for verdict in check_saved_model(folder))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"positions": "rope"}, {"positions": "relative"}, {"token_merging": 2}, {"image_size": 16}],
+    ids=str,
+)
+def test_tokens_that_cannot_be_parted_are_an_error(tmp_path, fields):
+    with pytest.raises(ValueError, match="token_parts=2"):
+        export_saved_model(tiny(**fields), tmp_path, class_names=NAMES, token_parts=2)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options))
 def test_tensorflow_alone_serves_the_numbers_of_the_model(tmp_path, options):

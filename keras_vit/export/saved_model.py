@@ -43,6 +43,7 @@ def export_saved_model(
     on_error: str = "row",
     attention: bool = False,
     precision: str = "float32",
+    token_parts: int = 1,
     warmup_batch_sizes: Sequence[int] = WARMUP_BATCH_SIZES,
 ) -> Path:
     """Writes a classifier as a SavedModel that TensorFlow Serving can mount.
@@ -89,6 +90,10 @@ def export_saved_model(
         precision: `"float32"`, where a model of mixed precision stays so; `"bfloat16"` for weights
             and products of 16 bits; `"int8-dynamic"` for Keras' weights of 8 bits, a smaller file
             that is not faster. The outputs are float32.
+        token_parts: For a server whose operations take one thread each
+            (`--tensorflow_intra_op_parallelism=1`): number of parts of an image's tokens, at least
+            24 each, that its threads compute beside each other. For models whose blocks have
+            neither positions nor windows and keep all tokens.
         warmup_batch_sizes: Sizes of the batches that a server runs before it takes requests, for
             each signature; empty for no warm-up.
 
@@ -114,7 +119,7 @@ def export_saved_model(
     preprocessing = preprocessing_layer(model)
     logits_model(model)
     class_names = checked_class_names(class_names, model.output_shape[-1])
-    options = ServingOptions(top, limits, on_error, attention)
+    options = ServingOptions(top, limits, on_error, attention, token_parts)
     batch_sizes = _checked_batch_sizes(warmup_batch_sizes)
     destination = version_folder(Path(path), version, is_saved_model=True)
     check_warmup_fits(destination.parent, batch_sizes)
@@ -129,6 +134,7 @@ def export_saved_model(
         "classes": len(class_names),
         "top": min(top, len(class_names)),
         "on_error": on_error,
+        "token_parts": token_parts,
         "limits": dataclasses.asdict(limits),
     }
     with written_beside(destination) as folder:

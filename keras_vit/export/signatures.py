@@ -19,6 +19,7 @@ from keras_vit.export.image_graph import (
 from keras_vit.export.limits import DEFAULT_LIMITS, MAX_SIDE, ImageLimits
 from keras_vit.inspection import attention_rollout
 from keras_vit.models import without_unread_tokens
+from keras_vit.models.in_parts import with_tokens_in_parts
 
 ON_ERROR = ("row", "fail")
 NO_IMAGE = "no image: expected a tf.Example with one value of bytes in the feature image/encoded"
@@ -36,6 +37,8 @@ class ServingOptions:
         on_error: `"row"`: an image that cannot be taken answers with zeros and an error, for its
             row alone. `"fail"`: it fails the whole call.
         attention: Whether there is a signature `attention`.
+        token_parts: Number of parts of an image's tokens that the server may compute beside each
+            other.
 
     Raises:
         ValueError: If an option is not of its kind.
@@ -50,6 +53,7 @@ class ServingOptions:
     limits: ImageLimits = DEFAULT_LIMITS
     on_error: str = "row"
     attention: bool = False
+    token_parts: int = 1
 
     def __post_init__(self):
         if isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 1:
@@ -59,6 +63,9 @@ class ServingOptions:
                 f"`on_error` must be one of {', '.join(ON_ERROR)}. "
                 f"Received: on_error={self.on_error!r}"
             )
+        parts = self.token_parts
+        if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
+            raise ValueError(f"`token_parts` must be a positive integer. Received: {parts!r}")
 
 
 def trace_signatures(model, class_names, options):
@@ -73,8 +80,10 @@ def trace_signatures(model, class_names, options):
 
     preprocessing, image_size = preprocessing_layer(model), model_image_size(model)
     model = fold_constants(model)
-    classifier = without_unread_tokens(logits_model(model))
-    embedder = without_unread_tokens(features_model(model))
+    classifier, embedder = (
+        _in_parts(without_unread_tokens(network), options.token_parts)
+        for network in (logits_model(model), features_model(model))
+    )
     looking = attention_rollout(model) if options.attention else None
     top = min(options.top, classifier.output_shape[-1])
 
@@ -162,6 +171,19 @@ def trace_signatures(model, class_names, options):
             name: traced(*specification)(function).get_concrete_function()
             for name, (function, specification) in functions.items()
         }
+
+
+def _in_parts(network, parts):
+    if parts == 1:
+        return network
+    divided = with_tokens_in_parts(network, parts)
+    if divided is network:
+        raise ValueError(
+            f"`token_parts={parts}` is not there for this model: blocks with rotary or relative "
+            "positions or windows, or that merge or prune tokens, need them together, and a part "
+            "at least 24 of them. Leave it out"
+        )
+    return divided
 
 
 def _without_bad_rows(outputs, error):

@@ -65,8 +65,8 @@ def with_tokens_in_parts(model, parts):
 
     Returns:
         A functional model, not compiled, that shares the weights and computes the same numbers;
-        `model` itself where no block allows it: those with positions or windows, or that merge or
-        prune tokens.
+        `model` itself where no block allows it: those with positions or windows, that merge or
+        prune tokens, or have too few.
 
     Example:
 
@@ -81,6 +81,7 @@ def with_tokens_in_parts(model, parts):
     """
     if not any(map(_takes_parts, _operations(model))):
         return model
+    is_divided = False
 
     def bounds(tokens):
         count = tokens.shape[1] or 0
@@ -90,16 +91,19 @@ def with_tokens_in_parts(model, parts):
     divided = _Divided(lambda tokens: ops.split(tokens, bounds(tokens), axis=1), axis=1)
 
     def call(layer, *arguments, **options):
+        nonlocal is_divided
         is_plain = len(arguments) == 1 and not options.keys() - {"output_tokens"}
         if not _takes_parts(layer) or not is_plain:
             return layer(*arguments, **options)
         (tokens,), output_tokens = arguments, options.get("output_tokens")
         if min(bounds(tokens), default=0) < (output_tokens or 1):
             return layer(tokens, output_tokens=output_tokens)
+        is_divided = True
         in_parts = BlockInParts(layer, output_tokens)
         return divided.joined(in_parts(*divided.parts(tokens, parts)))
 
-    return uncompiled_clone(model, clone_function=lambda layer: layer, call_function=call)
+    clone = uncompiled_clone(model, clone_function=lambda layer: layer, call_function=call)
+    return clone if is_divided else model
 
 
 class BlockInParts(keras.Operation):
