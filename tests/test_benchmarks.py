@@ -380,7 +380,7 @@ TINY = {
 def test_what_is_exported_answers_as_the_model_before_it_is_timed(tmp_path):
     with contextlib.ExitStack() as stack:
         files = serving.jpeg_files(None, 2)
-        rows = serving.runners("vit_ti16", 2, files, tmp_path, stack)
+        rows = serving.runners("vit_ti16", 2, 2, files, tmp_path, stack)
         assert {*serving.FORWARD, "keras_vit SavedModel, bytes, bfloat16"} < rows.keys()
         rates = serving.measure(rows, 2, repetitions=1, batches=1)
         assert all(rate > 0 for (rate,) in rates.values())
