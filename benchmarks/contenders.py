@@ -74,8 +74,10 @@ def _torch(library, how, function, variables=None, **options):
 _WITHOUT_ONEDNN = {"TF_ENABLE_ONEDNN_OPTS": "0"}
 # Handing work over may take longer than a small model's work on one image.
 _ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
-# Each thread has images or tokens of its own, as `inference_function` says.
-_IN_PARTS = {"TF_NUM_INTRAOP_THREADS": "1"}
+# Each thread takes operations of its own; with it `inference_function` computes in parts.
+_THREAD_EACH = {"TF_NUM_INTRAOP_THREADS": "1"}
+# Of which `inference_function` makes no parts.
+_UNDIVIDED = {"TF_NUM_INTEROP_THREADS": "1"}
 # For processes whose weights do not change: they are packed for the products once.
 _FROZEN = {"TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": "1", "TORCHINDUCTOR_FREEZING": "1"}
 FORWARD = (
@@ -84,18 +86,20 @@ FORWARD = (
     _keras(OURS, "tensorflow", "no XLA, no oneDNN", "forward", _WITHOUT_ONEDNN, jit_compile=False),
     _keras(OURS, "tensorflow", "XLA", "forward", jit_compile=True),
     _keras(OURS, "tensorflow", "one thread", "forward", _ONE_THREAD, jit_compile=None),
-    _keras(OURS, "tensorflow", "in parts", "forward", _IN_PARTS, jit_compile=None),
+    _keras(OURS, "tensorflow", "undivided", "forward", _UNDIVIDED, jit_compile=None),
+    _keras(OURS, "tensorflow", "in parts", "forward", _THREAD_EACH, jit_compile=None),
     _keras(OURS, "tensorflow", "frozen", "forward", _FROZEN, jit_compile=None),
     _keras(
         OURS, "tensorflow", "frozen, one thread", "forward", _FROZEN | _ONE_THREAD, jit_compile=None
     ),
     _keras(
-        OURS, "tensorflow", "frozen, in parts", "forward", _FROZEN | _IN_PARTS, jit_compile=None
+        OURS, "tensorflow", "frozen, in parts", "forward", _FROZEN | _THREAD_EACH, jit_compile=None
     ),
     _keras(OURS, "jax", "", "forward"),
     _keras("keras-hub", "tensorflow", "", "forward", jit_compile=False),
     _keras("keras-hub", "tensorflow", "XLA", "forward", jit_compile=True),
     _keras("keras-hub", "tensorflow", "one thread", "forward", _ONE_THREAD, jit_compile=False),
+    _keras("keras-hub", "tensorflow", "a thread each", "forward", _THREAD_EACH, jit_compile=False),
     _keras("keras-hub", "tensorflow", "XLA, one thread", "forward", _ONE_THREAD, jit_compile=True),
     _keras("keras-hub", "tensorflow", "frozen", "forward", _FROZEN, jit_compile=False),
     _keras(

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks import contenders, machine, results
 from benchmarks.measuring import TOLERANCES, as_json, measure_row, run_once
 from benchmarks.ratios import matrix_rate
-from benchmarks.table import conclusion, idle_warning, markdown, mebibytes, row_table
+from benchmarks.table import conclusion, idle_warning, markdown, mebibytes, row_table, said_of
 
 CONTENDERS = {"forward": contenders.FORWARD, "train": contenders.TRAIN}
 # Losses of so many steps are compared before anything is timed.
@@ -79,7 +79,7 @@ def run(suite, rows, options, folder=results.RESULTS, say=print):
     """Measures rows and writes what was found; the table last.
 
     Returns:
-        Whether no contender failed.
+        Whether no contender failed, and in each row one was there.
     """
     tables, content, bars, good = [], [], [], True
     with tempfile.TemporaryDirectory() as temporary:
@@ -103,6 +103,7 @@ def run(suite, rows, options, folder=results.RESULTS, say=print):
                 }
             )
             good &= not any(cell.failed for cell in (*cells, *matrix))
+            good &= any(cell.absent is None for cell in cells)
             # After each row, so that what ends early leaves what it found.
             text = results.write(
                 suite, {"rows": content}, "\n".join(tables), bars=bars, folder=folder
@@ -114,7 +115,7 @@ def run(suite, rows, options, folder=results.RESULTS, say=print):
 def _matrix_line(cells, flops):
     rates = ", ".join(
         f"{cell.name.split()[-1]} "
-        + (cell.absent or f"{matrix_rate([cell], flops) / 1e9:.0f} GFLOP/s")
+        + (said_of(cell) or f"{matrix_rate([cell], flops) / 1e9:.0f} GFLOP/s")
         for cell in cells
     )
     return f"Matrix products of the model alone, in the same turns: {rates}."
@@ -124,7 +125,7 @@ def memory_table(measured):
     """Peak memory of each contender in each row, in MiB, and what the steps added of it."""
     names = list(dict.fromkeys(cell.name for _, cells in measured for cell in cells))
     found = {
-        (row, cell.name): cell.absent
+        (row, cell.name): said_of(cell)
         or f"{mebibytes(cell.peak_memory)} ({mebibytes(cell.step_memory)})"
         for row, cells in measured
         for cell in cells

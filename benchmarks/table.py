@@ -42,8 +42,7 @@ def row_table(cells, batch_size, *, flops=None, rate=None):
     rows = []
     for cell in cells:
         if cell.absent is not None:
-            said = ("FAILED: " if cell.failed else "") + cell.absent
-            rows.append([cell.name, said, *["" for _ in header[2:]]])
+            rows.append([cell.name, said_of(cell), *["" for _ in header[2:]]])
             continue
         rates = spread([batch_size / seconds for seconds in cell.seconds])
         median = statistics.median(cell.seconds)
@@ -64,8 +63,24 @@ def row_table(cells, batch_size, *, flops=None, rate=None):
     return markdown(header, rows)
 
 
+def said_of(cell):
+    """Why a cell has no figures; empty for one that has."""
+    return ("FAILED: " if cell.failed else "") + (cell.absent or "")
+
+
 def conclusion(cells):
-    """One line: ours beside the best peer, and beside each library's best."""
+    """Ours beside the best peer, and beside each library's best, in a line.
+
+    Where some take weights for frozen, in a second one for those that do not.
+    """
+    lines = [_conclusion(cells)]
+    plain = [cell for cell in cells if "frozen" not in cell.name]
+    if len(plain) < len(cells):
+        lines += ["Without frozen weights: " + _conclusion(plain)]
+    return "\n\n".join(lines)
+
+
+def _conclusion(cells):
     ours, peer = best_of_each(cells)
     if ours is None or peer is None:
         return "Nothing to compare."

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from keras import ops
 
+import keras_vit
 from keras_vit.models import VisionTransformerConfig, inference_function, vision_transformer
+from keras_vit.models.in_parts import with_images_in_parts, with_tokens_in_parts
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="other backends have one way to run operations"
@@ -126,9 +128,10 @@ class WithoutMean(keras.layers.Layer):
         WithoutMean(),
         lambda features: features - ops.mean(features, axis=0),
         keras.layers.Activation(lambda features: features / ops.max(features)),
+        keras.layers.Activation(keras.layers.Softmax(axis=0)),
         keras.layers.Dense(5, activation=lambda features: features - features[:1]),
     ],
-    ids=["layer", "operations", "activation", "dense layer's activation"],
+    ids=["layer", "operations", "activation", "softmax", "dense layer's activation"],
 )
 @pytest.mark.parametrize("nested", [False, True])
 def test_images_that_are_compared_stay_together(change, nested, threads):
@@ -140,6 +143,76 @@ def test_images_that_are_compared_stay_together(change, nested, threads):
     # As one layer of another model, too.
     outer = keras.Model(graph.input, graph(graph.input) * 2)
     assert_same(inference_function(outer)(IMAGES), outer(IMAGES, training=False))
+
+
+def clips(features):
+    """Of each clip of three images, and what is made of that."""
+    return keras.layers.Dense(3)(ops.mean(ops.reshape(features, (-1, 3, 5)), axis=1))
+
+
+def weighted(features):
+    """Each image's weight beside the others' of its batch."""
+    shares = keras.layers.Activation("softmax")(keras.layers.Dense(1)(features)[:, 0])
+    return features * shares[:, None]
+
+
+def about_the_mean(features):
+    mean = ops.mean(features, axis=0, keepdims=True)
+    return features - keras.layers.Dense(5)(mean)
+
+
+@pytest.mark.parametrize("head", [clips, weighted, about_the_mean])
+@pytest.mark.parametrize("within", [1, 4])
+def test_what_is_made_of_compared_images_stays_whole(head, within, threads):
+    threads(within, between=3)
+    model = model_of()
+    graph = keras.Model(model.input, head(model.output))
+    assert_same(inference_function(graph)(IMAGES), graph(IMAGES, training=False))
+
+
+class Tripled(keras.Model):
+    def call(self, inputs, training=None):
+        return super().call(inputs, training=training) * 3
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_class_of_ones_own_keeps_its_call(nested, threads):
+    threads(within=1, between=3)
+    model = model_of(pooling="avg")
+    graph = Tripled(model.input, model.output)
+    if nested:
+        graph = keras.Model(model.input, graph(model.input) + 1)
+    for batch in (IMAGES, IMAGES[:1]):
+        assert_same(inference_function(graph)(batch), graph(batch, training=False))
+
+
+def test_inputs_of_any_kind_are_taken(threads):
+    threads(within=1, between=2)
+    model = model_of(pooling="avg")
+    fixed = keras.Input((32, 32, 3), batch_size=1)
+    factor = keras.Input(batch_shape=())
+    more = keras.Input((1,), optional=True)
+    for graph, inputs in (
+        (keras.Model(fixed, model(fixed)), IMAGES[:4]),
+        (keras.Model([model.input, factor], model.output * factor), [IMAGES, np.float32(2)]),
+        (keras.Model([model.input, more], model.output * 2), [IMAGES, None]),
+        (keras.Model([model.input, more], model.output * 2), [IMAGES[:1], None]),
+    ):
+        assert_same(inference_function(graph)(inputs), graph(inputs, training=False))
+
+
+def test_a_sequential_model_is_built_by_what_it_is_given(threads):
+    threads(within=1, between=2)
+    tokens = RNG.normal(size=(2, 5, 8)).astype("float32")
+    graph = keras.Sequential([keras_vit.layers.TransformerBlock(2, 16), keras.layers.Dense(3)])
+    found = inference_function(graph)(tokens)
+    assert_same(found, graph(tokens, training=False))
+
+
+def test_the_weights_are_the_models():
+    model = model_of()
+    for divided in (with_images_in_parts(model, 2), with_tokens_in_parts(model, 2)):
+        assert {id(weight) for weight in divided.weights} == {id(w) for w in model.weights}
 
 
 def test_models_inside_of_others_are_divided(threads):

@@ -96,6 +96,15 @@ def test_finds_by_variant_and_the_rest_of_the_name():
     assert find("b16-dino-in1k", "vit_b16") == find("b16-dino-in1k", "dino_b16")
 
 
+def test_finds_by_the_publishers_name():
+    entries = read_catalog().values()
+    assert all(find(entry.published_name) is entry for entry in entries)
+    timm = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    assert find(timm, "vit_ti16").name == "ti16-augreg-in21k-ft-in1k"
+    with pytest.raises(ValueError, match="another width or depth"):
+        find(timm, "vit_b16")
+
+
 def test_unknown_name_names_the_nearest():
     with pytest.raises(ValueError, match="b16-augreg-in21k"):
         find("b16_augreg_in21k")

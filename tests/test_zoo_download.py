@@ -122,6 +122,7 @@ TIMM_FILES = ("model.safetensors", "config.json")
 def published(server, *names, name="b16-test-data", format="google", **file):
     return PublishedWeights(
         name=name,
+        published_name=name,
         variant="test",
         family="test",
         format=format,

@@ -1,5 +1,7 @@
 """The same outputs, computed in parts that may run beside each other."""
 
+import inspect
+
 import keras
 from keras import ops
 
@@ -23,7 +25,8 @@ def with_images_in_parts(model, parts):
     Returns:
         A functional model, not compiled, that shares the weights and computes the same numbers.
         Layers that may compare images, all but keras_vit's and a few of Keras', are called for
-        whole batches; `model` itself where its blocks would be.
+        whole batches, and so is what follows them; `model` itself where its blocks would be, or
+        where its inputs are no batches of any size.
 
     Example:
 
@@ -38,12 +41,15 @@ def with_images_in_parts(model, parts):
     """
     if not any(_has_blocks(x) and _works_on_each_image(x) for x in _operations(model)):
         return model
+    if not all(tuple(x.shape[:1]) == (None,) for x in model.inputs):
+        return model
     divided = _Divided(lambda images: ops.split(images, parts, axis=0), axis=0)
 
     def call(layer, *arguments, **options):
-        if not _works_on_each_image(layer):
-            return layer(*arguments, **options)
         whole = keras.tree.flatten((arguments, options))
+        tensors = [x for x in whole if isinstance(x, keras.KerasTensor)]
+        if not _works_on_each_image(layer) or not all(map(divided.has_images, tensors)):
+            return layer(*arguments, **options)
         outputs = []
         for part in zip(*(divided.parts(x, parts) for x in whole), strict=True):
             own_arguments, own_options = keras.tree.pack_sequence_as((arguments, options), part)
@@ -66,7 +72,7 @@ def with_tokens_in_parts(model, parts):
     Returns:
         A functional model, not compiled, that shares the weights and computes the same numbers;
         `model` itself where no block allows it: those with positions or windows, that merge or
-        prune tokens, or have too few.
+        prune tokens, have too few, or are inside of another model.
 
     Example:
 
@@ -106,18 +112,19 @@ def with_tokens_in_parts(model, parts):
     return clone if is_divided else model
 
 
-class BlockInParts(keras.Operation):
-    """`TransformerBlock.call_in_parts` as a step of a functional model.
+class BlockInParts(keras.layers.Layer):
+    """`TransformerBlock.call_in_parts` as a layer of a functional model.
 
     Args:
-        block: The block.
+        block: The block, whose weights it has.
         output_tokens: As of the method.
     """
 
     def __init__(self, block, output_tokens=None):
-        super().__init__()
+        super().__init__(dtype=block.dtype_policy, autocast=False)
         self.block = block
         self.output_tokens = output_tokens
+        self.built = True
 
     def call(self, *parts):
         return self.block.call_in_parts(parts, self.output_tokens)
@@ -131,10 +138,13 @@ class BlockInParts(keras.Operation):
 
 
 def _operations(model):
-    """The steps of a model that is a graph; none of others."""
-    if isinstance(model, keras.Sequential):
-        return model.layers
-    return getattr(model, "operations", ())
+    """The steps of a model that is nothing but a graph; none of others."""
+    # A class of one's own may have its own `call`.
+    if not type(model).__module__.startswith("keras.") or not model.built:
+        return ()
+    steps = model.layers if isinstance(model, keras.Sequential) else model.operations
+    # Keras' copies of a graph do not know that an input may be left out.
+    return () if any(getattr(step, "optional", False) for step in steps) else steps
 
 
 def _has_blocks(operation):
@@ -149,8 +159,8 @@ def _works_on_each_image(operation):
         return bool(inner) and all(map(_works_on_each_image, inner))
     if isinstance(operation, keras.layers.LayerNormalization):
         return operation.axis in (-1, [-1])
-    if type(operation) in (keras.layers.Activation, keras.layers.Dense):
-        return getattr(operation.activation, "__module__", "").startswith("keras.")
+    if type(operation) is keras.layers.Dense:
+        return inspect.getmodule(operation.activation) is inspect.getmodule(keras.activations.relu)
     ours = type(operation).__module__.startswith("keras_vit.")
     return ours or type(operation) in (keras.layers.InputLayer, keras.layers.Dropout)
 
@@ -167,6 +177,11 @@ class _Divided:
         self._split = split
         self._axis = axis
         self._parts: dict[int, tuple] = {}
+
+    def has_images(self, tensor):
+        """Whether its first axis is that of the images: of inputs, and of what is joined here."""
+        maker = tensor._keras_history.operation
+        return isinstance(maker, keras.layers.InputLayer) or id(tensor) in self._parts
 
     def parts(self, argument, count):
         """The parts of a tensor; other arguments are the same for each."""

@@ -15,9 +15,10 @@ def inference_function(model):
     """`model` as a function from inputs to outputs, in the fastest way of its backend.
 
     For inference in this process: it leaves out the tokens that nobody reads. JAX compiles it,
-    PyTorch runs it without gradients. On TensorFlow XLA compiles all of it, and on a CPU parts of a
-    model in shorter floats, whose products are slower under XLA: the scaling of pixels, norms, the
-    merging and pruning of tokens, and softmax where TensorFlow's own rounds more than once.
+    PyTorch runs it without gradients. On TensorFlow XLA compiles all of it, and on a CPU, of a
+    model in shorter floats, whose products are slower under XLA, or one that is computed in parts:
+    the scaling of pixels, norms, the merging and pruning of tokens, and softmax where TensorFlow's
+    own rounds more than once.
     TensorFlow Serving does not run such functions; `keras_vit.export` writes what it runs. Each new
     shape of the inputs is compiled, and kept: fill up the last batch of many.
 
@@ -61,6 +62,8 @@ def _tensorflow_function(graph):
     on_cpus = has_cpus_alone()
     # By the inputs alone: TensorFlow's own look-up goes through all weights, each time.
     programs = {}
+    # By how they are divided: a clone's calls stay with the layers.
+    graphs: dict[tuple, keras.Model] = {}
 
     def answer(inputs):
         # Arrays would be compiled for one by one.
@@ -74,8 +77,15 @@ def _tensorflow_function(graph):
 
     def program_for(inputs):
         """A function compiled for such inputs, and the context that says how TensorFlow runs it."""
-        sizes = {None if x is None else x.shape[0] for x in keras.tree.flatten(inputs)}
-        divided = divided_among_threads(graph, sizes)
+        sizes = [
+            None if x is None or not x.shape.rank else x.shape[0]
+            for x in keras.tree.flatten(inputs)
+        ]
+        division = _division(sizes) if on_cpus else (_whole, 1)
+        if division not in graphs:
+            how, parts = division
+            graphs[division] = how(graph, parts)
+        divided = graphs[division]
         is_whole = divided is graph
         is_one_program = are_for_xla and not (on_cpus and (are_short or not is_whole))
 
@@ -120,12 +130,22 @@ def divided_among_threads(model, batch_sizes):
     """
     if keras.backend.backend() != "tensorflow" or not has_cpus_alone():
         return model
+    how, parts = _division(batch_sizes)
+    return how(model, parts)
+
+
+def _division(batch_sizes):
+    """The function that divides a model for batches of such sizes, and the number of parts."""
     threads = _threads()
     takes_one = threads.within == 1
     parts = threads.between if takes_one else min(threads.between, 2)
     if parts > 1 and all(size and size % parts == 0 for size in batch_sizes):
-        return with_images_in_parts(model, parts)
-    return with_tokens_in_parts(model, parts) if parts > 1 and takes_one else model
+        return with_images_in_parts, parts
+    return (with_tokens_in_parts, parts) if parts > 1 and takes_one else (_whole, 1)
+
+
+def _whole(model, parts):
+    return model
 
 
 def _launched_by_the_caller():

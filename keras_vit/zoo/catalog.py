@@ -8,6 +8,7 @@ import dataclasses
 import fnmatch
 import functools
 import tomllib
+import urllib.parse
 from importlib import resources
 from urllib.parse import unquote, urlsplit
 
@@ -60,6 +61,7 @@ class PublishedWeights:
 
     Args:
         name: SIZE-FAMILY-DATA[-RESOLUTION], such as "b16-augreg-in21k-ft-in1k-384".
+        published_name: The publisher's own, such as "vit_base_patch16_384.augreg_in21k_ft_in1k".
         variant: The model's name, as `keras_vit.create` knows it.
         family: The method's name.
         format: Format of the files: "google", "timm" or "hf".
@@ -75,6 +77,7 @@ class PublishedWeights:
     """
 
     name: str
+    published_name: str
     variant: str
     family: str
     format: str
@@ -131,7 +134,8 @@ def find(name: str, variant: str | None = None) -> PublishedWeights:
     """The published weights called `name`.
 
     Args:
-        name: One of `list_weights()`; the size may be left out where `variant` tells it.
+        name: One of `list_weights()`; the size may be left out where `variant` tells it. Or the
+            publisher's name, as timm and the Hugging Face hub have it.
         variant: Name of the model that the weights are for; None: any.
 
     Raises:
@@ -144,8 +148,8 @@ def find(name: str, variant: str | None = None) -> PublishedWeights:
     'b16-augreg-in21k'
     """
     catalog = read_catalog()
-    if name in catalog:
-        found = catalog[name]
+    found = catalog.get(name) or _by_published_name().get(name)
+    if found is not None:
         if variant is not None and not _same_network(variant, found.variant):
             raise ValueError(
                 f"Weights {name!r} are those of {found.variant}, which has another width or depth "
@@ -163,6 +167,11 @@ def find(name: str, variant: str | None = None) -> PublishedWeights:
             f"{_weights_of(variant, catalog)}"
         )
     return sized[0]
+
+
+@functools.cache
+def _by_published_name():
+    return {entry.published_name: entry for entry in read_catalog().values()}
 
 
 def _weights_of(variant, catalog):
@@ -188,6 +197,7 @@ def _entry(name, facts):
         raise ValueError(f"catalog.toml, {name}: unknown {', '.join(sorted(unknown))}")
     return PublishedWeights(
         name=name,
+        published_name=urllib.parse.unquote(identity),
         files=tuple(
             dataclasses.replace(file, size=sizes.get(file.name), sha256=digests.get(file.name))
             for file in files
