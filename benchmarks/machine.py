@@ -30,7 +30,7 @@ def describe():
     import keras_vit._version
 
     return {
-        "platform": platform.platform(),
+        "platform": f"{platform.system()}-{platform.machine()}",
         "python": platform.python_version(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0))

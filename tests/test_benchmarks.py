@@ -23,6 +23,7 @@ from benchmarks.measuring import (
     relative_difference,
     run_once,
 )
+from benchmarks.model_rows import Row, memory_table
 from benchmarks.processes import Worker
 from benchmarks.ratios import best_of_each, matrix_rate, speed_ratio, spread
 from benchmarks.table import conclusion, idle_warning, markdown, row_table
@@ -139,6 +140,25 @@ def test_conclusion_names_the_best_peer_and_each_library():
     assert "2.00 (2.00..2.00) x keras-hub jax, the best peer" in said
     assert "3.00 (3.00..3.00) x timm torch" in said
     assert conclusion(cells[:1]) == "Nothing to compare."
+
+
+def test_conclusion_says_what_is_without_frozen_weights():
+    cells = [
+        cell("keras_vit tensorflow", 2.0),
+        cell("keras_vit tensorflow frozen", 1.0),
+        cell("timm torch eager", 3.0),
+        cell("timm torch compile, frozen", 1.5),
+    ]
+    frozen, plain = conclusion(cells).split("\n\n")
+    assert "1.50 (1.50..1.50) x timm torch compile, frozen, the best peer" in frozen
+    assert plain.startswith("Without frozen weights: keras_vit tensorflow is 1.50")
+    assert plain.endswith("x timm torch eager, the best peer.")
+
+
+def test_a_table_of_memory_says_what_failed():
+    row = Row("train", "vit_ti16", 224, 1, "float32")
+    said = memory_table([(row, [Cell("keras-hub jax", absent="differs", failed=True)])])
+    assert "FAILED: differs" in said
 
 
 def test_idle_contenders_that_compute_are_named():
