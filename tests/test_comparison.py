@@ -158,6 +158,15 @@ def test_other_data_is_said_and_not_compared(tmp_path):
     assert {row["data"] for row in table_of(text)} == {"digits", "letters"}
 
 
+def test_runs_that_were_changed_on_the_way_are_named(tmp_path):
+    runs = [make_run(tmp_path, name, strength=2.0) for name in ("steady", "changed")]
+    assert "on the way" not in compare_runs(runs)
+    configuration = json.loads((runs[1] / "recipe.json").read_text())
+    configuration["changes"] = [{"after_step": 60, "options": ["steps: 500, there 60"]}]
+    (runs[1] / "recipe.json").write_text(json.dumps(configuration))
+    assert "Options were changed on the way in changed:" in compare_runs(runs)
+
+
 def test_options_of_older_runs_have_their_defaults(tmp_path):
     runs = [make_run(tmp_path, name, strength=2.0) for name in "ab"]
     configuration = json.loads((runs[0] / "recipe.json").read_text())

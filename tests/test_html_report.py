@@ -357,6 +357,20 @@ def test_the_configuration_shows_what_differs_first(tmp_path):
     assert "--name mine \\ --batch-size 64 \\ --learning-rate 0.007 \\ --export" in page
 
 
+def test_no_command_repeats_a_run_that_was_changed_on_the_way(tmp_path):
+    images = some_images(10, 2)
+    result = some_result(images, some_outputs(images))
+    steady = text_of(write_report(tmp_path, model=None, result=result))
+    assert "to the last bit" in steady and "no single command" not in steady
+    options = ["learning_rate: 0.001, there 0.1", "dropout: 0.1, there 0.0"]
+    changes = [{"after_step": 60, "options": options}]
+    changed = {**result.configuration, "changes": changes}
+    result = dataclasses.replace(result, configuration=changed)
+    page = text_of(write_report(tmp_path, model=None, result=result))
+    assert f"after step 60: {'; '.join(options)}" in page
+    assert "no single command repeats it" in page and "to the last bit" not in page
+
+
 RECIPES = (
     Recipe(),
     Recipe(name="-x", data="a folder", weights="it's here.npz", seed=3, steps=60),

@@ -163,6 +163,7 @@ def _run_facts(result, split, predictions, command):
         "fact_lists": _fact_lists(result, predictions, split),
         "left_out": result.left_out[:SHOWN_LEFT_OUT],
         "command": shell_text(command or repeat_command(recipe)),
+        "changes_on_the_way": configuration.get("changes", []),
         "from_python": " and ".join(own),
     }
 
