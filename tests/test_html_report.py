@@ -180,6 +180,16 @@ def test_without_test_images_it_shows_the_validation_split(tmp_path):
     share = (outputs.argmax(1) == images.labels).mean()
     assert f"Validation accuracy {share:.2%}" in text_of(path)
     assert "Test accuracy" not in text_of(path)
+    # Nor is the test's accuracy that of the images shown.
+    path = write_report(
+        tmp_path / "new" / "folder",
+        model=None,
+        result=some_result(images, some_outputs(images, strength=100.0)),
+        image_set=images,
+        outputs=outputs,
+        split="validation",
+    )
+    assert f"Validation accuracy {share:.2%}" in text_of(path)
     path = write_report(tmp_path, model=None, result=result)
     assert "Validation accuracy 72.50%" in text_of(path)
     assert "Confusion" not in text_of(path)

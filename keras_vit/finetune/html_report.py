@@ -84,13 +84,14 @@ def write_report(
     URIs. It reads log.csv in the folder for the learning curves.
 
     Args:
-        folder: The run's folder.
+        folder: The run's folder, or another; it is made.
         model: The trained model, for attention rollout; None: without.
         result: What result.json holds.
         image_set: The images that the model was tested on, a split of them; None where a run looks
             at none: then without all that is said of them.
         outputs: float array `(count, classes)` of the model's logits, in the set's order.
-        split: What these images are called: `"test"` or `"validation"`.
+        split: What these images are called: `"test"` or `"validation"`. Of others than `"test"`
+            the headline is counted in `outputs`.
         train_set: The images trained on, for their number in each class; None: without.
         weights_table: Text that says which weights were trained, and how; None: without.
         command: The command line that repeats the run; None: `repeat_command` of its options.
@@ -104,6 +105,7 @@ def write_report(
         ValueError: If `outputs` do not fit `image_set`.
     """
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     predictions = None
     if image_set is not None and outputs is not None:
         predictions = make_predictions(image_set, outputs)
@@ -175,7 +177,7 @@ def _is_own_data(configuration):
 
 
 def _headline(result, split, predictions):
-    if result.test is not None:
+    if result.test is not None and (predictions is None or split == "test"):
         return {**vars(result.test), "label": "Test accuracy"}
     if predictions is not None:
         correct, count = int(predictions.correct.sum()), len(predictions)
