@@ -381,6 +381,18 @@ def test_no_command_repeats_a_run_that_was_changed_on_the_way(tmp_path):
     assert "no single command repeats it" in page and "to the last bit" not in page
 
 
+def test_of_the_best_evaluation_it_is_said_which_step_it_was(tmp_path):
+    images = some_images(10, 2)
+    for keep, best_step in (("best", 300), ("best", None), ("last", 300)):
+        recipe = Recipe(keep=keep, evaluate_every=100)
+        result = some_result(images, some_outputs(images), recipe=recipe)
+        result = dataclasses.replace(result, best_step=best_step)
+        page = text_of(write_report(tmp_path, model=None, result=result))
+        for text in (page, str(result)):
+            said = "of step 300, the best of all evaluations" in text
+            assert said == (keep == "best" and best_step is not None)
+
+
 RECIPES = (
     Recipe(),
     Recipe(name="-x", data="a folder", weights="it's here.npz", seed=3, steps=60),

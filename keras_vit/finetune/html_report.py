@@ -205,6 +205,9 @@ def _tiles(result):
     of_what = "of the process" if device == "cpu" else "on the device"
     if device == "cpu":
         device = f"CPU, {machine['processors']} cores"
+    steps = f"{result.steps:,} steps of {recipe['batch_size']:,}"
+    if result.kept_step:
+        steps += f"; the model is of step {result.kept_step:,}, the best of all evaluations"
     rows = (
         (
             "Validation accuracy",
@@ -214,7 +217,7 @@ def _tiles(result):
         (
             "Trained on",
             f"{result.train_images:,} images",
-            f"{result.steps:,} steps of {recipe['batch_size']:,}",
+            steps,
         ),
         ("Time", _duration(result.minutes), "evaluations included"),
         (
