@@ -493,6 +493,16 @@ def test_predictions_survive_the_file(tmp_path):
     assert read_predictions(tmp_path / "absent.csv") is None
 
 
+def test_names_with_a_carriage_return_survive_the_file(tmp_path):
+    files = ("a\rb.png", "c\r\nd.png", "e.png")
+    images = ImageSet(files, np.array([0, 1, 1], "int32"), ("x\ry", "z"))
+    path = tmp_path / "predictions.csv"
+    write_predictions(path, make_predictions(images, np.log([[3, 1], [3, 1], [1, 3]])))
+    rows = read_predictions(path)
+    assert tuple(row["image"] for row in rows) == files
+    assert [row["predicted"] for row in rows] == ["x\ry", "x\ry", "z"]
+
+
 def test_results_of_before_and_of_sweeps_can_be_read(tmp_path):
     images = some_images(10, 2)
     result = some_result(images, some_outputs(images), test=False)
