@@ -11,6 +11,8 @@ from PIL import Image
 
 from keras_vit.finetune import Recipe
 from keras_vit.finetune.comparison import compare_runs
+from keras_vit.finetune.figures import comparison_curves, plot_style
+from keras_vit.finetune.log import read_log
 from keras_vit.finetune.predictions import make_predictions, write_predictions
 from keras_vit.finetune.report import read_result, write_result
 
@@ -226,6 +228,18 @@ def test_a_click_sorts_by_numbers_and_what_is_unknown_comes_last(tmp_path):
         minutes.click()
         minutes.click()
         assert browser.execute_script(names) == ["much", "some", "little", "stopped"]
+
+
+@pytest.mark.parametrize("count", [2, 10])  # More have their legend beside the plot.
+def test_a_name_that_begins_with_an_underscore_is_in_the_legends(tmp_path, count):
+    write_log(tmp_path)
+    rows = read_log(tmp_path / "log.csv")
+    runs = {f"_run {index}": rows for index in range(count)}
+    with plot_style():
+        figure = comparison_curves(runs)["loss"]
+    (legend,) = figure.legends or (figure.axes[0].get_legend(),)
+    shown = [text.get_text().strip("\u200b") for text in legend.get_texts()]
+    assert shown == list(runs)
 
 
 def test_the_page(tmp_path):
