@@ -393,6 +393,28 @@ def test_of_the_best_evaluation_it_is_said_which_step_it_was(tmp_path):
             assert said == (keep == "best" and best_step is not None)
 
 
+@pytest.mark.parametrize(
+    ("given", "name", "is_own"),
+    [
+        ("cifar100", "cifar10", True),
+        ("cifar10", "c", True),
+        ("cifar10", "cifar10", False),
+        ("cifar10:3.0.2", "cifar10", False),
+        ("vtab/dmlab", "vtab-dmlab", False),
+        ("imagenet_v2", "imagenet_v2/matched-frequency", False),
+        ("absent/pets", "pets", False),
+        ("absent/pets.csv", "pets", False),
+    ],
+)
+def test_a_data_set_of_its_own_has_not_the_name_that_was_given(tmp_path, given, name, is_own):
+    images = some_images(10, 2)
+    result = some_result(images, some_outputs(images), recipe=Recipe(data=given))
+    data = {**result.configuration["data"], "name": name}
+    result = dataclasses.replace(result, configuration={**result.configuration, "data": data})
+    page = text_of(write_report(tmp_path, model=None, result=result))
+    assert ("from Python with a data set of its own" in page) == is_own
+
+
 RECIPES = (
     Recipe(),
     Recipe(name="-x", data="a folder", weights="it's here.npz", seed=3, steps=60),

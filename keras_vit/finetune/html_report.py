@@ -173,7 +173,10 @@ def _run_facts(result, split, predictions, command):
 def _is_own_data(configuration):
     """Whether the data set was handed to `run`, as far as its name tells."""
     given, name = configuration["recipe"]["data"], configuration["data"]["name"]
-    return name not in given and not Path(given).expanduser().exists()
+    path, named = Path(given).expanduser(), given.partition(":")[0]
+    # In the cache a TFDS set has "-" for "/", and a config where none was named.
+    names = (named, named.replace("/", "-"), path.name, path.stem)
+    return name not in names and not name.startswith(f"{named}/") and not path.exists()
 
 
 def _headline(result, split, predictions):
