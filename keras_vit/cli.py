@@ -18,7 +18,7 @@ from tyro.extras import subcommand_cli_from_dict
 from keras_vit import checkpoints, data, export, finetune, inspection, models, serving, zoo
 from keras_vit.data.class_names import imagenet_wordnet_ids
 from keras_vit.export.classifier import check_has_classes
-from keras_vit.finetune.command_line import USER_ERRORS
+from keras_vit.finetune.command_line import USER_ERRORS, escape_what_cannot_be_printed
 from keras_vit.finetune.log import ProgressLine
 from keras_vit.finetune.signals import RunInterrupted
 from keras_vit.finetune.source import print_left_out, read_left_out
@@ -466,6 +466,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: After `--help`, and for a command line that cannot be read.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    escape_what_cannot_be_printed()
     try:
         if words and words[0] in RECIPE_COMMANDS:
             COMMANDS[words[0]](*words[1:])

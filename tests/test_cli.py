@@ -1,9 +1,11 @@
 """The command line: what it prints, and how it ends."""
 
 import dataclasses
+import io
 import json
 import shutil
 import socket
+import sys
 
 import keras
 import numpy as np
@@ -14,7 +16,7 @@ from random_checkpoints import write_timm, write_transformers
 from keras_vit import zoo
 from keras_vit.cli import COMMANDS, main
 from keras_vit.data import imagenet_class_names, load_data
-from keras_vit.finetune import Recipe
+from keras_vit.finetune import Recipe, run_command_line
 from keras_vit.finetune.folder import describe_run
 from keras_vit.models import VisionTransformerConfig, vision_transformer
 
@@ -117,6 +119,22 @@ def test_predict_prints_five_classes_by_probability(capsys, run_folder, images):
         expected.append(str(file))
         expected += [f"{shares[index]:.2%} {CLASS_NAMES[index]}" for index in best]
     assert [" ".join(line.split()) for line in printed.splitlines()] == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are no bytes elsewhere")
+def test_a_file_name_that_is_no_utf_8_is_printed(monkeypatch, run_folder, images, tmp_path):
+    file = tmp_path / "odd \udcff.png"
+    file.write_bytes(images[0].read_bytes())
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="utf-8"))
+    assert main(["predict", str(file), "--model", str(run_folder)]) == 0
+    sys.stdout.flush()
+    assert printed.getvalue().splitlines()[0].endswith(rb"odd \udcff.png")
+    # The command lines of the recipes.
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="utf-8"))
+    with pytest.raises(SystemExit):
+        run_command_line(Recipe(), ["--help"])
+    print(file)
 
 
 def test_predict_takes_a_keras_file_and_finds_the_class_names_beside_it(capsys, run_folder, images):

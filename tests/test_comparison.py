@@ -11,6 +11,8 @@ from PIL import Image
 
 from keras_vit.finetune import Recipe
 from keras_vit.finetune.comparison import compare_runs
+from keras_vit.finetune.figures import comparison_curves, plot_style
+from keras_vit.finetune.log import read_log
 from keras_vit.finetune.predictions import make_predictions, write_predictions
 from keras_vit.finetune.report import read_result, write_result
 
@@ -158,6 +160,15 @@ def test_other_data_is_said_and_not_compared(tmp_path):
     assert {row["data"] for row in table_of(text)} == {"digits", "letters"}
 
 
+def test_runs_that_were_changed_on_the_way_are_named(tmp_path):
+    runs = [make_run(tmp_path, name, strength=2.0) for name in ("steady", "changed")]
+    assert "on the way" not in compare_runs(runs)
+    configuration = json.loads((runs[1] / "recipe.json").read_text())
+    configuration["changes"] = [{"after_step": 60, "options": ["steps: 500, there 60"]}]
+    (runs[1] / "recipe.json").write_text(json.dumps(configuration))
+    assert "Options were changed on the way in changed:" in compare_runs(runs)
+
+
 def test_options_of_older_runs_have_their_defaults(tmp_path):
     runs = [make_run(tmp_path, name, strength=2.0) for name in "ab"]
     configuration = json.loads((runs[0] / "recipe.json").read_text())
@@ -217,6 +228,18 @@ def test_a_click_sorts_by_numbers_and_what_is_unknown_comes_last(tmp_path):
         minutes.click()
         minutes.click()
         assert browser.execute_script(names) == ["much", "some", "little", "stopped"]
+
+
+@pytest.mark.parametrize("count", [2, 10])  # More have their legend beside the plot.
+def test_a_name_that_begins_with_an_underscore_is_in_the_legends(tmp_path, count):
+    write_log(tmp_path)
+    rows = read_log(tmp_path / "log.csv")
+    runs = {f"_run {index}": rows for index in range(count)}
+    with plot_style():
+        figure = comparison_curves(runs)["loss"]
+    (legend,) = figure.legends or (figure.axes[0].get_legend(),)
+    shown = [text.get_text().strip("\u200b") for text in legend.get_texts()]
+    assert shown == list(runs)
 
 
 def test_the_page(tmp_path):

@@ -180,6 +180,16 @@ def test_without_test_images_it_shows_the_validation_split(tmp_path):
     share = (outputs.argmax(1) == images.labels).mean()
     assert f"Validation accuracy {share:.2%}" in text_of(path)
     assert "Test accuracy" not in text_of(path)
+    # Nor is the test's accuracy that of the images shown.
+    path = write_report(
+        tmp_path / "new" / "folder",
+        model=None,
+        result=some_result(images, some_outputs(images, strength=100.0)),
+        image_set=images,
+        outputs=outputs,
+        split="validation",
+    )
+    assert f"Validation accuracy {share:.2%}" in text_of(path)
     path = write_report(tmp_path, model=None, result=result)
     assert "Validation accuracy 72.50%" in text_of(path)
     assert "Confusion" not in text_of(path)
@@ -357,6 +367,54 @@ def test_the_configuration_shows_what_differs_first(tmp_path):
     assert "--name mine \\ --batch-size 64 \\ --learning-rate 0.007 \\ --export" in page
 
 
+def test_no_command_repeats_a_run_that_was_changed_on_the_way(tmp_path):
+    images = some_images(10, 2)
+    result = some_result(images, some_outputs(images))
+    steady = text_of(write_report(tmp_path, model=None, result=result))
+    assert "to the last bit" in steady and "no single command" not in steady
+    options = ["learning_rate: 0.001, there 0.1", "dropout: 0.1, there 0.0"]
+    changes = [{"after_step": 60, "options": options}]
+    changed = {**result.configuration, "changes": changes}
+    result = dataclasses.replace(result, configuration=changed)
+    page = text_of(write_report(tmp_path, model=None, result=result))
+    assert f"after step 60: {'; '.join(options)}" in page
+    assert "no single command repeats it" in page and "to the last bit" not in page
+
+
+def test_of_the_best_evaluation_it_is_said_which_step_it_was(tmp_path):
+    images = some_images(10, 2)
+    for keep, best_step in (("best", 300), ("best", None), ("last", 300)):
+        recipe = Recipe(keep=keep, evaluate_every=100)
+        result = some_result(images, some_outputs(images), recipe=recipe)
+        result = dataclasses.replace(result, best_step=best_step)
+        page = text_of(write_report(tmp_path, model=None, result=result))
+        for text in (page, str(result)):
+            said = "of step 300, the best of all evaluations" in text
+            assert said == (keep == "best" and best_step is not None)
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "is_own"),
+    [
+        ("cifar100", "cifar10", True),
+        ("cifar10", "c", True),
+        ("cifar10", "cifar10", False),
+        ("cifar10:3.0.2", "cifar10", False),
+        ("vtab/dmlab", "vtab-dmlab", False),
+        ("imagenet_v2", "imagenet_v2/matched-frequency", False),
+        ("absent/pets", "pets", False),
+        ("absent/pets.csv", "pets", False),
+    ],
+)
+def test_a_data_set_of_its_own_has_not_the_name_that_was_given(tmp_path, given, name, is_own):
+    images = some_images(10, 2)
+    result = some_result(images, some_outputs(images), recipe=Recipe(data=given))
+    data = {**result.configuration["data"], "name": name}
+    result = dataclasses.replace(result, configuration={**result.configuration, "data": data})
+    page = text_of(write_report(tmp_path, model=None, result=result))
+    assert ("from Python with a data set of its own" in page) == is_own
+
+
 RECIPES = (
     Recipe(),
     Recipe(name="-x", data="a folder", weights="it's here.npz", seed=3, steps=60),
@@ -455,6 +513,16 @@ def test_predictions_survive_the_file(tmp_path):
     with pytest.raises(ValueError, match=r"predictions\.csv is damaged"):
         read_predictions(path)
     assert read_predictions(tmp_path / "absent.csv") is None
+
+
+def test_names_with_a_carriage_return_survive_the_file(tmp_path):
+    files = ("a\rb.png", "c\r\nd.png", "e.png")
+    images = ImageSet(files, np.array([0, 1, 1], "int32"), ("x\ry", "z"))
+    path = tmp_path / "predictions.csv"
+    write_predictions(path, make_predictions(images, np.log([[3, 1], [3, 1], [1, 3]])))
+    rows = read_predictions(path)
+    assert tuple(row["image"] for row in rows) == files
+    assert [row["predicted"] for row in rows] == ["x\ry", "x\ry", "z"]
 
 
 def test_results_of_before_and_of_sweeps_can_be_read(tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from keras_vit.finetune import (
 )
 from keras_vit.finetune.log import read_log
 from keras_vit.finetune.optimizer import make_optimizer
+from keras_vit.finetune.report import write_result
 from keras_vit.finetune.run import resolve_recipe
 from keras_vit.finetune.source import load_source
 from keras_vit.finetune.splits import split_source
@@ -173,6 +175,28 @@ def test_a_session_that_trains_no_step_tells_no_pace(finished, digits, tmp_path,
     assert " images/s" not in str(again) and "waiting" not in str(again)
     pace = read_log(folder / "log.csv")[-1]["images_per_second"]
     assert f"{pace:,.0f}" in str(compare_runs([tmp_path / "tiny", folder]))
+
+
+def test_the_time_is_that_of_all_sessions_with_their_evaluations(
+    finished, digits, tmp_path, monkeypatch
+):
+    shutil.copytree(finished[0], tmp_path / "tiny")
+    # As a run leaves it that does not look at the test images.
+    untested = dataclasses.replace(finished[1], test=None, minutes=1000.0)
+    write_result(tmp_path / "tiny" / "result.json", untested)
+    judge, clock, hours = run.__globals__["_judge"], time.perf_counter, []
+
+    def judge_for_an_hour(*arguments):
+        hours.append(1)
+        return judge(*arguments)
+
+    monkeypatch.setitem(run.__globals__, "_judge", judge_for_an_hour)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + 3600 * len(hours))
+    images = {"source": digits, "architecture": ARCHITECTURE}
+    tested = run(recipe_in(tmp_path), **images)
+    assert 1120 < tested.minutes < 1125
+    changed = run(recipe_in(tmp_path, test_images=100, accept_changes=True), **images)
+    assert 1240 < changed.minutes < 1250
 
 
 @pytest.mark.slow

@@ -73,6 +73,7 @@ def run_command_line(recipe: Recipe, arguments: Sequence[str] | None = None) -> 
     Raises:
         SystemExit: With status 2 after a message on stderr, for what a user can put right.
     """
+    escape_what_cannot_be_printed()
     with user_errors():
         return run(parse_recipe(arguments, recipe))
 
@@ -313,6 +314,14 @@ def _warmup_share(recipe):
     if recipe.epochs is not None:
         return recipe.warmup_epochs / recipe.epochs
     return recipe.warmup_steps / recipe.steps
+
+
+def escape_what_cannot_be_printed() -> None:
+    """Lets a file name that is no UTF-8 be printed instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        # In the C locale such bytes are written as they are.
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

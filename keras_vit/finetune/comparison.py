@@ -106,7 +106,7 @@ def compare_runs(folders: Iterable[str | Path], output: str | Path | None = None
         ]
         for index, (name, run) in enumerate(zip(names, runs, strict=True))
     ]
-    notes = [*_data_notes(runs), *_difference(runs, names)]
+    notes = [*_data_notes(runs), *_change_notes(runs, names), *_difference(runs, names)]
     text = "\n".join([_text_table(header, rows), *(["", *notes] if notes else [])])
     if output is not None:
         text += f"\n\nwritten to {_write_page(Path(output), header, rows, notes, runs, names)}"
@@ -240,6 +240,17 @@ def _setting_text(value):
 def _data_notes(runs):
     if len({run.configuration["data"]["digest"] for run in runs}) > 1:
         yield "The runs are of different data: their accuracies cannot be compared."
+
+
+def _change_notes(runs, names):
+    changed = [
+        name for name, run in zip(names, runs, strict=True) if run.configuration.get("changes")
+    ]
+    if changed:
+        yield (
+            f"Options were changed on the way in {', '.join(changed)}: the table shows those at "
+            "the end."
+        )
 
 
 def _difference(runs, names):

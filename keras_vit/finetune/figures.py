@@ -291,7 +291,10 @@ def _draw_runs(axes: Axes, rows, column):
         style = ("-", "--", ":")[index // len(RUN_COLOURS) % 3]
         colour = RUN_COLOURS[index % len(RUN_COLOURS)]
         marker = "o" if column == "validation_accuracy" else None
-        _draw_curve(axes, run, column, colour, short_name(label, 40), marker, style)
+        name = short_name(label, 40)
+        # Matplotlib leaves out of legends what begins with "_"; this space has no width.
+        name = f"\u200b{name}" if name.startswith("_") else name
+        _draw_curve(axes, run, column, colour, name, marker, style)
     _label(axes, "step", column.replace("_", " ") if "_" in column else f"training {column}")
 
 

@@ -84,13 +84,14 @@ def write_report(
     URIs. It reads log.csv in the folder for the learning curves.
 
     Args:
-        folder: The run's folder.
+        folder: The run's folder, or another; it is made.
         model: The trained model, for attention rollout; None: without.
         result: What result.json holds.
         image_set: The images that the model was tested on, a split of them; None where a run looks
             at none: then without all that is said of them.
         outputs: float array `(count, classes)` of the model's logits, in the set's order.
-        split: What these images are called: `"test"` or `"validation"`.
+        split: What these images are called: `"test"` or `"validation"`. Of others than `"test"`
+            the headline is counted in `outputs`.
         train_set: The images trained on, for their number in each class; None: without.
         weights_table: Text that says which weights were trained, and how; None: without.
         command: The command line that repeats the run; None: `repeat_command` of its options.
@@ -104,6 +105,7 @@ def write_report(
         ValueError: If `outputs` do not fit `image_set`.
     """
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     predictions = None
     if image_set is not None and outputs is not None:
         predictions = make_predictions(image_set, outputs)
@@ -163,6 +165,7 @@ def _run_facts(result, split, predictions, command):
         "fact_lists": _fact_lists(result, predictions, split),
         "left_out": result.left_out[:SHOWN_LEFT_OUT],
         "command": shell_text(command or repeat_command(recipe)),
+        "changes_on_the_way": configuration.get("changes", []),
         "from_python": " and ".join(own),
     }
 
@@ -170,11 +173,14 @@ def _run_facts(result, split, predictions, command):
 def _is_own_data(configuration):
     """Whether the data set was handed to `run`, as far as its name tells."""
     given, name = configuration["recipe"]["data"], configuration["data"]["name"]
-    return name not in given and not Path(given).expanduser().exists()
+    path, named = Path(given).expanduser(), given.partition(":")[0]
+    # In the cache a TFDS set has "-" for "/", and a config where none was named.
+    names = (named, named.replace("/", "-"), path.name, path.stem)
+    return name not in names and not name.startswith(f"{named}/") and not path.exists()
 
 
 def _headline(result, split, predictions):
-    if result.test is not None:
+    if result.test is not None and (predictions is None or split == "test"):
         return {**vars(result.test), "label": "Test accuracy"}
     if predictions is not None:
         correct, count = int(predictions.correct.sum()), len(predictions)
@@ -202,6 +208,9 @@ def _tiles(result):
     of_what = "of the process" if device == "cpu" else "on the device"
     if device == "cpu":
         device = f"CPU, {machine['processors']} cores"
+    steps = f"{result.steps:,} steps of {recipe['batch_size']:,}"
+    if result.kept_step:
+        steps += f"; the model is of step {result.kept_step:,}, the best of all evaluations"
     rows = (
         (
             "Validation accuracy",
@@ -211,7 +220,7 @@ def _tiles(result):
         (
             "Trained on",
             f"{result.train_images:,} images",
-            f"{result.steps:,} steps of {recipe['batch_size']:,}",
+            steps,
         ),
         ("Time", _duration(result.minutes), "evaluations included"),
         (

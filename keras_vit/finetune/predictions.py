@@ -137,7 +137,11 @@ def write_predictions(path: str | Path, predictions: Predictions) -> None:
     """
     names = predictions.class_names
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    # csv leaves a carriage return bare, which ends a line for its reader.
+    has_returns = any("\r" in name for name in (*predictions.images, *names))
+    writer = csv.writer(
+        buffer, lineterminator="\n", quoting=csv.QUOTE_ALL if has_returns else csv.QUOTE_MINIMAL
+    )
     writer.writerow(COLUMNS)
     for image, label, predicted, confidence, of_label in zip(
         predictions.images,
@@ -162,7 +166,8 @@ def read_predictions(path: str | Path) -> list[dict[str, str]] | None:
     path = Path(path)
     if not path.exists():
         return None
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    # Not `read_text`, which takes a carriage return in a name for the end of a line.
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
     rows = csv.DictReader(io.StringIO(text, newline=""))
     try:
         if tuple(rows.fieldnames or ()) != COLUMNS:

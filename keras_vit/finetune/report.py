@@ -60,6 +60,11 @@ class RunResult:
     best_step: int | None = None
     left_out: tuple[LeftOut, ...] = ()
 
+    @property
+    def kept_step(self) -> int | None:
+        """The step that the model is of where `keep="best"` chose one; None: the last."""
+        return self.best_step if self.configuration["recipe"].get("keep") == "best" else None
+
     def __str__(self) -> str:
         recipe = self.configuration["recipe"]
         trained = self.images_per_second is not None
@@ -68,13 +73,15 @@ class RunResult:
         known = self.waiting_share is not None
         waiting = f", {self.waiting_share:.1%} waiting for images" if known else ""
         skipped = f" ({len(self.left_out):,} are left out)" if self.left_out else ""
+        step = self.kept_step
+        kept = f"\n  model       of step {step:,}, the best of all evaluations" if step else ""
         return "\n".join(
             (
                 f"{self.name}",
                 f"  test        {self.test or 'not looked at'}",
                 f"  validation  {self.validation or 'none'}",
                 f"  training    {self.train_images:,} images{skipped}, {self.steps:,} steps of "
-                f"{recipe['batch_size']}, {self.minutes:.1f} minutes{pace}{waiting}{memory}",
+                f"{recipe['batch_size']}, {self.minutes:.1f} minutes{pace}{waiting}{memory}{kept}",
                 f"  computed in {recipe['precision']} on {self.machine['accelerator']} with "
                 f"{self.versions['backend']} {self.versions['backend_version']}",
                 *(

@@ -324,6 +324,7 @@ def _accept_changes(changes, compiled, folder, configuration):
         return
     if changes.keys() & {"batch_size", "micro_batch_size"}:
         set_steps_done(compiled.optimizer, done.step)
+    done = _with_all_seconds(done, folder)
     # The result first: a folder with one counts as finished. What a kill leaves follows next time.
     _put_aside(folder, done.step, ("result.json", "model.keras", *REPORT_FILES))
     identity = identity_digest(deciding_options(configuration))
@@ -336,6 +337,12 @@ def _accept_changes(changes, compiled, folder, configuration):
         done = dataclasses.replace(done, best_accuracy=-1.0, best_step=0)
     save_training_state(checkpoints, compiled, done, identity)
     configuration["changes"].append({"after_step": done.step, "options": lines})
+
+
+def _with_all_seconds(done, folder):
+    """A checkpoint is of before the evaluations at the end; a result is of after them."""
+    result = read_result(folder / "result.json")
+    return dataclasses.replace(done, seconds=60 * result.minutes) if result else done
 
 
 def _check_steps_are_left(changes, folder, done, steps):
@@ -369,7 +376,7 @@ def _earlier_changes(folder):
 
 def _train_and_test(training, recipe, splits, folder, configuration, began, *, test):
     identity = identity_digest(deciding_options(configuration))
-    done = _restore(training, folder, identity)
+    done = _with_all_seconds(_restore(training, folder, identity), folder)
     meter = Meter(recipe.batch_size, recipe.steps, done.since_row)
     try:
         progress = _train(training, recipe, splits, folder, identity, done, meter, began)
@@ -406,7 +413,7 @@ def _train_and_test(training, recipe, splits, folder, configuration, began, *, t
         left_out=splits.left_out,
         steps=progress.step,
         best_step=progress.best_step or None,
-        seconds=progress.seconds,
+        seconds=done.seconds + time.perf_counter() - began,
         images_per_second=meter.images_per_second,
         waiting_share=meter.waiting_share,
     )
