@@ -170,6 +170,57 @@ def test_what_is_made_of_compared_images_stays_whole(head, within, threads):
     assert_same(inference_function(graph)(IMAGES), graph(IMAGES, training=False))
 
 
+class Centred(keras.layers.LayerNormalization):
+    def call(self, features):
+        return super().call(features - ops.mean(features, axis=0, keepdims=True))
+
+
+def test_norms_over_images_stay_whole(threads):
+    threads(within=1, between=3)
+    model = model_of()
+    factors = keras.Input((), name="factors")
+    normed = keras.layers.LayerNormalization(center=False, scale=False)(factors)
+    inputs = [IMAGES, np.arange(6.0, dtype="float32")]
+    for graph in (
+        keras.Model([model.input, factors], model.output * normed[:, None]),
+        keras.Model([model.input, factors], Centred()(model.output) * factors[:, None]),
+    ):
+        assert_same(inference_function(graph)(inputs), graph(inputs, training=False))
+
+
+def test_constants_of_a_batch_stay_whole(threads):
+    threads(within=1, between=2)
+    attention = keras_vit.layers.MultiHeadSelfAttention(4)
+    inputs = keras.Input((65, 32))
+    tokens = model_of().get_layer("block_0")(inputs)
+    sizes = RNG.uniform(1, 2, size=(4, 65)).astype("float32")
+    graph = keras.Model(inputs, attention(tokens, sizes=sizes))
+    batch = RNG.normal(size=(4, 65, 32)).astype("float32")
+    assert_same(inference_function(graph)(batch), graph(batch, training=False))
+
+
+@pytest.mark.parametrize("images", [6, 1])
+def test_names_of_a_loaded_model_are_no_hindrance(images, threads, tmp_path):
+    threads(within=1, between=2)
+    keras.utils.clear_session()
+    model = model_of()
+    both = keras.layers.Concatenate(name="in_parts_9")([model.output, model.output])
+    keras.Model(model.input, ops.split(both, [2], axis=1)[0]).save(tmp_path / "model.keras")
+    keras.utils.clear_session()  # As in a new process.
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    batch = IMAGES[:images]
+    assert_same(inference_function(loaded)(batch), loaded(batch, training=False))
+
+
+def test_a_sequential_model_keeps_all_outputs(threads):
+    threads(within=1, between=3)
+    model = model_of(distillation_token=True, head_output="both")
+    graph = keras.Sequential([keras.Input((32, 32, 3)), model])
+    found = inference_function(graph)(IMAGES)
+    assert found.keys() == {"logits_cls", "logits_dist"}
+    assert_same(found, graph(IMAGES, training=False))
+
+
 class Tripled(keras.Model):
     def call(self, inputs, training=None):
         return super().call(inputs, training=training) * 3

@@ -18,7 +18,10 @@ def uncompiled_clone(model, **functions):
     False
     """
     if isinstance(model, keras.Sequential):
-        model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+        outputs = inputs = model.inputs[0]
+        for layer in model.layers:  # `model.outputs` has lost their structure.
+            outputs = layer(outputs)
+        model = keras.Model(inputs, outputs, name=model.name)
     elif model.compiled:
         model = keras.Model(model.input, model.output, name=model.name)
     return keras.models.clone_model(model, **functions)

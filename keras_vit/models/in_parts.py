@@ -1,6 +1,7 @@
 """The same outputs, computed in parts that may run beside each other."""
 
 import inspect
+import itertools
 
 import keras
 from keras import ops
@@ -43,12 +44,11 @@ def with_images_in_parts(model, parts):
         return model
     if not all(tuple(x.shape[:1]) == (None,) for x in model.inputs):
         return model
-    divided = _Divided(lambda images: ops.split(images, parts, axis=0), axis=0)
+    divided = _Divided(model, lambda images: ops.split(images, parts, axis=0), axis=0)
 
     def call(layer, *arguments, **options):
         whole = keras.tree.flatten((arguments, options))
-        tensors = [x for x in whole if isinstance(x, keras.KerasTensor)]
-        if not _works_on_each_image(layer) or not all(map(divided.has_images, tensors)):
+        if not _works_on_each_image(layer) or not all(map(divided.may_be_parted, whole)):
             return layer(*arguments, **options)
         outputs = []
         for part in zip(*(divided.parts(x, parts) for x in whole), strict=True):
@@ -94,7 +94,7 @@ def with_tokens_in_parts(model, parts):
         number = min(parts, count // _FEWEST_TOKENS)
         return [count * part // number for part in range(1, number)]
 
-    divided = _Divided(lambda tokens: ops.split(tokens, bounds(tokens), axis=1), axis=1)
+    divided = _Divided(model, lambda tokens: ops.split(tokens, bounds(tokens), axis=1), axis=1)
 
     def call(layer, *arguments, **options):
         nonlocal is_divided
@@ -105,7 +105,7 @@ def with_tokens_in_parts(model, parts):
         if min(bounds(tokens), default=0) < (output_tokens or 1):
             return layer(tokens, output_tokens=output_tokens)
         is_divided = True
-        in_parts = BlockInParts(layer, output_tokens)
+        in_parts = BlockInParts(layer, output_tokens, name=divided.free_name())
         return divided.joined(in_parts(*divided.parts(tokens, parts)))
 
     clone = uncompiled_clone(model, clone_function=lambda layer: layer, call_function=call)
@@ -118,10 +118,11 @@ class BlockInParts(keras.layers.Layer):
     Args:
         block: The block, whose weights it has.
         output_tokens: As of the method.
+        name: Name of the layer.
     """
 
-    def __init__(self, block, output_tokens=None):
-        super().__init__(dtype=block.dtype_policy, autocast=False)
+    def __init__(self, block, output_tokens=None, name=None):
+        super().__init__(dtype=block.dtype_policy, autocast=False, name=name)
         self.block = block
         self.output_tokens = output_tokens
         self.built = True
@@ -157,7 +158,7 @@ def _works_on_each_image(operation):
     if isinstance(operation, keras.Model):
         inner = _operations(operation)
         return bool(inner) and all(map(_works_on_each_image, inner))
-    if isinstance(operation, keras.layers.LayerNormalization):
+    if type(operation) is keras.layers.LayerNormalization:
         return operation.axis in (-1, [-1])
     if type(operation) is keras.layers.Dense:
         return inspect.getmodule(operation.activation) is inspect.getmodule(keras.activations.relu)
@@ -173,15 +174,26 @@ def _takes_parts(layer):
 class _Divided:
     """What is divided while a graph is called anew, by its tensors' ids."""
 
-    def __init__(self, split, axis):
+    def __init__(self, model, split, axis):
+        self._names = {operation.name for operation in _operations(model)}
         self._split = split
         self._axis = axis
         self._parts: dict[int, tuple] = {}
 
-    def has_images(self, tensor):
+    def free_name(self):
+        """A name that no step of the model has: Keras' own may be those of a loaded model."""
+        numbers = itertools.count(len(self._names))
+        name = next(x for x in (f"in_parts_{n}" for n in numbers) if x not in self._names)
+        self._names.add(name)
+        return name
+
+    def may_be_parted(self, argument):
         """Whether its first axis is that of the images: of inputs, and of what is joined here."""
-        maker = tensor._keras_history.operation
-        return isinstance(maker, keras.layers.InputLayer) or id(tensor) in self._parts
+        if not isinstance(argument, keras.KerasTensor):
+            return not getattr(argument, "shape", ())
+        maker = argument._keras_history.operation
+        is_input = isinstance(maker, keras.layers.InputLayer) and len(argument.shape) > 1
+        return is_input or id(argument) in self._parts
 
     def parts(self, argument, count):
         """The parts of a tensor; other arguments are the same for each."""
@@ -189,7 +201,9 @@ class _Divided:
             return [argument] * count
         if id(argument) not in self._parts:
             # With the tensor, so that no other one gets its id.
-            self._parts[id(argument)] = argument, self._split(argument)
+            parts = self._split(argument)
+            parts[0]._keras_history.operation.name = self.free_name()
+            self._parts[id(argument)] = argument, parts
         return self._parts[id(argument)][1]
 
     def joined(self, parts):
@@ -197,5 +211,6 @@ class _Divided:
         if len(parts) == 1:
             return parts[0]
         whole = ops.concatenate(parts, axis=self._axis)
+        whole._keras_history.operation.name = self.free_name()
         self._parts[id(whole)] = whole, parts
         return whole

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from typing import NamedTuple
 
 import keras
@@ -62,6 +63,8 @@ def _tensorflow_function(graph):
     on_cpus = has_cpus_alone()
     # By the inputs alone: TensorFlow's own look-up goes through all weights, each time.
     programs = {}
+    # Layers are called anew, which threads must not do at the same time.
+    making = threading.RLock()
     # By how they are divided: a clone's calls stay with the layers.
     graphs: dict[tuple, keras.Model] = {}
 
@@ -70,7 +73,8 @@ def _tensorflow_function(graph):
         inputs = keras.tree.map_structure(as_tensor, inputs)
         kind = repr((keras.tree.map_structure(kind_of, inputs), tf.inside_function()))
         if kind not in programs:
-            programs[kind] = program_for(inputs)
+            with making:
+                programs[kind] = program_for(inputs)
         function, executor = programs[kind]
         with executor():
             return function(inputs)
