@@ -43,9 +43,9 @@ recipe = protocol_recipe("augreg", "photographs/flowers")            # a folder:
 PROTOCOLS["deit"].differences                                        # what is not to the letter
 ```
 
-The full budget, the default in Python, is the paper's own schedule; the command line takes quick on a
-CPU and standard on an accelerator unless `--budget` says otherwise. Quick and standard are 1/20 and
-1/10 of it, the ratios of ViT's CIFAR runs (500 and 1,000 of 10,000 steps), or a shorter schedule of
+The full budget, the default in Python, is the paper's own schedule; the command line takes quick on
+a CPU and standard on an accelerator unless `--budget` says otherwise. Quick and standard are 1/20
+and 1/10 of it, the ratios of ViT's CIFAR runs (500 and 1,000 of 10,000 steps), or a shorter schedule of
 the authors where there is one; the tables say which. Where a source is "ours", the authors have no
 value that would do.
 
