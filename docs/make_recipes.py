@@ -43,11 +43,11 @@ recipe = protocol_recipe("augreg", "photographs/flowers")            # a folder:
 PROTOCOLS["deit"].differences                                        # what is not to the letter
 ```
 
-The full budget, the default in Python, is the paper's own schedule; the command line takes quick on
-a CPU and standard on an accelerator unless `--budget` says otherwise. Quick and standard are 1/20
-and 1/10 of it, the ratios of ViT's CIFAR runs (500 and 1,000 of 10,000 steps), or a shorter schedule of
-the authors where there is one; the tables say which. Where a source is "ours", the authors have no
-value that would do.
+The full budget, the default in Python, is the paper's own schedule; the command line takes quick
+on a CPU and standard on an accelerator unless `--budget` says otherwise. Quick and standard are
+1/20 and 1/10 of it, the ratios of ViT's CIFAR runs (500 and 1,000 of 10,000 steps), or a shorter
+schedule of the authors where there is one; the tables say which. Where a source is "ours", the
+authors have no value that would do.
 
 Accuracies under "published" are the authors', with their source. Those under "measured" are ours. A
 protocol, data set or model that is not under "measured" was not measured.
