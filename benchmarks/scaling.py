@@ -20,7 +20,7 @@ from benchmarks import results
 from benchmarks.contenders import Contender
 from benchmarks.measuring import as_json, measure_row
 from benchmarks.ratios import rounded, spread
-from benchmarks.table import markdown, mebibytes
+from benchmarks.table import markdown, mebibytes, said_of
 
 MODEL, IMAGE_SIZE, BATCH_SIZE = "vit_ti16", 224, 8
 # What changes → its values; the others stay.
@@ -128,7 +128,7 @@ def _train_on_this_host(job):
 
 def row_of(value, cell, batch_size):
     if cell.absent is not None:
-        return [value, ("FAILED: " if cell.failed else "") + cell.absent, "", ""]
+        return [value, said_of(cell), "", ""]
     rates = spread([batch_size / seconds for seconds in cell.seconds])
     milliseconds = rounded(1000 * batch_size / rates.median)
     return [value, rates, milliseconds, mebibytes(cell.peak_memory)]

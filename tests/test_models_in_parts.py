@@ -12,7 +12,7 @@ from keras_vit.models import VisionTransformerConfig, inference_function, vision
 from keras_vit.models.in_parts import with_images_in_parts, with_tokens_in_parts
 
 pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="other backends have one way to run operations"
+    keras.backend.backend() != "tensorflow", reason="the parts are for TensorFlow's threads"
 )
 
 CONFIG = VisionTransformerConfig(

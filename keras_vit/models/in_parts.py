@@ -200,9 +200,9 @@ class _Divided:
         if not isinstance(argument, keras.KerasTensor):
             return [argument] * count
         if id(argument) not in self._parts:
-            # With the tensor, so that no other one gets its id.
             parts = self._split(argument)
             parts[0]._keras_history.operation.name = self.free_name()
+            # With the tensor, so that no other one gets its id.
             self._parts[id(argument)] = argument, parts
         return self._parts[id(argument)][1]
 

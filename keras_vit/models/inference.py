@@ -74,7 +74,7 @@ def _tensorflow_function(graph):
         kind = repr((keras.tree.map_structure(kind_of, inputs), tf.inside_function()))
         if kind not in programs:
             with making:
-                programs[kind] = program_for(inputs)
+                programs[kind] = programs.get(kind) or program_for(inputs)
         function, executor = programs[kind]
         with executor():
             return function(inputs)
