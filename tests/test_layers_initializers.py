@@ -1,11 +1,21 @@
 """Weights as they are drawn."""
 
+import gc
+
 import keras
 import numpy as np
 import pytest
 
 from keras_vit.layers import MLP
-from keras_vit.layers.initializers import XavierUniform, drawn_together
+from keras_vit.layers.initializers import (
+    Normal,
+    XavierUniform,
+    Zeros,
+    bias_initializer,
+    drawn_together,
+    kernel_initializer,
+    zeros_drawn,
+)
 from keras_vit.models import VisionTransformerConfig, vision_transformer
 
 SMALL = {"patch_size": 4, "hidden_size": 32, "depth": 2, "mlp_dim": 64, "num_heads": 4}
@@ -58,3 +68,47 @@ def test_a_large_kernel_lies_within_its_limit_and_is_uniform():
     assert np.abs(values).max() <= limit
     assert abs(values.mean()) < limit / 200
     assert values.std() == pytest.approx(limit / np.sqrt(3), rel=0.01)
+
+
+def test_normal_values_are_normal_and_the_same_for_a_seed():
+    draw = Normal(mean=0.5, stddev=0.1, seed=0)
+    values = keras.ops.convert_to_numpy(draw((200, 300), "float32"))
+    assert values.mean() == pytest.approx(0.5, abs=1e-3)
+    assert values.std() == pytest.approx(0.1, rel=0.01)
+    # 0.13 % of a normal distribution lie beyond three deviations on one side.
+    assert (values > 0.8).mean() == pytest.approx(0.00135, rel=0.3)
+    np.testing.assert_array_equal(draw((200, 300), "float32"), values)
+    # NumPy's numbers, whatever the backend.
+    np.testing.assert_allclose(values[0, :3], [0.428514, 0.574719, 0.470499], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "initializer", [Normal(mean=1.0, stddev=0.1, seed=3), Zeros(), XavierUniform(3, seed=4)]
+)
+def test_initializers_come_back_from_their_config(initializer):
+    config = keras.initializers.serialize(initializer)
+    back = keras.initializers.deserialize(config)
+    assert type(back) is type(initializer)
+    np.testing.assert_array_equal(back((4, 12), "float32"), initializer((4, 12), "float32"))
+
+
+def test_nothing_is_drawn_for_weights_that_are_loaded():
+    with zeros_drawn():
+        made = [kernel_initializer(3), bias_initializer()]
+    for initializer in made:
+        assert not keras.ops.convert_to_numpy(initializer((4, 12), "float32")).any()
+    assert keras.ops.convert_to_numpy(kernel_initializer()((4, 12))).all()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_building_leaves_the_garbage_collector_as_it_was(enabled):
+    was = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        vision_transformer(VisionTransformerConfig(image_size=16, **SMALL))
+        assert gc.isenabled() is enabled
+        with pytest.raises(ValueError, match="name"):
+            vision_transformer(VisionTransformerConfig(image_size=16, **SMALL), name="a/b")
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if was else gc.disable)()

@@ -3,20 +3,22 @@
 import concurrent.futures
 import contextlib
 import contextvars
-import math
 import os
 
 import keras
 import numpy as np
 
+from keras_vit.layers import host_arrays
+from keras_vit.layers.host_arrays import handed_over
+
 # Numbers drawn at once: what stays in the cache.
 _BLOCK = 2**17
-# Numbers, 64 bytes.
-_ALIGNMENT = 16
+# Numbers on the smallest page of memory.
+_PAGE = 2**10
 # The bits of 1.5 in float32.
 _HALF_WAY_FROM_ONE = np.uint32(0x3FC00000)
 _draws = contextvars.ContextVar("draws", default=True)
-# The initializers that have given room and no numbers yet.
+# What draws later, instead of at once.
 _waiting = contextvars.ContextVar("waiting", default=None)
 
 
@@ -37,8 +39,8 @@ def zeros_drawn():
 def drawn_together():
     """Within it `XavierUniform` gives kernels room, and the function that it yields draws them.
 
-    The numbers are those of one kernel after the other, on all cores at once: room that nobody has
-    written to costs nothing, and the most of drawing is to write to it first.
+    The numbers are those of one kernel after the other, on all cores at once. The system finds
+    their memory, which takes most of the time, while the model is being built.
 
     Example:
 
@@ -52,13 +54,24 @@ def drawn_together():
     True
     """
     waiting = []
-    # Hosts must give JAX the same values, and what is in the room differs.
+    # Hosts must give JAX the same values at once.
     alone = keras.distribution.distribution() is None
-    token = _waiting.set(waiting if alone else None)
-    try:
-        yield lambda model: _draw_kernels(model, waiting)
-    finally:
-        _waiting.reset(token)
+    with concurrent.futures.ThreadPoolExecutor(1) as beside:
+
+        def wait(initializer, values):
+            room = host_arrays.zeros(values.shape)
+            waiting.append((initializer, room, beside.submit(_touch, room)))
+
+        token = _waiting.set(wait if alone else None)
+        try:
+            yield lambda model: _draw_kernels(model, waiting)
+        finally:
+            _waiting.reset(token)
+
+
+def _touch(room):
+    """Writes to every page."""
+    room.reshape(-1)[::_PAGE] = 0
 
 
 def _draw_kernels(model, waiting):
@@ -67,37 +80,17 @@ def _draw_kernels(model, waiting):
         for layer in model._flatten_layers()
         if isinstance(getattr(layer, "kernel_initializer", None), XavierUniform)
     }
-    kernels = [layers[id(initializer)].kernel for initializer in waiting]
+
+    def draw(initializer, room, touched):
+        touched.result()
+        initializer.draw(room)
+        return layers[id(initializer)].kernel, room
+
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        drawn = pool.map(lambda one, kernel: one.draw(kernel.shape), waiting, kernels)
-        for kernel, values in zip(kernels, drawn, strict=True):
-            kernel.assign(_handed_over(values))
-    waiting.clear()
-
-
-class _ArrayLike:
-    """An array by its protocol alone."""
-
-    def __init__(self, values):
-        self._values = values
-
-    def __array__(self, dtype=None, copy=None):
-        return self._values if dtype is None else self._values.astype(dtype, copy=False)
-
-
-def _handed_over(values):
-    """What TensorFlow makes a tensor of without a copy, as long as nobody else keeps the array.
-
-    It copies arrays that it knows as NumPy's, lest somebody change them.
-    """
-    return _ArrayLike(values) if keras.backend.backend() == "tensorflow" else values
-
-
-def _aligned(shape):
-    """Room for float32 numbers, at an address that TensorFlow and JAX take over as it is."""
-    count = math.prod(shape)
-    room = np.empty(count + _ALIGNMENT, np.float32)
-    return room[(-room.ctypes.data % (4 * _ALIGNMENT)) // 4 :][:count].reshape(shape)
+        drawn = [pool.submit(draw, *waiting.pop(0)) for _ in range(len(waiting))]
+        while drawn:
+            kernel, values = drawn.pop(0).result()
+            kernel.assign(handed_over(values))
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
@@ -129,19 +122,14 @@ class XavierUniform(keras.initializers.VarianceScaling):
     def __call__(self, shape, dtype=None):
         if len(shape) != 2:
             return super().__call__(shape, dtype)
-        waiting = _waiting.get()
-        if waiting is None:
-            values = self.draw(shape)
-        else:
-            waiting.append(self)
-            values = _aligned(shape)
-        return keras.ops.convert_to_tensor(_handed_over(values), dtype)
+        values = host_arrays.zeros(shape)
+        (_waiting.get() or XavierUniform.draw)(self, values)
+        return keras.ops.convert_to_tensor(handed_over(values), dtype)
 
-    def draw(self, shape):
-        """The numbers of a matrix of shape `(fan-in, fan-out)`, float32."""
-        width = np.float32(2.0 * np.sqrt(6.0 * self.scale / sum(shape)))
+    def draw(self, values):
+        """Draws the numbers of a matrix `(fan-in, fan-out)`, float32, into it."""
+        width = np.float32(2.0 * np.sqrt(6.0 * self.scale / sum(values.shape)))
         random = np.random.Generator(np.random.SFC64(self.seed))  # The fastest.
-        values = _aligned(shape)
         flat = values.reshape(-1)
         for start in range(0, len(flat), _BLOCK):
             part = flat[start : start + _BLOCK]
@@ -154,13 +142,50 @@ class XavierUniform(keras.initializers.VarianceScaling):
             fractions = bits.view(np.float32)
             np.subtract(fractions, np.float32(1.5), out=fractions)
             np.multiply(fractions, width, out=part)
-        return values
 
     def get_config(self):
         return {
             "columns": self.columns,
             "seed": keras.saving.serialize_keras_object(self._init_seed),
         }
+
+
+@keras.saving.register_keras_serializable(package="keras_vit")
+class Zeros(keras.initializers.Zeros):
+    """Zeros that take no memory before they are written to.
+
+    Example:
+
+    >>> keras.ops.convert_to_numpy(Zeros()((1, 2))).tolist()
+    [[0.0, 0.0]]
+    """
+
+    def __call__(self, shape, dtype=None):
+        return keras.ops.convert_to_tensor(handed_over(host_arrays.zeros(shape)), dtype)
+
+
+@keras.saving.register_keras_serializable(package="keras_vit")
+class Normal(keras.initializers.RandomNormal):
+    """Normal, drawn with NumPy: the same seed gives the same weights on every backend.
+
+    JAX would compile the drawing for each shape first.
+
+    Args:
+        mean: Float.
+        stddev: Float, standard deviation.
+        seed: Optional int; None: from `keras.utils.set_random_seed`, or any.
+
+    Example:
+
+    >>> positions = keras.ops.convert_to_numpy(Normal(stddev=0.02, seed=0)((1, 197, 192)))
+    >>> f"{positions.std():.3f}"
+    '0.020'
+    """
+
+    def __call__(self, shape, dtype=None):
+        random = np.random.Generator(np.random.SFC64(self.seed))
+        values = random.standard_normal(shape, np.float32)
+        return keras.ops.convert_to_tensor(values * self.stddev + self.mean, dtype)
 
 
 def kernel_initializer(columns=1):
@@ -172,19 +197,19 @@ def kernel_initializer(columns=1):
     2.0
     """
     if not _draws.get():
-        return "zeros"
+        return Zeros()
     return XavierUniform(columns)
 
 
 def bias_initializer():
     """Normal with standard deviation 1e-6."""
     if not _draws.get():
-        return "zeros"
-    return keras.initializers.RandomNormal(stddev=1e-6)
+        return Zeros()
+    return Normal(stddev=1e-6)
 
 
 def token_initializer():
     """Normal with standard deviation 0.02, for positions and registers."""
     if not _draws.get():
-        return "zeros"
-    return keras.initializers.RandomNormal(stddev=0.02)
+        return Zeros()
+    return Normal(stddev=0.02)
