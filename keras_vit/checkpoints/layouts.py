@@ -47,7 +47,12 @@ def _reshaped(tensors, shape):
 
 def _joined(tensors, shape):
     rows = (*shape[:-1], -1)
-    return np.concatenate([tensor.reshape(rows) for tensor in tensors], axis=-1)
+    return _concatenated([tensor.reshape(rows) for tensor in tensors], axis=-1)
+
+
+def _concatenated(tensors, axis):
+    """One tensor is not copied."""
+    return tensors[0] if len(tensors) == 1 else np.concatenate(tensors, axis)
 
 
 def _heads(config):
@@ -93,7 +98,7 @@ LAYOUTS = {
     "transposed": Layout(
         lambda shape, count, config: _columns(shape, count)[::-1],
         lambda shapes: _side_by_side([shape[::-1] for shape in shapes]),
-        lambda tensors, shape: np.concatenate([tensor.T for tensor in tensors], axis=-1),
+        lambda tensors, shape: _concatenated(tensors, axis=0).T,
         lambda weight, count, config: [part.T for part in _parts(weight, count)],
     ),
     # One row of the weight a tensor.

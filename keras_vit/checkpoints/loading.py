@@ -21,6 +21,7 @@ from keras_vit.checkpoints.positions import check_resampling, resample_positions
 from keras_vit.checkpoints.reading import CheckpointError
 from keras_vit.checkpoints.relative_positions import resample_relative_positions
 from keras_vit.checkpoints.report import LoadReport
+from keras_vit.layers.host_arrays import copied_in_rows, handed_over
 from keras_vit.models import Preprocessing, config_of
 
 CLASS_TOKEN = "patch_encoder/class_token"
@@ -120,7 +121,7 @@ def load_checkpoint(model, path, *, accept=(), new_head=False, resampling=None):
         by_size = sorted(rules, key=lambda name: math.prod(weights[name].shape), reverse=True)
         for name in by_size:
             weight = _read_weight(checkpoint, rules[name], plan, config, weights)
-            weights[name].assign(np.ascontiguousarray(weight))
+            weights[name].assign(handed_over(copied_in_rows(weight)))
             return_freed_memory()
         for name in plan.new:
             if name.startswith("head") or name == CLASS_TOKEN:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_vit.checkpoints.replaced_file import to_disk
+from keras_vit.layers.host_arrays import copied_in_rows
 
 # What a folder holds that is written here; another file in it is never touched.
 FOLDER = ("model.safetensors", "config.json", "preprocessor_config.json")
@@ -144,7 +145,7 @@ def _write_safetensors(path, shapes, read, dtypes):
         file.write(len(text).to_bytes(8, "little") + text)
         for name in shapes:
             little = np.dtype(dtypes[name]).newbyteorder("<")
-            file.write(np.ascontiguousarray(read(name), dtype=little).data)
+            file.write(np.ascontiguousarray(copied_in_rows(read(name)), dtype=little).data)
     to_disk(path)
 
 
