@@ -160,6 +160,19 @@ def test_other_data_is_said_and_not_compared(tmp_path):
     assert {row["data"] for row in table_of(text)} == {"digits", "letters"}
 
 
+def test_runs_that_hold_out_other_images_are_said_to(tmp_path):
+    runs = [
+        make_run(tmp_path, name, strength=2.0, validation=0.8, seed=seed)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert "not the same ones" not in compare_runs(runs[:2])
+    assert "The runs differ in seed: where their validation images" in compare_runs(runs)
+    fewer = make_run(tmp_path, "d", strength=2.0, validation=0.8, validation_fraction=0.2)
+    assert "The runs differ in validation fraction:" in compare_runs([runs[0], fewer])
+    tested = [make_run(tmp_path, f"t{seed}", strength=2.0, seed=seed) for seed in (0, 1)]
+    assert "not the same ones" not in compare_runs(tested)
+
+
 def test_runs_that_were_changed_on_the_way_are_named(tmp_path):
     runs = [make_run(tmp_path, name, strength=2.0) for name in ("steady", "changed")]
     assert "on the way" not in compare_runs(runs)

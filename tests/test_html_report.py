@@ -422,6 +422,7 @@ RECIPES = (
     Recipe(learning_rate=3e-05, clip_norm=0.0, resize_size=256, micro_batch_size=8, batch_size=64),
     Recipe(adapt="lora", lora_rank=4, optimizer="adamw", optimizer_options={"beta_2": 0.95}),
     Recipe(trainable_rules=((r"head/(kernel|bias)", True), (".*", False))),
+    Recipe(optimizer="adamw", optimizer_options={"amsgrad": True, "beta_2": 0.95}),
     Recipe(
         optimizer="lion",
         layer_decay=0.75,

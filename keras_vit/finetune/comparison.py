@@ -28,6 +28,8 @@ from keras_vit.finetune.report import RunResult, read_result
 from keras_vit.finetune.state import replace_file
 
 SIGNIFICANT = 0.05
+# Options that decide which images are held out.
+_HOLDING_OUT = ("seed", "validation_fraction", "own_validation", "train_images")
 # Columns that stand in every table, before the options that differ.
 COLUMNS = (
     "run",
@@ -240,6 +242,21 @@ def _setting_text(value):
 def _data_notes(runs):
     if len({run.configuration["data"]["digest"] for run in runs}) > 1:
         yield "The runs are of different data: their accuracies cannot be compared."
+        return
+    judged = [run for run in runs if run.validation_accuracy is not None]
+    recipes = [
+        plain_options(recipe_fields(Recipe())) | run.configuration["recipe"] for run in judged
+    ]
+    differ = [
+        name.replace("_", " ")
+        for name in _HOLDING_OUT
+        if any(recipe[name] != recipes[0][name] for recipe in recipes)
+    ]
+    if differ:
+        yield (
+            f"The runs differ in {', '.join(differ)}: where their validation images were held out "
+            "of the training images, they are not the same ones."
+        )
 
 
 def _change_notes(runs, names):

@@ -67,7 +67,8 @@ def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
 def _flattened(values):
     """A table of pairs as one list of words, as the command line takes it."""
     if isinstance(values, dict):
-        values = list(values.items())
+        # The command line knows numbers there: an optimizer's switch is 1 or 0.
+        values = [(name, int(v) if isinstance(v, bool) else v) for name, v in values.items()]
     for value in values:
         if isinstance(value, list | tuple):
             yield from value
