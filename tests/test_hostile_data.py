@@ -217,7 +217,7 @@ def pets(tmp_path_factory):
     return write_pets(tmp_path_factory.mktemp("pets"))
 
 
-@settings(max_examples=250, derandomize=True, deadline=None)
+@settings(max_examples=80, derandomize=True, deadline=None)
 @given(hostile_pictures(), st.sampled_from(SUFFIXES))
 def test_each_picture_ends_as_its_policy_says(pets, picture, suffix):
     what, content, is_taken = picture

@@ -70,6 +70,14 @@ def test_a_large_kernel_lies_within_its_limit_and_is_uniform():
     assert values.std() == pytest.approx(limit / np.sqrt(3), rel=0.01)
 
 
+@pytest.mark.parametrize("shape", [(200, 300), (1, 1, 40_000), (3, 3, 20, 30)])
+def test_the_limits_are_those_of_keras(shape):
+    values = np.abs(keras.ops.convert_to_numpy(XavierUniform(seed=0)(shape, "float32"))).max()
+    of_keras = keras.initializers.GlorotUniform(seed=0)(shape, "float32")
+    of_keras = np.abs(keras.ops.convert_to_numpy(of_keras)).max()
+    assert values == pytest.approx(of_keras, rel=2e-3)
+
+
 def test_normal_values_are_normal_and_the_same_for_a_seed():
     draw = Normal(mean=0.5, stddev=0.1, seed=0)
     values = keras.ops.convert_to_numpy(draw((200, 300), "float32"))

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import contextvars
+import math
 import os
 
 import keras
@@ -97,8 +98,8 @@ def _draw_kernels(model, waiting):
 class XavierUniform(keras.initializers.VarianceScaling):
     """Xavier uniform ([Glorot & Bengio, 2010](https://proceedings.mlr.press/v9/glorot10a.html)).
 
-    Matrices are drawn with NumPy: faster than by Keras' own initializer, and the same seed gives
-    the same weights on every backend.
+    They are drawn with NumPy: faster than by Keras' own initializer, and the same seed gives the
+    same weights on every backend.
 
     Args:
         columns: Number of equal matrices side by side in a fused kernel; each is drawn as if it
@@ -120,15 +121,18 @@ class XavierUniform(keras.initializers.VarianceScaling):
         self.columns = columns
 
     def __call__(self, shape, dtype=None):
-        if len(shape) != 2:
+        if len(shape) < 2:
             return super().__call__(shape, dtype)
         values = host_arrays.zeros(shape)
-        (_waiting.get() or XavierUniform.draw)(self, values)
+        # Kernels of Dense layers, which are found again by their initializer.
+        waits = len(shape) == 2 and _waiting.get()
+        (waits or XavierUniform.draw)(self, values)
         return keras.ops.convert_to_tensor(handed_over(values), dtype)
 
     def draw(self, values):
-        """Draws the numbers of a matrix `(fan-in, fan-out)`, float32, into it."""
-        width = np.float32(2.0 * np.sqrt(6.0 * self.scale / sum(values.shape)))
+        """Draws the numbers of a matrix `(…, fan-in, fan-out)`, float32, into it."""
+        fans = sum(values.shape[-2:]) * math.prod(values.shape[:-2])
+        width = np.float32(2.0 * np.sqrt(6.0 * self.scale / fans))
         random = np.random.Generator(np.random.SFC64(self.seed))  # The fastest.
         flat = values.reshape(-1)
         for start in range(0, len(flat), _BLOCK):
