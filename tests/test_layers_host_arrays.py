@@ -1,5 +1,7 @@
 """Arrays of the host that become weights."""
 
+import os
+
 import keras
 import numpy as np
 import pytest
@@ -34,7 +36,7 @@ def test_large_and_odd_matrices_are_turned_whole(shape):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_is_handed_over_is_the_array(dtype):
+def test_what_is_handed_over_holds_the_values(dtype):
     array = zeros((33, 65))
     array[...] = np.arange(array.size).reshape(array.shape) % 128
     variable = keras.Variable(np.zeros(array.shape, "float32"), dtype=dtype)
@@ -44,6 +46,26 @@ def test_what_is_handed_over_is_the_array(dtype):
     )
     tensor = keras.ops.convert_to_tensor(handed_over(array), dtype)
     assert keras.backend.standardize_dtype(tensor.dtype) == dtype
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="PyTorch's parameters are copies")
+def test_what_is_handed_over_is_the_array_itself():
+    array = zeros((64, 64))
+    tensor = keras.ops.convert_to_tensor(handed_over(array), "float32")
+    array[1, 2] = 5
+    assert float(tensor[1, 2]) == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a fork is for Unix alone")
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_a_child_process_has_memory_of_its_own():
+    array = zeros((4, 4))
+    child = os.fork()
+    if child == 0:
+        array[...] = 1
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert not array.any()
 
 
 def test_zeros_are_writable_and_apart():

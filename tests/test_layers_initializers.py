@@ -1,12 +1,13 @@
 """Weights as they are drawn."""
 
 import gc
+import time
 
 import keras
 import numpy as np
 import pytest
 
-from keras_vit.layers import MLP
+from keras_vit.layers import MLP, initializers
 from keras_vit.layers.initializers import (
     Normal,
     XavierUniform,
@@ -51,6 +52,44 @@ def test_drawn_together_is_drawn_one_after_the_other():
         draw_kernels(together)
     for one, other in zip(alone.weights, together.weights, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_drawing_waits_for_the_memory(monkeypatch):
+    touch = initializers._touch
+
+    def touch_late(room):
+        time.sleep(0.05)
+        touch(room)
+
+    monkeypatch.setattr(initializers, "_touch", touch_late)
+    model = vision_transformer(VisionTransformerConfig(image_size=16, **SMALL))
+    for initializer, kernel in kernels(model).values():
+        np.testing.assert_array_equal(kernel, initializer(kernel.shape, "float32"))
+
+
+def test_kernels_of_a_builder_are_drawn_in_the_end():
+    with drawn_together() as draw_kernels:
+        layer = keras.layers.Dense(3, kernel_initializer=XavierUniform(seed=0))
+        model = keras.Sequential([keras.Input((2,)), layer])
+        assert not keras.ops.convert_to_numpy(layer.kernel).any()
+        draw_kernels(model)
+    assert keras.ops.convert_to_numpy(layer.kernel).all()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="for TensorFlow's graphs")
+def test_a_model_that_is_built_in_a_graph_is_drawn():
+    import tensorflow as tf
+
+    built = []
+
+    @tf.function(autograph=False)
+    def function(images):
+        if not built:
+            built.append(vision_transformer(VisionTransformerConfig(image_size=16, **SMALL)))
+        return built[0](images)
+
+    function(tf.zeros((1, 16, 16, 3)))
+    assert all(kernel.any() for _, kernel in kernels(built[0]).values())
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="keras.distribution has no PyTorch")
@@ -106,6 +145,19 @@ def test_nothing_is_drawn_for_weights_that_are_loaded():
     for initializer in made:
         assert not keras.ops.convert_to_numpy(initializer((4, 12), "float32")).any()
     assert keras.ops.convert_to_numpy(kernel_initializer()((4, 12))).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0, 2, 3), (2, 0, 0)])
+def test_empty_weights_and_the_default_dtype(shape):
+    floatx = keras.config.floatx()
+    keras.config.set_floatx("float16")
+    try:
+        for initializer in (XavierUniform(), Normal(), Zeros()):
+            tensor = initializer(shape)
+            assert tuple(tensor.shape) == shape
+            assert keras.backend.standardize_dtype(tensor.dtype) == "float16"
+    finally:
+        keras.config.set_floatx(floatx)
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -145,7 +145,9 @@ def _write_safetensors(path, shapes, read, dtypes):
         file.write(len(text).to_bytes(8, "little") + text)
         for name in shapes:
             little = np.dtype(dtypes[name]).newbyteorder("<")
-            file.write(np.ascontiguousarray(copied_in_rows(read(name)), dtype=little).data)
+            tensor = read(name)
+            in_rows = tensor if tensor.flags.c_contiguous else copied_in_rows(tensor)
+            file.write(np.ascontiguousarray(in_rows, dtype=little).data)
     to_disk(path)
 
 

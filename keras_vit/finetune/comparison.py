@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from keras_vit.finetune.evaluation import Evaluation
 from keras_vit.finetune.figures import RUN_COLOURS, comparison_curves, plot_style, save_figures
-from keras_vit.finetune.folder import read_configuration
+from keras_vit.finetune.folder import DIVISION, read_configuration
 from keras_vit.finetune.log import read_log
 from keras_vit.finetune.metrics import mcnemar_p_value
 from keras_vit.finetune.page import (
@@ -28,8 +28,6 @@ from keras_vit.finetune.report import RunResult, read_result
 from keras_vit.finetune.state import replace_file
 
 SIGNIFICANT = 0.05
-# Options that decide which images are held out.
-_HOLDING_OUT = ("seed", "validation_fraction", "own_validation", "train_images")
 # Columns that stand in every table, before the options that differ.
 COLUMNS = (
     "run",
@@ -249,8 +247,8 @@ def _data_notes(runs):
     ]
     differ = [
         name.replace("_", " ")
-        for name in _HOLDING_OUT
-        if any(recipe[name] != recipes[0][name] for recipe in recipes)
+        for name in DIVISION
+        if any(recipe.get(name) != recipes[0].get(name) for recipe in recipes)
     ]
     if differ:
         yield (

@@ -23,7 +23,7 @@ from keras_vit.zoo.file_lock import file_lock
 
 _DISK_FULL = ("no space left on device", "disk quota exceeded")
 # What decides which images a run trains on, and which it is judged by.
-_DIVISION = ("data digest", "seed", "train_images", "validation_fraction", "own_validation")
+DIVISION = ("data digest", "seed", "train_images", "validation_fraction", "own_validation")
 _NOT_WRITABLE = ("read-only file system", "permission denied", "operation not permitted")
 
 
@@ -175,7 +175,7 @@ def check_folder(
         return {}
     there = read_configuration(folder)
     changes = differing_fields(deciding_options(configuration), deciding_options(there))
-    redrawn = [name for name in changes if name in _DIVISION]
+    redrawn = [name for name in changes if name in DIVISION]
     if redrawn or "optimizer" in changes or (changes and not accept_changes):
         fresh = "start over in a new folder with --fresh"
         if redrawn:

@@ -31,7 +31,7 @@ def zeros(shape, dtype="float32"):
 
 
 def copied_in_rows(array):
-    """A copy in C order. NumPy's of a transposed matrix takes eight times as long.
+    """A copy in C order. NumPy's of a large transposed matrix takes several times as long.
 
     Example:
 
@@ -40,7 +40,8 @@ def copied_in_rows(array):
     """
     array = np.asarray(array)
     copy = zeros(array.shape, array.dtype)
-    if array.ndim == 2 and array.flags.f_contiguous:
+    # Too few rows lie as they should already, or nearly.
+    if array.ndim == 2 and array.flags.f_contiguous and len(array) > _TURNED_ROWS:
         for start in range(0, array.shape[1], _TURNED_ROWS):
             turned = slice(start, start + _TURNED_ROWS)
             copy[:, turned] = array[:, turned]

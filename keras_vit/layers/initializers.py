@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_vit.layers import host_arrays
 from keras_vit.layers.host_arrays import handed_over
+from keras_vit.layers.one_pass import is_eager
 
 # Numbers drawn at once: what stays in the cache.
 _BLOCK = 2**17
@@ -40,6 +41,8 @@ def zeros_drawn():
 def drawn_together():
     """Within it `XavierUniform` gives kernels room, and the function that it yields draws them.
 
+    Each such initializer must be the `kernel_initializer` of one layer of the model.
+
     The numbers are those of one kernel after the other, on all cores at once. The system finds
     their memory, which takes most of the time, while the model is being built.
 
@@ -55,15 +58,15 @@ def drawn_together():
     True
     """
     waiting = []
-    # Hosts must give JAX the same values at once.
-    alone = keras.distribution.distribution() is None
+    # Hosts must give JAX the same values at once, and a graph would draw in its first trace alone.
+    waits = keras.distribution.distribution() is None and is_eager()
     with concurrent.futures.ThreadPoolExecutor(1) as beside:
 
         def wait(initializer, values):
             room = host_arrays.zeros(values.shape)
             waiting.append((initializer, room, beside.submit(_touch, room)))
 
-        token = _waiting.set(wait if alone else None)
+        token = _waiting.set(wait if waits else None)
         try:
             yield lambda model: _draw_kernels(model, waiting)
         finally:
@@ -104,7 +107,7 @@ class XavierUniform(keras.initializers.VarianceScaling):
     Args:
         columns: Number of equal matrices side by side in a fused kernel; each is drawn as if it
             stood alone.
-        seed: Optional int; None: from `keras.utils.set_random_seed`, or any.
+        seed: Optional int of at least 0; None: from `keras.utils.set_random_seed`, or any.
 
     Example:
 
@@ -127,11 +130,11 @@ class XavierUniform(keras.initializers.VarianceScaling):
         # Kernels of Dense layers, which are found again by their initializer.
         waits = len(shape) == 2 and _waiting.get()
         (waits or XavierUniform.draw)(self, values)
-        return keras.ops.convert_to_tensor(handed_over(values), dtype)
+        return keras.ops.convert_to_tensor(handed_over(values), dtype or keras.config.floatx())
 
     def draw(self, values):
         """Draws the numbers of a matrix `(…, fan-in, fan-out)`, float32, into it."""
-        fans = sum(values.shape[-2:]) * math.prod(values.shape[:-2])
+        fans = max(1, sum(values.shape[-2:]) * math.prod(values.shape[:-2]))
         width = np.float32(2.0 * np.sqrt(6.0 * self.scale / fans))
         random = np.random.Generator(np.random.SFC64(self.seed))  # The fastest.
         flat = values.reshape(-1)
@@ -165,7 +168,8 @@ class Zeros(keras.initializers.Zeros):
     """
 
     def __call__(self, shape, dtype=None):
-        return keras.ops.convert_to_tensor(handed_over(host_arrays.zeros(shape)), dtype)
+        zeros = handed_over(host_arrays.zeros(shape))
+        return keras.ops.convert_to_tensor(zeros, dtype or keras.config.floatx())
 
 
 @keras.saving.register_keras_serializable(package="keras_vit")
@@ -177,7 +181,7 @@ class Normal(keras.initializers.RandomNormal):
     Args:
         mean: Float.
         stddev: Float, standard deviation.
-        seed: Optional int; None: from `keras.utils.set_random_seed`, or any.
+        seed: Optional int of at least 0; None: from `keras.utils.set_random_seed`, or any.
 
     Example:
 
@@ -189,7 +193,8 @@ class Normal(keras.initializers.RandomNormal):
     def __call__(self, shape, dtype=None):
         random = np.random.Generator(np.random.SFC64(self.seed))
         values = random.standard_normal(shape, np.float32)
-        return keras.ops.convert_to_tensor(values * self.stddev + self.mean, dtype)
+        values = values * self.stddev + self.mean
+        return keras.ops.convert_to_tensor(values, dtype or keras.config.floatx())
 
 
 def kernel_initializer(columns=1):

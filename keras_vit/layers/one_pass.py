@@ -103,6 +103,15 @@ def widened(x):
     return ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
 
 
+def is_eager():
+    """Whether what is computed now is computed at once: not while TensorFlow traces a graph."""
+    if keras.backend.backend() != "tensorflow":
+        return True
+    import tensorflow as tf
+
+    return tf.executing_eagerly()
+
+
 @contextlib.contextmanager
 def in_this_process():
     """A context in which models are traced for this process alone.
