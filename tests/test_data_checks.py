@@ -76,6 +76,26 @@ def test_files_of_class_folders_that_are_no_images_by_their_names_are_counted(tm
     assert "2 .heic, 1 .txt, 1 without a suffix. Expected .apng, .bmp" in message
 
 
+def test_images_beside_the_folders_of_classes_are_counted(tmp_path):
+    divided = write_flowers(tmp_path / "flowers")
+    for name in ("train/x.png", "test/y.JPG", "test/.z.png", "test/notes.txt"):
+        (divided / name).write_bytes(b"no image")
+    (message,) = messages(divided)
+    assert "flowers: 2 images beside the folders of classes are passed over" in message
+    assert "the first is test/y.JPG. Expected each in the folder of its class" in message
+    (message,) = messages(divided / "train", test_fraction=1)
+    assert "train: 1 images beside the folders of classes" in message and "is x.png." in message
+
+
+def test_classes_with_folders_of_the_same_names_may_be_splits(tmp_path):
+    files = [f"{place}/{name}/0.png" for place in ("a", "b") for name in ("rose", "tulip")]
+    (message,) = messages(write_images(tmp_path / "flowers", files), test_fraction=1)
+    assert "flowers: a/, b/ have no images of their own, and folders of the same names" in message
+    assert "in them: rose/, tulip/. They are taken for classes. Where they are splits" in message
+    # Others beside them are no splits.
+    assert messages(write_images(tmp_path / "more", [*files, "c/0.png"]), test_fraction=1) == []
+
+
 def test_each_suffix_of_a_format_that_is_read_is_taken(tmp_path):
     suffixes = {"JPEG": "jfif jpe jpeg jpg", "PNG": "apng png", "PPM": "pbm pgm pnm ppm"}
     for number, (kind, names) in enumerate(suffixes.items()):

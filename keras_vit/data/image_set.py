@@ -12,10 +12,12 @@ import numpy as np
 # What folders and manifests call the splits, in lower case.
 SPLIT_OF = {
     "train": "train",
+    "training": "train",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
     "test": "test",
+    "testing": "test",
 }
 
 

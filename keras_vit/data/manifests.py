@@ -25,8 +25,8 @@ def read_manifest(
 
     Args:
         path: A file in UTF-8 with the columns `file` (relative to its folder), `label` (an index
-            from 0 or a name) and, if it is divided, `split` (train, val, valid, validation or
-            test, in upper or lower case). Other columns are not read.
+            from 0 or a name) and, if it is divided, `split` (train, training, val, valid,
+            validation, test or testing, in upper or lower case). Other columns are not read.
         class_names: Names in the order of their index; None: the labels that occur, sorted; for
             indices, all up to the largest.
         by_index: Whether the labels are indices even where all of them are names of classes too.

@@ -44,8 +44,8 @@ def load_data(
     `source` is one of:
 
     - `"digits"`: scikit-learn's 1,797 handwritten digits, 8×8 pixels; needs no network;
-    - a folder with one folder of images a class, or with `train/`, `test/` and perhaps `val/` (or
-      `valid/`, `validation/`) that hold those;
+    - a folder with one folder of images a class, or with `train/` (or `training/`), `test/` (or
+      `testing/`) and perhaps `val/` (or `valid/`, `validation/`) that hold those;
     - a `.csv` file with the columns `file,label` and perhaps `split`;
     - a `.npz` file that this function cached;
     - the name of any TFDS image classification set, as `"cifar10"` or `"cifar10:3.0.2"`;
@@ -59,7 +59,8 @@ def load_data(
     Warnings tell of classes without training or test images, of pictures that are in train and in
     test, and of pictures in two classes; of the last two only in folders, .csv and .npz files,
     not in published sets. Of a folder one tells how many files are passed over, as their names do
-    not end as those of images.
+    not end as those of images, one how many images lie beside the folders of classes, and one that
+    the folders of classes have folders of the same names in them, as splits have.
 
     Of a folder or a .csv file nothing outside of the folder, or of that of the .csv, is read: a
     path or a link that leads elsewhere is refused like a file that is missing.
