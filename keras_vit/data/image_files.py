@@ -102,9 +102,9 @@ def _splits_of(folder, folders):
         more = f", … ({len(others)} in all)" if len(others) > 5 else ""
         raise ValueError(
             f"{folder} is divided into {', '.join(f'{path.name}/' for path in parts.values())}, "
-            f"but beside them has {', '.join(others[:5])}{more}. Expected no folders but train/ (or "
-            "training/), val/ (or valid/, validation/) and test/ (or testing/): rename the others "
-            "or move them away"
+            f"but beside them has {', '.join(others[:5])}{more}. Expected no folders but train/ "
+            "(or training/), val/ (or valid/, validation/) and test/ (or testing/): rename the "
+            "others or move them away"
         )
     return {}
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_vit.checkpoints.replaced_file import replaced_file
 from keras_vit.data import DataSource, check_class_names, check_images
+from keras_vit.data.refused_files import printable
 from keras_vit.finetune.batch_size import batch_parts, is_out_of_memory
 from keras_vit.finetune.compiled_programs import keep_compiled_programs
 from keras_vit.finetune.distribution import (
@@ -313,7 +314,7 @@ def _describe_images(splits):
         counts.append(f"{len(splits.validation):,} for validation")
     counts.append(f"{len(splits.test):,} for the test")
     return (
-        f"{len(names):,} classes ({', '.join(names[:MOST_CLASSES_NAMED])}{more}): "
+        f"{len(names):,} classes ({', '.join(map(printable, names[:MOST_CLASSES_NAMED]))}{more}): "
         f"{', '.join(counts)}"
     )
 
