@@ -461,6 +461,25 @@ def test_digits_as_names_are_names(tmp_path):
     assert source.test.labels.tolist() == [2, 0]
 
 
+def test_labels_that_count_from_1_are_said_to(tmp_path):
+    def path_of(*labels):
+        lines = [f"{number}.png,{label}" for number, label in enumerate(labels)]
+        return write_manifest(tmp_path, ["file,label,split", *lines])
+
+    with pytest.warns(UserWarning, match="train on: '0'; the labels seem to count from 1. .*sub"):
+        load_data(path_of("1,train", "2,train", "3,train", "1,test", "2,test", "3,test"))
+    for labels in (["0,test", "1,test"], ["1,test", "4,test"]):
+        with pytest.warns(UserWarning, match="have no image to train on") as caught:
+            load_data(path_of("1,train", "2,train", *labels))
+        assert not any("count from 1" in str(warning.message) for warning in caught)
+    names = ["x", "y", "z"]
+    with pytest.raises(ValueError, match="label 3. Expected 0 to 2; they seem to count from 1"):
+        load_data(path_of("1,test", "2,test", "3,test"), class_names=names)
+    for labels in (["0,test", "3,test"], ["1,test", "4,test"]):
+        with pytest.raises(ValueError, match="Expected 0 to 2$"):
+            load_data(path_of(*labels), class_names=names)
+
+
 @pytest.mark.parametrize("labels, is_said", [("12", True), ("012", False), ("23", False)])
 def test_numbers_that_may_be_names_or_indices_are_said_to_be_names(
     tmp_path, recwarn, labels, is_said
@@ -493,7 +512,8 @@ def test_a_suffix_in_capital_letters_is_the_same(tmp_path):
 @pytest.mark.parametrize(
     "lines, message",
     [
-        (["path,label", "a.png,1"], "has the columns path, label. Expected file, label"),
+        (["path,label", "a.png,1"], "has the columns 'path', 'label'. Expected 'file', 'label'"),
+        (["file, label", "a.png,1"], "has the columns 'file', ' label'. .* without blanks beside"),
         (["file,label"], "lists no images"),
         (["file,label", "a.png"], "line 2: file or label is empty"),
         (["file,label", "a.png,0", "b.png,-1"], "label -1. Expected 0 to"),

@@ -9,7 +9,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,7 @@ _LEAKS = {
     ),
 }
 _ADJECTIVES = {"train": "training", "validation": "validation", "test": "test"}
+Item = TypeVar("Item")
 
 
 def check_class_names(
@@ -129,6 +130,11 @@ def warn_of_missing_classes(
     if untrained:
         listed = _listed([names[index] for index in untrained])
         parts.append(f"{len(untrained)} of {classes} classes have no image to train on: {listed}")
+        if _count_from_1(splits.values()):
+            parts.append(
+                "the labels seem to count from 1. Expected indices from 0: subtract 1 of each, or "
+                "write names"
+            )
         if len(train) < classes:
             parts.append(
                 f"{len(train)} training images are fewer than the {classes} classes. Expected one "
@@ -148,6 +154,13 @@ def warn_of_missing_classes(
         )
     if parts:
         warnings.warn(f"{source}: " + "; ".join(parts), stacklevel=stacklevel)
+
+
+def _count_from_1(image_sets):
+    """Whether classes without names have all indices but the first."""
+    names = next(iter(image_sets)).class_names
+    labels = {label for image_set in image_sets for label in np.unique(image_set.labels).tolist()}
+    return names == tuple(map(str, range(len(names)))) and labels == set(range(1, len(names)))
 
 
 def classes_without(image_set: ImageSet) -> set[int]:
@@ -223,18 +236,16 @@ def equal_files(image_sets: Iterable[ImageSet]) -> dict[Path, Path]:
     paths = files_of(image_sets)
     if len(paths) > MOST_FILES_COMPARED:
         return {}
-    groups: Iterable[Sequence[int]] = [range(len(paths))]
+    groups = [paths]
     for key in (_size, _middle, _digest):
-        groups = [
-            part for group in groups for part in _groups(group, lambda i, key=key: key(paths[i]))
-        ]
-    return {paths[number]: paths[group[0]] for group in groups for number in group}
+        groups = [part for group in groups for part in _groups(group, key)]
+    return {path: group[0] for group in groups for path in group}
 
 
-def _groups(numbers: Iterable[int], key: Callable[[int], Any]) -> list[list[int]]:
+def _groups(items: Iterable[Item], key: Callable[[Item], Any]) -> list[list[Item]]:
     by_key = defaultdict(list)
-    for number in numbers:
-        by_key[key(number)].append(number)
+    for item in items:
+        by_key[key(item)].append(item)
     return [group for group in by_key.values() if len(group) > 1]
 
 

@@ -100,9 +100,10 @@ def _check_columns(path, columns):
     if any("\0" in column for column in columns):
         raise ValueError(f"{path}, line 1: there are NUL bytes. Expected text in UTF-8, not UTF-16")
     if not {"file", "label"} <= set(columns):
+        # With quotes, as a blank beside a name cannot be seen.
         raise ValueError(
-            f"{path} has the columns {', '.join(columns) or '(none)'}. Expected file, label and, "
-            "if you like, split"
+            f"{path} has the columns {', '.join(map(repr, columns)) or '(none)'}. Expected 'file', "
+            "'label' and, if you like, 'split', written like this and without blanks beside them"
         )
     for name in ("file", "label", "split"):
         if columns.count(name) > 1:
@@ -182,9 +183,11 @@ def _indices(path, rows, class_names, by_index):
         for label, number in index.items():
             if not 0 <= number < count:
                 shown = label if len(label) < 100 else f"{label[:20]}… ({len(label)} digits)"
+                counted = (min(index.values()), max(index.values())) == (1, count)
+                hint = "; they seem to count from 1: subtract 1 of each label" if counted else ""
                 raise ValueError(
                     f"{path}, line {lines[label]}: there is the label {shown}. Expected 0 to "
-                    f"{count - 1}"
+                    f"{count - 1}{hint}"
                 )
         names = tuple(class_names or map(str, range(max(index.values()) + 1)))
     return np.array([index[label] for label in labels], "int32"), names
