@@ -266,6 +266,7 @@ def test_splits_by_other_names_are_not_taken_for_classes(tmp_path, first, second
         ["train_a/2020/0.png", "train_a/2021/0.png", "tram_a/2020/0.png", "tram_a/2021/0.png"],
         # Valley and oval, contest and latest have no word of a split in them.
         ["valley/a/0.png", "valley/b/0.png", "oval/a/0.png", "oval/b/0.png"],
+        ["test_a/2020/0.png", "test_a/2021/0.png", "test_b/2020/0.png", "test_b/2021/0.png"],
         ["train_a/images/0.png", "test_a/images/0.png"],
         ["train_a/0.png", "train_a/x/0.png", "train_a/y/0.png", "test_a/x/0.png", "test_a/y/0.png"],
         ["train_a/x/0.png", "train_a/y/0.png", "test_a/v/0.png", "test_a/w/0.png"],

@@ -23,7 +23,7 @@ FILES_PER_TASK = 16
 # Words that tell of a split where a folder's name has other words too, or an unusual one.
 _SPLIT_WORD = re.compile(
     "(train|training|trn|test|testing|tst|val|valid|validate|validation|dev|development|eval|"
-    "evaluation|hold|holdout)(s|set|sets|data|images)?"
+    "evaluation|holdout)(s|set|sets|data|images)?"
 )
 
 
@@ -116,10 +116,11 @@ def _check_are_classes(folder, folders):
     it, by year for example: the names of the folders decide.
     """
     within = {path: names for path in folders if (names := _folders_within(path))}
-    splits = [path for path in within if _has_split_word(path.name)]
+    splits = [path for path in within if _split_word(path.name)]
     largest = max((within[path] for path in splits), key=len, default=frozenset())
     alike = [path for path in splits if 2 * len(within[path] & largest) > len(within[path])]
-    if len(alike) > 1 and len(largest) > 1:
+    # One word in all names, as in test_positive/ and test_negative/, tells no splits apart.
+    if len({_split_word(path.name) for path in alike}) > 1 and len(largest) > 1:
         raise ValueError(
             f"{_alike(folder, alike, largest)} They look like splits and not like classes. "
             "Expected them to be called train/, val/ and test/, or one folder of images a class, "
@@ -152,24 +153,29 @@ def _first(names):
     return ", ".join(names[:5]) + more
 
 
-def _has_split_word(name):
+def _split_word(name):
     words = re.findall("[A-Z]?[a-z]+|[A-Z]+", name)
-    return any(_SPLIT_WORD.fullmatch(word.lower()) for word in words)
+    matches = (_SPLIT_WORD.fullmatch(word.lower()) for word in words)
+    return next((match[1] for match in matches if match), None)
 
 
 def _folders_within(folder):
     """The names of the folders in one without images; where it is one alone, of those in that."""
-    names = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if _is_ignored(entry.name):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                names.append(entry.name)
-            elif entry.name.lower().endswith(SUFFIXES):
-                return frozenset()
-    deeper = _folders_within(folder / names[0]) if len(names) == 1 else None
-    return deeper or frozenset(names)
+    found = frozenset()
+    while True:
+        names = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if _is_ignored(entry.name):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    names.append(entry.name)
+                elif entry.name.lower().endswith(SUFFIXES):
+                    return found
+        found = frozenset(names) or found
+        if len(names) != 1:
+            return found
+        folder = folder / names[0]
 
 
 def _subfolders(root, folder):
