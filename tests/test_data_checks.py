@@ -2,6 +2,7 @@
 
 import shutil
 import time
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -13,7 +14,9 @@ from keras_vit.data import (
     ImageSet,
     check_class_names,
     imagenet_class_names,
+    join,
     load_data,
+    split_images,
 )
 from keras_vit.data.class_names import imagenet_wordnet_ids
 
@@ -74,6 +77,26 @@ def test_files_of_class_folders_that_are_no_images_by_their_names_are_counted(tm
     (message,) = messages(folder)
     assert "flowers: 4 files in the folders of classes are passed over" in message
     assert "2 .heic, 1 .txt, 1 without a suffix. Expected .apng, .bmp" in message
+
+
+def test_images_beside_the_folders_of_classes_are_counted(tmp_path):
+    divided = write_flowers(tmp_path / "flowers")
+    for name in ("train/x.png", "test/y.JPG", "test/.z.png", "test/notes.txt"):
+        (divided / name).write_bytes(b"no image")
+    (message,) = messages(divided)
+    assert "flowers: 2 images beside the folders of classes are passed over" in message
+    assert "the first is test/y.JPG. Expected each in the folder of its class" in message
+    (message,) = messages(divided / "train", test_fraction=1)
+    assert "train: 1 images beside the folders of classes" in message and "is x.png." in message
+
+
+def test_classes_with_folders_of_the_same_names_may_be_splits(tmp_path):
+    files = [f"{place}/{name}/0.png" for place in ("a", "b") for name in ("rose", "tulip")]
+    (message,) = messages(write_images(tmp_path / "flowers", files), test_fraction=1)
+    assert "flowers: a/, b/ have no images of their own, and folders of the same names" in message
+    assert "in them: rose/, tulip/. They are taken for classes. Where they are splits" in message
+    # Others beside them are no splits.
+    assert messages(write_images(tmp_path / "more", [*files, "c/0.png"]), test_fraction=1) == []
 
 
 def test_each_suffix_of_a_format_that_is_read_is_taken(tmp_path):
@@ -187,14 +210,86 @@ def test_training_images_among_the_test_images_of_a_folder(tmp_path):
     assert f"{folder / 'train/rose/1.png'} (rose)" in message
 
 
-def test_the_division_of_a_folder_may_part_equal_pictures(tmp_path):
-    folder = tmp_path / "flowers"
-    write_images(folder, [f"{name}/{i}.png" for name in ("rose", "tulip") for i in range(5)])
-    for name in ("rose", "tulip"):
-        for index in range(1, 5):
-            shutil.copy(folder / name / "0.png", folder / name / f"{index}.png")
+def test_images_that_are_in_two_splits_are_said_for_each_two(tmp_path):
+    folder = write_flowers(tmp_path / "flowers")
+    write_images(folder, ["train/rose/0.png"] * 20 + ["val/rose/3.png", "val/tulip/3.png"])
+    assert messages(folder) == []
+    shutil.copy(folder / "val/rose/3.png", folder / "test/rose/copy.png")
     (message,) = messages(folder)
-    assert "training images too: 2 of 2" in message
+    assert "flowers: test images that are validation images too: 1 of 7, the first is" in message
+    assert f"{folder / 'test/rose/copy.png'} (rose) = {folder / 'val/rose/3.png'} (rose)" in message
+    assert "own_validation='train', and in a sweep's final run: take them out" in message
+    shutil.copy(folder / "val/tulip/3.png", folder / "train/tulip/copy.png")
+    _, message = messages(folder)
+    assert "validation images that are training images too: 1 of 2, the first is" in message
+    assert f"val/tulip/3.png (tulip) = {folder / 'train/tulip/copy.png'} (tulip)" in message
+    assert "by which early_stopping, keep='best' and a sweep choose, will be too high" in message
+    shutil.copy(folder / "val/rose/3.png", folder / "train/rose/copy.png")
+    first, second, third = messages(folder)
+    assert "test images that are training images too: 1 of 7" in first
+    assert "test images that are validation images too: 1 of 7" in second
+    assert "validation images that are training images too: 2 of 2" in third
+
+
+def write_copies(folder):
+    """Two classes of 10 pictures, of each of which 7 are one."""
+    names = ("rose", "tulip")
+    write_images(folder, [f"{name}/{index}.png" for name in names for index in range(10)])
+    for name in names:
+        for index in (1, 3, 5, 6, 8, 9):
+            shutil.copy(folder / name / "0.png", folder / name / f"{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_copies_stay_on_one_side_where_a_folder_is_divided(tmp_path, seed):
+    folder = write_copies(tmp_path / "flowers")
+    assert messages(folder, test_fraction=0.5, seed=seed) == []
+    source = load_data(folder, test_fraction=0.5, seed=seed)
+    assert len(source.train) + len(source.test) == 20
+    # And where some of train are held out.
+    sides = [source.train, source.test, *split_images(source.train, 0.5, seed=seed)]
+    contents = [{path.read_bytes() for path in side.images} for side in sides]
+    assert [len(content) for content in contents] == [4, 4, 2, 2]
+    assert not contents[0] & contents[1] and not contents[2] & contents[3]
+
+
+def test_copies_stay_on_one_side_where_joined_splits_are_divided(tmp_path):
+    source = load_data(write_copies(tmp_path / "flowers"), test_fraction=0.5)
+    both = join(source.train, source.test)
+    sides = split_images(both, 0.5, seed=0)
+    contents = [{path.read_bytes() for path in side.images} for side in sides]
+    assert [len(content) for content in contents] == [4, 4]
+
+
+def test_without_copies_files_are_divided_as_ever(tmp_path):
+    names = [f"{name}/{index}.png" for name in ("rose", "tulip") for index in range(5)]
+    source = load_data(write_images(tmp_path, names), test_fraction=0.4, seed=3)
+    assert [path.relative_to(tmp_path).as_posix() for path in source.test.images] == [
+        "rose/0.png",
+        "rose/2.png",
+        "tulip/0.png",
+        "tulip/3.png",
+    ]
+
+
+def test_a_class_keeps_its_only_image_though_another_has_a_copy(tmp_path):
+    folder = tmp_path / "flowers"
+    write_images(folder, [f"rose/{index}.png" for index in range(4)])
+    (folder / "tulip").mkdir()
+    shutil.copy(folder / "rose/2.png", folder / "tulip/0.png")
+    for seed in range(5):
+        with pytest.warns(UserWarning, match="in two classes or more: 1"):
+            source = load_data(folder, test_fraction=0.5, seed=seed)
+        assert set(source.train.labels) == {0, 1}
+
+
+def test_a_folder_of_one_picture_a_class_and_its_copies_cannot_be_divided(tmp_path):
+    folder = write_images(tmp_path, ["rose/0.png", "tulip/0.png"])
+    for name in ("rose", "tulip"):
+        shutil.copy(folder / name / "0.png", folder / name / "1.png")
+    with pytest.raises(ValueError, match="The 2 different images are one of each class"):
+        load_data(folder, test_fraction=0.5)
 
 
 def test_a_picture_in_two_classes(tmp_path):
@@ -216,6 +311,22 @@ def test_files_of_one_size_whose_middle_agrees_are_read_whole(tmp_path):
     content[-1] = 0
     (folder / "test/rose/large.bmp").write_bytes(bytes(content))
     assert "training images too: 1 of 7" in messages(folder)[0]
+
+
+def test_files_that_are_read_whole_are_not_kept_in_memory(tmp_path):
+    content = bytearray(2**20)
+    for number in range(20):
+        content[-1] = number
+        path = tmp_path / f"{number % 2}" / f"{number}.bmp"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        assert messages(tmp_path) == []
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * 2**20
 
 
 def test_equal_pictures_of_arrays(tmp_path):

@@ -211,6 +211,8 @@ def test_a_folder_a_class(tmp_path):
         ("train", "val", "test"),
         ("train", "validation", "test"),
         ("Train", "Valid", "TEST"),
+        ("Training", "val", "test"),
+        ("training", "Validation", "Testing"),
     ],
 )
 def test_a_folder_that_is_divided(tmp_path, train, validation, test):
@@ -235,6 +237,48 @@ def test_folders_that_macos_and_tools_add_are_not_read(tmp_path):
 def test_a_lone_name_of_a_split_may_be_a_class(tmp_path):
     write_classes(tmp_path, {"valid": 5, "invalid": 5})
     assert load_data(tmp_path).class_names == ("invalid", "valid")
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ("train_images", "test_images"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("dev", "eval"),
+        ("TrainSet", "test"),
+        ("set-train2017", "set-val2017"),
+    ],
+)
+def test_splits_by_other_names_are_not_taken_for_classes(tmp_path, first, second):
+    write_classes(tmp_path / first, {"cat": 2, "dog": 2, "elk": 2})
+    write_classes(tmp_path / second, {"cat": 2, "dog": 2})
+    write_image(tmp_path / "pictures/0.png")
+    names = sorted(name.split("/")[0] for name in (first, second))
+    with pytest.raises(ValueError, match=f"{names[0]}/, {names[1]}/ have no images of") as error:
+        load_data(tmp_path)
+    assert "in them: cat/, dog/, elk/." in str(error.value)
+    assert "train/, val/ and test/, or one folder of images a class, or a .csv" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["train_a/2020/0.png", "train_a/2021/0.png", "tram_a/2020/0.png", "tram_a/2021/0.png"],
+        # Valley and oval, contest and latest have no word of a split in them.
+        ["valley/a/0.png", "valley/b/0.png", "oval/a/0.png", "oval/b/0.png"],
+        ["test_a/2020/0.png", "test_a/2021/0.png", "test_b/2020/0.png", "test_b/2021/0.png"],
+        ["train_a/images/0.png", "test_a/images/0.png"],
+        ["train_a/0.png", "train_a/x/0.png", "train_a/y/0.png", "test_a/x/0.png", "test_a/y/0.png"],
+        ["train_a/x/0.png", "train_a/y/0.png", "test_a/v/0.png", "test_a/w/0.png"],
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_classes_may_have_folders_in_them(tmp_path, files):
+    for name in files:
+        write_image(tmp_path / name)
+    names = sorted({name.split("/")[0] for name in files})
+    source = load_data(tmp_path, test_fraction=1)
+    assert list(source.class_names) == names and len(source.test) == len(files)
 
 
 def test_without_test_images_the_validation_images_are_the_test(tmp_path):
@@ -279,10 +323,16 @@ def test_the_digest_sees_content_and_not_place(tmp_path):
         (["val/a/0.png", "validation/a/0.png"], "both val/ and validation/"),
         (["train/a/0.png", "Train/a/0.png"], "both Train/ and train/"),
         (["train/a/0.png", "validate/a/0.png", "old/a/0.png"], "has old/, validate/. Expected"),
-        (["val/a/0.png", "test/a/0.png", "training/a/0.png"], "beside them has training/"),
+        (["val/a/0.png", "test/a/0.png", "practice/a/0.png"], "beside them has practice/"),
         (["train/a/0.png", "test/a/0.png", "test/b/0.png"], "'b', which is none of 1 classes"),
         (["train/a/0.png", "test/a/0.png"], "train images of one class only: a"),
         (["test/a/0.png"], "test images of one class only: a"),
+        (["Train/a/0.png", "training/a/0.png"], "both Train/ and training/"),
+        (
+            ["train/a/0.png", "train/b/0.png", "test/0.png", "test/1.png"],
+            r"test has 2 images in it, which lie in no class folder, the first is 0\.png.*columns "
+            r"file,label,split; .* move test/ away",
+        ),
     ],
 )
 def test_folders_that_do_not_fit_are_named(tmp_path, files, message):
@@ -412,6 +462,25 @@ def test_digits_as_names_are_names(tmp_path):
     assert source.test.labels.tolist() == [2, 0]
 
 
+def test_labels_that_count_from_1_are_said_to(tmp_path):
+    def path_of(*labels):
+        lines = [f"{number}.png,{label}" for number, label in enumerate(labels)]
+        return write_manifest(tmp_path, ["file,label,split", *lines])
+
+    with pytest.warns(UserWarning, match="train on: '0'; the labels seem to count from 1. .*sub"):
+        load_data(path_of("1,train", "2,train", "3,train", "1,test", "2,test", "3,test"))
+    for labels in (["0,test", "1,test"], ["1,test", "4,test"]):
+        with pytest.warns(UserWarning, match="have no image to train on") as caught:
+            load_data(path_of("1,train", "2,train", *labels))
+        assert not any("count from 1" in str(warning.message) for warning in caught)
+    names = ["x", "y", "z"]
+    with pytest.raises(ValueError, match="label 3. Expected 0 to 2; they seem to count from 1"):
+        load_data(path_of("1,test", "2,test", "3,test"), class_names=names)
+    for labels in (["0,test", "3,test"], ["1,test", "4,test"]):
+        with pytest.raises(ValueError, match="Expected 0 to 2$"):
+            load_data(path_of(*labels), class_names=names)
+
+
 @pytest.mark.parametrize("labels, is_said", [("12", True), ("012", False), ("23", False)])
 def test_numbers_that_may_be_names_or_indices_are_said_to_be_names(
     tmp_path, recwarn, labels, is_said
@@ -444,7 +513,8 @@ def test_a_suffix_in_capital_letters_is_the_same(tmp_path):
 @pytest.mark.parametrize(
     "lines, message",
     [
-        (["path,label", "a.png,1"], "has the columns path, label. Expected file, label"),
+        (["path,label", "a.png,1"], "has the columns 'path', 'label'. Expected 'file', 'label'"),
+        (["file, label", "a.png,1"], "has the columns 'file', ' label'. .* without blanks beside"),
         (["file,label"], "lists no images"),
         (["file,label", "a.png"], "line 2: file or label is empty"),
         (["file,label", "a.png,0", "b.png,-1"], "label -1. Expected 0 to"),

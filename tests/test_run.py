@@ -164,6 +164,13 @@ def test_a_finished_run_is_not_repeated(finished, digits, capsys):
     assert "nothing more to train" in capsys.readouterr().out
 
 
+def test_a_run_says_its_classes_and_its_images_before_it_trains(tmp_path, digits, capsys):
+    recipe = recipe_in(tmp_path, steps=1, warmup_steps=0, train_images=200)
+    run(recipe, source=digits, architecture=ARCHITECTURE)
+    expected = "10 classes (0, 1, 2, 3, 4, …): 180 images to train on, 20 for validation, "
+    assert f"{expected}{len(digits.test)} for the test\n" in capsys.readouterr().out
+
+
 def test_a_session_that_trains_no_step_tells_no_pace(finished, digits, tmp_path, capsys):
     folder, result = finished
     shutil.copytree(folder, tmp_path / "tiny")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from keras_vit.data.class_names import imagenet_class_names, imagenet_wordnet_ids
-from keras_vit.data.image_set import DataSource, ImageSet
+from keras_vit.data.image_set import DataSource, ImageSet, files_of
 
 MOST_NAMED = 5
 # Nobody renames more folders than this; to look for them takes the product of the two counts.
@@ -21,6 +22,20 @@ MOST_RENAMED = 50
 # Comparing more files than this would take longer than reading the list of them.
 MOST_FILES_COMPARED = 100_000
 _BLOCK_BYTES = 1024
+# What equal pictures in two splits do; of both the first split's accuracy says too much.
+_LEAKS = {
+    ("test", "train"): "The test accuracy will be too high",
+    ("test", "validation"): (
+        "The test accuracy will be too high where validation images are trained on: with "
+        "own_validation='train', and in a sweep's final run"
+    ),
+    ("validation", "train"): (
+        "The validation accuracy, by which early_stopping, keep='best' and a sweep choose, will be "
+        "too high"
+    ),
+}
+_ADJECTIVES = {"train": "training", "validation": "validation", "test": "test"}
+Item = TypeVar("Item")
 
 
 def check_class_names(
@@ -115,6 +130,11 @@ def warn_of_missing_classes(
     if untrained:
         listed = _listed([names[index] for index in untrained])
         parts.append(f"{len(untrained)} of {classes} classes have no image to train on: {listed}")
+        if _count_from_1(splits.values()):
+            parts.append(
+                "the labels seem to count from 1. Expected indices from 0: subtract 1 of each, or "
+                "write names"
+            )
         if len(train) < classes:
             parts.append(
                 f"{len(train)} training images are fewer than the {classes} classes. Expected one "
@@ -136,6 +156,13 @@ def warn_of_missing_classes(
         warnings.warn(f"{source}: " + "; ".join(parts), stacklevel=stacklevel)
 
 
+def _count_from_1(image_sets):
+    """Whether classes without names have all indices but the first."""
+    names = next(iter(image_sets)).class_names
+    labels = {label for image_set in image_sets for label in np.unique(image_set.labels).tolist()}
+    return names == tuple(map(str, range(len(names)))) and labels == set(range(1, len(names)))
+
+
 def classes_without(image_set: ImageSet) -> set[int]:
     """The indices of the classes that a set has no image of.
 
@@ -147,10 +174,9 @@ def classes_without(image_set: ImageSet) -> set[int]:
 
 
 def warn_of_equal_pictures(source: object, splits: dict[str, ImageSet], stacklevel: int) -> None:
-    """A warning of pictures that are in train and in test, and one of those in two classes.
+    """A warning of pictures that are in two splits, for each two, and one of those in two classes.
 
-    Files are equal if their bytes are, arrays if their pixels are. More than 100,000 files are
-    not compared.
+    Arrays are equal if their pixels are, files if their `copy_of` says so.
     """
     places = [
         (split, image_set.class_names[label], index)
@@ -165,16 +191,19 @@ def warn_of_equal_pictures(source: object, splits: dict[str, ImageSet], stacklev
         what = f"{split} image {index}" if image_set.in_memory else str(image_set.images[index])
         return f"{what} ({label})"
 
-    leaks = [(group, _leak(group)) for group in groups if _leak(group)]
-    if leaks:
-        count = sum(split == "test" for group, _ in leaks for split, _, _ in group)
-        trained, tested = leaks[0][1]
-        warnings.warn(
-            f"{source}: test images that are training images too: {count} of "
-            f"{len(splits['test'])}, the first is {name(tested)} = {name(trained)}. The test "
-            "accuracy will be too high: take them out of one of the two",
-            stacklevel=stacklevel,
-        )
+    for (judged, seen), consequence in _LEAKS.items():
+        leaks = [group for group in groups if {judged, seen} <= {split for split, _, _ in group}]
+        if leaks:
+            count = sum(split == judged for group in leaks for split, _, _ in group)
+            first, other = (
+                next(place for place in leaks[0] if place[0] == split) for split in (judged, seen)
+            )
+            warnings.warn(
+                f"{source}: {judged} images that are {_ADJECTIVES[seen]} images too: {count} of "
+                f"{len(splits[judged])}, the first is {name(first)} = {name(other)}. "
+                f"{consequence}: take them out of one of the two",
+                stacklevel=stacklevel,
+            )
     twofold = [group for group in groups if len({label for _, label, _ in group}) > 1]
     if twofold:
         first = twofold[0][0]
@@ -186,39 +215,37 @@ def warn_of_equal_pictures(source: object, splits: dict[str, ImageSet], stacklev
         )
 
 
-def _leak(group):
-    """A training and a test image of a group, or None."""
-    by_split = {split: (split, label, index) for split, label, index in reversed(group)}
-    return (by_split["train"], by_split["test"]) if {"train", "test"} <= set(by_split) else None
-
-
 def _equal_pictures(image_sets: Iterable[ImageSet]) -> list[list[int]]:
     """Groups of two or more equal images, by their numbers when all sets are put in a row."""
-    image_sets = list(image_sets)
-    if not image_sets[0].in_memory:
-        paths = [path for image_set in image_sets for path in image_set.images]
-        return _equal_files(paths) if len(paths) <= MOST_FILES_COMPARED else []
-    # 64 bits: among a million different images two agree by chance once in 37 million sets.
-    digests = [
-        hash(image.tobytes()) for image_set in image_sets for image in np.asarray(image_set.images)
-    ]
-    return _groups(range(len(digests)), digests.__getitem__)
+    keys: list[Any] = []
+    for image_set in image_sets:
+        if isinstance(image_set.images, np.ndarray):
+            # 64 bits: among a million different images two agree by chance once in 37 million sets.
+            keys += [hash(image.tobytes()) for image in image_set.images]
+        else:
+            keys += [image_set.copy_of.get(path, path) for path in image_set.images]
+    return _groups(range(len(keys)), keys.__getitem__)
 
 
-def _equal_files(paths):
-    """Most files are told apart by their size, and nearly all others by a block of bytes."""
-    groups: Iterable[Sequence[int]] = [range(len(paths))]
-    for key in (_size, _middle, Path.read_bytes):
-        groups = [
-            part for group in groups for part in _groups(group, lambda i, key=key: key(paths[i]))
-        ]
-    return groups
+def equal_files(image_sets: Iterable[ImageSet]) -> dict[Path, Path]:
+    """What `copy_of` says of all sets: the first file with the same bytes, of those with others.
+
+    Most files are told apart by their size, and nearly all others by a block of bytes. More than
+    100,000 files are not compared.
+    """
+    paths = files_of(image_sets)
+    if len(paths) > MOST_FILES_COMPARED:
+        return {}
+    groups = [paths]
+    for key in (_size, _middle, _digest):
+        groups = [part for group in groups for part in _groups(group, key)]
+    return {path: group[0] for group in groups for path in group}
 
 
-def _groups(numbers: Iterable[int], key: Callable[[int], Any]) -> list[list[int]]:
+def _groups(items: Iterable[Item], key: Callable[[Item], Any]) -> list[list[Item]]:
     by_key = defaultdict(list)
-    for number in numbers:
-        by_key[key(number)].append(number)
+    for item in items:
+        by_key[key(item)].append(item)
     return [group for group in by_key.values() if len(group) > 1]
 
 
@@ -230,3 +257,8 @@ def _middle(path):
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size // 2 - _BLOCK_BYTES // 2))
         return file.read(_BLOCK_BYTES)
+
+
+def _digest(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

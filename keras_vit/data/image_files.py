@@ -1,8 +1,9 @@
 """Image folders, and whether their files can be decoded."""
 
 import os
+import re
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,11 @@ MOST_FILES_NAMED = 20
 MOST_KINDS_NAMED = 5
 # More than one, so that a large set does not become as many tasks as it has images.
 FILES_PER_TASK = 16
+# Words that tell of a split where a folder's name has other words too, or an unusual one.
+_SPLIT_WORD = re.compile(
+    "(train|training|trn|test|testing|tst|val|valid|validate|validation|dev|development|eval|"
+    "evaluation|holdout)(s|set|sets|data|images)?"
+)
 
 
 def read_folder(
@@ -26,9 +32,10 @@ def read_folder(
 ) -> tuple[dict[str, ImageSet], dict[Path, str]]:
     """Image files in one folder a class, or in such folders in `train`, `val` and `test`.
 
-    `val` may be called `validation` or `valid`; upper and lower case are the same. Hidden folders
-    and `__MACOSX` are not read. Links may lead to other places in the folder. A warning counts the
-    files of class folders that are passed over, as their names do not end as those of images.
+    `train` may be called `training`, `val` `validation` or `valid`, and `test` `testing`; upper and
+    lower case are the same. Hidden folders and `__MACOSX` are not read. Links may lead to other
+    places in the folder. A warning counts the files of class folders that are passed over, as their
+    names do not end as those of images, and one the images that lie beside the class folders.
 
     Args:
         folder: The folder.
@@ -41,8 +48,9 @@ def read_folder(
 
     Raises:
         ValueError: For a folder without images or a class without them, or a class that is not
-            among `class_names` or not in `train`, or for other folders beside `train`, or for a
-            class or a split that is a link to a place outside of the folder.
+            among `class_names` or not in `train`, or for other folders beside `train`, or for
+            splits by names that are not known, as `train_images`, or for a class or a split that is
+            a link to a place outside of the folder.
     """
     folders = _subfolders(folder, folder)
     if not folders:
@@ -51,11 +59,17 @@ def read_folder(
             "test/ with those in them; for images in one flat folder write a .csv file with the "
             "columns file,label"
         )
-    parts = _splits_of(folder, folders) or {"": folder}
+    parts = _splits_of(folder, folders)
+    if not parts:
+        _check_are_classes(folder, folders)
+        parts = {"": folder}
     others: list[Path] = []
     files = {split: _files_by_class(folder, path, others) for split, path in sorted(parts.items())}
     if others:
         _warn_of_other_files(folder, others)
+    loose = [path for part in parts.values() for path in _loose_images(part)]
+    if loose:
+        _warn_of_loose_images(folder, loose)
     # Where there is train/, it says what the classes are.
     first = files.get("train") or next(iter(files.values()))
     names = tuple(class_names or sorted(first))
@@ -88,10 +102,80 @@ def _splits_of(folder, folders):
         more = f", … ({len(others)} in all)" if len(others) > 5 else ""
         raise ValueError(
             f"{folder} is divided into {', '.join(f'{path.name}/' for path in parts.values())}, "
-            f"but beside them has {', '.join(others[:5])}{more}. Expected no folders but train/, "
-            "val/ (or valid/, validation/) and test/: rename the others or move them away"
+            f"but beside them has {', '.join(others[:5])}{more}. Expected no folders but train/ "
+            "(or training/), val/ (or valid/, validation/) and test/ (or testing/): rename the "
+            "others or move them away"
         )
     return {}
+
+
+def _check_are_classes(folder, folders):
+    """Refuses splits by names that are not known, and warns of what may be some.
+
+    Splits have folders of the same names in them and no images of their own. So may classes have
+    it, by year for example: the names of the folders decide.
+    """
+    within = {path: names for path in folders if (names := _folders_within(path))}
+    splits = [path for path in within if _split_word(path.name)]
+    largest = max((within[path] for path in splits), key=len, default=frozenset())
+    alike = [path for path in splits if 2 * len(within[path] & largest) > len(within[path])]
+    # One word in all names, as in test_positive/ and test_negative/, tells no splits apart.
+    if len({_split_word(path.name) for path in alike}) > 1 and len(largest) > 1:
+        raise ValueError(
+            f"{_alike(folder, alike, largest)} They look like splits and not like classes. "
+            "Expected them to be called train/, val/ and test/, or one folder of images a class, "
+            "or a .csv file with the columns file,label,split"
+        )
+    by_names = defaultdict(list)
+    for path, names in within.items():
+        by_names[names].append(path)
+    names, alike = max(by_names.items(), key=lambda item: len(item[1]), default=(frozenset(), []))
+    if len(within) == len(folders) and len(alike) > 1 and len(names) > 1:
+        warnings.warn(
+            f"{_alike(folder, alike, names)} They are taken for classes. Where they are splits, "
+            "call them train/, val/ and test/; where the folders in them are the classes, move "
+            "those into one folder",
+            stacklevel=5,
+        )
+
+
+def _alike(folder, paths, names):
+    listed = [f"{printable(path.name)}/" for path in paths]
+    inner = [f"{printable(name)}/" for name in sorted(names)]
+    return (
+        f"{folder}: {_first(listed)} have no images of their own, and folders of the same names in "
+        f"them: {_first(inner)}."
+    )
+
+
+def _first(names):
+    more = f", … ({len(names)} in all)" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def _split_word(name):
+    words = re.findall("[A-Z]?[a-z]+|[A-Z]+", name)
+    matches = (_SPLIT_WORD.fullmatch(word.lower()) for word in words)
+    return next((match[1] for match in matches if match), None)
+
+
+def _folders_within(folder):
+    """The names of the folders in one without images; where it is one alone, of those in that."""
+    found = frozenset()
+    while True:
+        names = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if _is_ignored(entry.name):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    names.append(entry.name)
+                elif entry.name.lower().endswith(SUFFIXES):
+                    return found
+        found = frozenset(names) or found
+        if len(names) != 1:
+            return found
+        folder = folder / names[0]
 
 
 def _subfolders(root, folder):
@@ -118,6 +202,14 @@ def _is_ignored(name):
 def _files_by_class(root, folder, others):
     files = {path.name: sorted(_image_files(path, others)) for path in _subfolders(root, folder)}
     empty = [name for name, paths in files.items() if not paths]
+    loose = [] if files else _loose_images(folder)
+    if loose:
+        raise ValueError(
+            f"{folder} has {len(loose):,} images in it, which lie in no class folder, the first is "
+            f"{printable(loose[0].name)}. Expected one folder of images a class in it: move them "
+            "into such folders, or write a .csv file with the columns file,label,split; where "
+            f"their classes are not known, move {folder.name}/ away"
+        )
     if empty or not files:
         raise ValueError(
             f"{folder / empty[0] if empty else folder} has no images in it. Expected one folder a "
@@ -145,6 +237,24 @@ def _image_files(folder, others):
                 others.append(Path(place, name))
         for name in links:
             yield Path(place, name)
+
+
+def _loose_images(folder):
+    """Images beside the class folders, by their names."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.name.lower().endswith(SUFFIXES) and not _is_ignored(path.name) and not path.is_dir()
+    )
+
+
+def _warn_of_loose_images(folder, loose):
+    warnings.warn(
+        f"{folder}: {len(loose):,} images beside the folders of classes are passed over, the first "
+        f"is {printable(str(loose[0].relative_to(folder)))}. Expected each in the folder of its "
+        "class: move them there, or away",
+        stacklevel=5,
+    )
 
 
 def _warn_of_other_files(folder, others):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,12 @@ import numpy as np
 # What folders and manifests call the splits, in lower case.
 SPLIT_OF = {
     "train": "train",
+    "training": "train",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
     "test": "test",
+    "testing": "test",
 }
 
 
@@ -27,6 +29,8 @@ class ImageSet:
         images: In memory: a uint8 array `(count, height, width, 3)`. On disk: a tuple of paths.
         labels: int32 array `(count,)` of indices into `class_names`.
         class_names: The name of each class.
+        copy_of: From each file that is known to have the bytes of others to the first of them, and
+            from that to itself: a random division keeps those of one class on one side.
 
     Raises:
         ValueError: If the parts do not fit each other, or a label is outside the range.
@@ -42,6 +46,7 @@ class ImageSet:
     images: np.ndarray | tuple[Path, ...]
     labels: np.ndarray
     class_names: tuple[str, ...]
+    copy_of: Mapping[Path, Path] = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
         if self.labels.shape != (len(self.images),) or self.labels.dtype != np.int32:
@@ -92,7 +97,7 @@ class ImageSet:
             images = self.images[indices]
         else:
             images = tuple(self.images[index] for index in indices)
-        return ImageSet(images, self.labels[indices], self.class_names)
+        return ImageSet(images, self.labels[indices], self.class_names, self.copy_of)
 
 
 @dataclass(frozen=True)
@@ -170,7 +175,8 @@ def subset(image_set: ImageSet, count: int, *, seed: int) -> ImageSet:
 def split_images(image_set: ImageSet, fraction: float, *, seed: int) -> tuple[ImageSet, ImageSet]:
     """Divides a set at random, each class by the same fraction, and keeps an image of each.
 
-    A file that a set has several times, to weigh it more, is one image and stays on one side.
+    A file that a set has several times, to weigh it more, is one image and stays on one side, and
+    so do files of one class that are copies of each other by `copy_of`.
 
     Args:
         image_set: The images.
@@ -203,9 +209,10 @@ def split_images(image_set: ImageSet, fraction: float, *, seed: int) -> tuple[Im
         )
     chosen = _stratified_indices(labels, count, seed, keep_one=True)
     if not len(chosen):
+        different = " different" if len(labels) < len(image_set) else ""
         raise ValueError(
-            f"The {len(labels)} images are one of each class, which is kept. Expected a class "
-            "with two images or more to divide"
+            f"The {len(labels)}{different} images are one of each class, which is kept. Expected a "
+            f"class with two{different} images or more to divide"
         )
     is_held_out = np.isin(numbers, chosen)
     kept, held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
@@ -213,7 +220,7 @@ def split_images(image_set: ImageSet, fraction: float, *, seed: int) -> tuple[Im
 
 
 def different_labels(image_set: ImageSet) -> np.ndarray:
-    """The label of each different image: a file that a set has several times counts once.
+    """The label of each different image: a file, and its copies, that a set has count once.
 
     Example:
 
@@ -225,11 +232,18 @@ def different_labels(image_set: ImageSet) -> np.ndarray:
 
 
 def _image_numbers(image_set):
-    """A number for each image, counted from 0 as they come, the same for the same file."""
+    """A number for each image, counted from 0 as they come, the same for the same file.
+
+    Copies in several classes have one for each: no class may lose its only image to another.
+    """
     if image_set.in_memory:
         return np.arange(len(image_set))
-    numbers: dict[str, int] = {}
-    files = map(os.path.normpath, image_set.images)
+    numbers: dict[object, int] = {}
+    copy_of = image_set.copy_of
+    files = (
+        (copy_of[file], label) if file in copy_of else os.path.normpath(file)
+        for file, label in zip(image_set.images, image_set.labels.tolist(), strict=True)
+    )
     return np.array([numbers.setdefault(file, len(numbers)) for file in files], "int64")
 
 
@@ -270,7 +284,8 @@ def join(first: ImageSet, second: ImageSet) -> ImageSet:
         images = np.concatenate([first.images, second.images])
     else:
         images = (*first.images, *second.images)
-    return ImageSet(images, np.concatenate([first.labels, second.labels]), first.class_names)
+    labels = np.concatenate([first.labels, second.labels])
+    return ImageSet(images, labels, first.class_names, {**second.copy_of, **first.copy_of})
 
 
 def _stratified_indices(labels, count, seed, keep_one=False):

@@ -25,8 +25,8 @@ def read_manifest(
 
     Args:
         path: A file in UTF-8 with the columns `file` (relative to its folder), `label` (an index
-            from 0 or a name) and, if it is divided, `split` (train, val, valid, validation or
-            test, in upper or lower case). Other columns are not read.
+            from 0 or a name) and, if it is divided, `split` (train, training, val, valid,
+            validation, test or testing, in upper or lower case). Other columns are not read.
         class_names: Names in the order of their index; None: the labels that occur, sorted; for
             indices, all up to the largest.
         by_index: Whether the labels are indices even where all of them are names of classes too.
@@ -100,9 +100,10 @@ def _check_columns(path, columns):
     if any("\0" in column for column in columns):
         raise ValueError(f"{path}, line 1: there are NUL bytes. Expected text in UTF-8, not UTF-16")
     if not {"file", "label"} <= set(columns):
+        # With quotes, as a blank beside a name cannot be seen.
         raise ValueError(
-            f"{path} has the columns {', '.join(columns) or '(none)'}. Expected file, label and, "
-            "if you like, split"
+            f"{path} has the columns {', '.join(map(repr, columns)) or '(none)'}. Expected 'file', "
+            "'label' and, if you like, 'split', written like this and without blanks beside them"
         )
     for name in ("file", "label", "split"):
         if columns.count(name) > 1:
@@ -182,9 +183,11 @@ def _indices(path, rows, class_names, by_index):
         for label, number in index.items():
             if not 0 <= number < count:
                 shown = label if len(label) < 100 else f"{label[:20]}… ({len(label)} digits)"
+                counted = (min(index.values()), max(index.values())) == (1, count)
+                hint = "; they seem to count from 1: subtract 1 of each label" if counted else ""
                 raise ValueError(
                     f"{path}, line {lines[label]}: there is the label {shown}. Expected 0 to "
-                    f"{count - 1}"
+                    f"{count - 1}{hint}"
                 )
         names = tuple(class_names or map(str, range(max(index.values()) + 1)))
     return np.array([index[label] for label in labels], "int32"), names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import unicodedata
@@ -13,7 +14,7 @@ import numpy as np
 
 from keras_vit.data.array_files import SPLIT_NAMES, read_arrays
 from keras_vit.data.cache import cache_folder
-from keras_vit.data.checks import warn_of_equal_pictures, warn_of_missing_classes
+from keras_vit.data.checks import equal_files, warn_of_equal_pictures, warn_of_missing_classes
 from keras_vit.data.image_files import read_folder, undecodable_files
 from keras_vit.data.image_set import DataSource, ImageSet, LeftOut, files_of, split_images
 from keras_vit.data.manifests import read_manifest
@@ -44,8 +45,8 @@ def load_data(
     `source` is one of:
 
     - `"digits"`: scikit-learn's 1,797 handwritten digits, 8×8 pixels; needs no network;
-    - a folder with one folder of images a class, or with `train/`, `test/` and perhaps `val/` (or
-      `valid/`, `validation/`) that hold those;
+    - a folder with one folder of images a class, or with `train/` (or `training/`), `test/` (or
+      `testing/`) and perhaps `val/` (or `valid/`, `validation/`) that hold those;
     - a `.csv` file with the columns `file,label` and perhaps `split`;
     - a `.npz` file that this function cached;
     - the name of any TFDS image classification set, as `"cifar10"` or `"cifar10:3.0.2"`;
@@ -56,10 +57,12 @@ def load_data(
     From then on neither TensorFlow nor TFDS is imported; delete the cached file to read anew.
     A set with validation but no test images hands out its validation images as `test`.
 
-    Warnings tell of classes without training or test images, of pictures that are in train and in
-    test, and of pictures in two classes; of the last two only in folders, .csv and .npz files,
-    not in published sets. Of a folder one tells how many files are passed over, as their names do
-    not end as those of images.
+    Warnings tell of classes without training or test images, of pictures that are in two splits,
+    and of pictures in two classes; of the last two only in folders, .csv and .npz files, not in
+    published sets. Files of one class that are copies of each other stay on one side where a set is
+    divided. Of a folder one tells how many files are passed over, as their names do
+    not end as those of images, one how many images lie beside the folders of classes, and one that
+    the folders of classes have folders of the same names in them, as splits have.
 
     Of a folder or a .csv file nothing outside of the folder, or of that of the .csv, is read: a
     path or a link that leads elsewhere is refused like a file that is missing.
@@ -126,7 +129,11 @@ def load_data(
         for file in files_of(splits.values())
         if file in reasons
     )
-    splits = _divide(source, leave_out(source, splits, reasons), test_fraction, seed)
+    splits = leave_out(source, splits, reasons)
+    if path.exists():
+        copies = equal_files(splits.values())
+        splits = {name: dataclasses.replace(part, copy_of=copies) for name, part in splits.items()}
+    splits = _divide(source, splits, test_fraction, seed)
     _check_splits(source, splits, class_names)
     if path.exists():
         warn_of_equal_pictures(source, splits, stacklevel=3)

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_vit.checkpoints.replaced_file import replaced_file
 from keras_vit.data import DataSource, check_class_names, check_images
+from keras_vit.data.refused_files import printable
 from keras_vit.finetune.batch_size import batch_parts, is_out_of_memory
 from keras_vit.finetune.compiled_programs import keep_compiled_programs
 from keras_vit.finetune.distribution import (
@@ -65,6 +66,7 @@ from keras_vit.models import VisionTransformerConfig
 from keras_vit.serving.files import WARMUP_BATCH_SIZES, check_warmup_fits
 
 SAVED_MODELS = Path("saved_models")
+MOST_CLASSES_NAMED = 5
 # What `write_report` leaves in a run's folder.
 REPORT_FILES = ("report.html", "predictions.csv", "figures")
 
@@ -186,6 +188,7 @@ def _run(recipe, folder, *, source, architecture, test):
         model = build_model(recipe, model_config(recipe, architecture, len(source.class_names)))
         if not looked_at:
             _check_files(folder, splits)
+        print(_describe_images(splits), flush=True)
         # Features that are computed, and batch sizes that are tried, are part of the time.
         began = time.perf_counter()
         training, recipe = set_up_training(model, recipe, splits)
@@ -300,6 +303,20 @@ def resolve_epochs(recipe: Recipe, train_images: int) -> Recipe:
         changes.get("warmup_steps", recipe.warmup_steps), changes.get("steps", recipe.steps)
     )
     return dataclasses.replace(recipe, epochs=None, warmup_epochs=None, **changes)
+
+
+def _describe_images(splits):
+    """What is trained for, so that a wrong folder is seen before the first step."""
+    names = splits.train.class_names
+    more = ", …" if len(names) > MOST_CLASSES_NAMED else ""
+    counts = [f"{len(splits.train):,} images to train on"]
+    if splits.validation is not None:
+        counts.append(f"{len(splits.validation):,} for validation")
+    counts.append(f"{len(splits.test):,} for the test")
+    return (
+        f"{len(names):,} classes ({', '.join(map(printable, names[:MOST_CLASSES_NAMED]))}{more}): "
+        f"{', '.join(counts)}"
+    )
 
 
 def _check_files(folder, splits):
