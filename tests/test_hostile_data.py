@@ -763,6 +763,9 @@ def test_what_was_left_out_is_in_the_report_and_evaluation_leaves_it_out(tmp_pat
     printed = capsys.readouterr().out
     assert "is the data set of this run" in printed and "4 images are left out" in printed
     (pets / "cat/0.png").write_bytes(b"another one")
+    assert main([*arguments, "--damaged-images", "skip"]) == 2
+    assert "have changed since" in capsys.readouterr().err
+    arguments[-1] = str(pets.rename(tmp_path / "others"))
     assert main([*arguments, "--damaged-images", "skip"]) == 0
     assert "5 images are left out, 27 are used" in capsys.readouterr().out
     assert main(arguments) == 2
