@@ -7,6 +7,7 @@ from keras_vit.layers.composite_layer import CompositeLayer
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
 from keras_vit.layers.light_attention import attention_softmax
 from keras_vit.layers.mlp import MLP
+from keras_vit.layers.patches import as_count, check_patches_left
 from keras_vit.layers.token_reduction import size_bias
 
 
@@ -56,10 +57,11 @@ class AttentionPooling(CompositeLayer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.input_spec = keras.layers.InputSpec(ndim=3)
         self.num_heads = num_heads
         self.mlp_dim = mlp_dim
         self.activation = activation
-        self.prefix_tokens = prefix_tokens
+        self.prefix_tokens = as_count(prefix_tokens, "prefix_tokens")
         self.layer_norm_epsilon = layer_norm_epsilon
         self.norm = keras.layers.LayerNormalization(
             epsilon=layer_norm_epsilon, **self.inner_options, name="norm"
@@ -73,6 +75,7 @@ class AttentionPooling(CompositeLayer):
                 "The width of the tokens must be a multiple of `num_heads`. "
                 f"Received: width={hidden_size}, num_heads={self.num_heads}"
             )
+        check_patches_left(self, input_shape)
         self.head_dim = hidden_size // self.num_heads
         self.probe = self.add_weight(
             shape=(1, 1, hidden_size), initializer=kernel_initializer(), name="probe"

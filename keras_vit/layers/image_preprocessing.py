@@ -69,6 +69,13 @@ class ImagePreprocessing(keras.layers.Layer):
         self.crop_mode = crop_mode
         self.interpolation = interpolation
 
+    def build(self, input_shape):
+        if len(self.mean) > 1 and input_shape[-1] not in (None, len(self.mean)):
+            raise ValueError(
+                f"`mean` and `std` are of {len(self.mean)} channels. Received images of the shape "
+                f"{tuple(input_shape)}: pass values of as many channels as they have"
+            )
+
     def call(self, images):
         # One multiply-add: x * scale + offset.
         scale = tuple(1.0 / (255.0 * std) for std in self.std)

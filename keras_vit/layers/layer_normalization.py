@@ -49,8 +49,10 @@ class LayerNormalization(keras.layers.LayerNormalization):
         gamma, beta = (ops.reshape(factors, (-1,)) for factors in (self.gamma, self.beta))
         norm, gradient = _norm(self.epsilon), _gradient(self.epsilon)
         norm = light_gradient(norm, gradient) if training else in_one_pass(norm)
-        # Not rounded before.
-        wider = keras.backend.result_type(inputs.dtype, self.compute_dtype)
+        dtype = keras.backend.standardize_dtype(inputs.dtype)
+        # Not rounded before. Of two equal ones Keras on JAX would make float32 of float64.
+        same = dtype == self.compute_dtype
+        wider = dtype if same else keras.backend.result_type(dtype, self.compute_dtype)
         return ops.cast(norm(ops.cast(inputs, wider), gamma, beta), self.compute_dtype)
 
     def get_config(self):

@@ -11,7 +11,7 @@ from keras_vit.layers.fused_attention import fused_attention
 from keras_vit.layers.initializers import bias_initializer, kernel_initializer
 from keras_vit.layers.light_attention import attention_softmax, light_attention, masked
 from keras_vit.layers.one_pass import in_one_pass, stays_in_this_process
-from keras_vit.layers.patches import as_pair
+from keras_vit.layers.patches import as_count, as_pair
 from keras_vit.layers.rates import unless_zero
 from keras_vit.layers.relative_position_bias import RelativePositionBias
 from keras_vit.layers.rotary_positions import rotary_tables, rotate
@@ -114,7 +114,8 @@ class MultiHeadSelfAttention(CompositeLayer):
         self.qk_norm = qk_norm
         self.positions = positions
         self.grid = None if grid is None else tuple(grid)
-        self.prefix_tokens = prefix_tokens
+        self.prefix_tokens = as_count(prefix_tokens, "prefix_tokens")
+        self.input_spec = keras.layers.InputSpec(ndim=3)
         self.window_size = window_size
         self._windows = inner_window(window_size, self.grid)
         self.rope_base = rope_base

@@ -100,7 +100,9 @@ def row_sum(x):
 
 def widened(x):
     """`x` in float32 at least."""
-    return ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
+    # Not by Keras' result_type, which on JAX makes float32 of float64.
+    short = keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16")
+    return ops.cast(x, "float32") if short else x
 
 
 def is_eager():

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_vit.layers.patches import as_count, check_patches_left
 from keras_vit.layers.token_reduction import take_tokens
 
 
@@ -46,9 +47,14 @@ class PatchDropout(keras.layers.Layer):
         if not 0 <= rate < 1:
             raise ValueError(f"`rate` must be in [0, 1). Received: rate={rate}")
         self.rate = rate
-        self.prefix_tokens = prefix_tokens
+        self.prefix_tokens = as_count(prefix_tokens, "prefix_tokens")
+        self.input_spec = keras.layers.InputSpec(ndim=3)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed) if rate > 0 else None
+
+    def build(self, input_shape):
+        if self.seed_generator is not None:
+            check_patches_left(self, input_shape)
 
     def call(self, tokens, training=False):
         if not training or self.seed_generator is None:

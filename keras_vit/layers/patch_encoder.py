@@ -1,5 +1,7 @@
 """The layer that turns patches into the encoder's tokens."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -10,6 +12,7 @@ from keras_vit.layers.initializers import (
     token_initializer,
 )
 from keras_vit.layers.jax_device import row_major
+from keras_vit.layers.patches import as_count
 from keras_vit.layers.rates import unless_zero
 from keras_vit.layers.sin_cos_positions import sin_cos_positions_1d, sin_cos_positions_2d
 
@@ -84,7 +87,7 @@ class PatchEncoder(CompositeLayer):
         self.hidden_size = hidden_size
         self.use_class_token = class_token
         self.use_distillation_token = distillation_token
-        self.register_count = register_tokens
+        self.register_count = as_count(register_tokens, "register_tokens")
         self.positions = positions
         self.position_slots = position_slots
         self.grid = None if grid is None else tuple(grid)
@@ -113,6 +116,14 @@ class PatchEncoder(CompositeLayer):
                 "`PatchEncoder` needs a known number of patches, because it learns a position for "
                 f"each. Received: shape={tuple(input_shape)}"
             )
+        patches = input_shape[1]
+        if self.positions == "sincos2d" and math.prod(self.grid) != patches:
+            raise ValueError(
+                "`grid` must have as many places as there are patches. Received: "
+                f"grid={self.grid}, {patches} patches"
+            )
+        # Another number would be given the positions of other places.
+        self.input_spec = keras.layers.InputSpec(ndim=3, axes={1: patches})
         self.projection.build(input_shape)
         self.class_token = self._tokens("class_token", int(self.use_class_token))
         self.distillation_token = self._tokens(
@@ -120,7 +131,6 @@ class PatchEncoder(CompositeLayer):
         )
         self.register_tokens = self._tokens("register_tokens", self.register_count)
         self.position_embedding = self._fixed_positions = None
-        patches = input_shape[1]
         if self.positions == "learned":
             slots = {
                 "patches": 0,

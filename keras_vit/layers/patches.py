@@ -97,3 +97,27 @@ def as_pair(value, argument):
             f"Received: {argument}={value!r}"
         )
     return int(pair[0]), int(pair[1])
+
+
+def as_count(value, argument):
+    """`value` as an int of at least 0, or an error that names `argument`.
+
+    Example:
+
+    >>> as_count(0, "prefix_tokens")
+    0
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
+        raise ValueError(
+            f"`{argument}` must be an int of at least 0. Received: {argument}={value!r}"
+        )
+    return int(value)
+
+
+def check_patches_left(layer, input_shape):
+    """Raises a ValueError where a layer's `prefix_tokens` are all tokens that it is given."""
+    if input_shape[1] is not None and input_shape[1] <= layer.prefix_tokens:
+        raise ValueError(
+            f"{layer.name!r} needs patches after the `prefix_tokens`. Received: "
+            f"shape={tuple(input_shape)}, prefix_tokens={layer.prefix_tokens}"
+        )

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_vit.layers.patches import as_count, check_patches_left
+
 POOLINGS = ("token", "distillation", "avg", "token+avg")
 
 
@@ -43,6 +45,7 @@ class TokenPooling(keras.layers.Layer):
             raise ValueError(
                 f"`pooling` must be one of {', '.join(POOLINGS)}. Received: pooling={pooling!r}"
             )
+        prefix_tokens = as_count(prefix_tokens, "prefix_tokens")
         needed = {"token": 1, "token+avg": 1, "distillation": 2}.get(pooling, 0)
         if prefix_tokens < needed:
             raise ValueError(
@@ -51,6 +54,11 @@ class TokenPooling(keras.layers.Layer):
             )
         self.pooling = pooling
         self.prefix_tokens = prefix_tokens
+        self.input_spec = keras.layers.InputSpec(ndim=3)
+
+    def build(self, input_shape):
+        if "avg" in self.pooling:
+            check_patches_left(self, input_shape)
 
     def call(self, tokens, sizes=None):
         if self.pooling == "distillation":

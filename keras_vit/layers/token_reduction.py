@@ -5,7 +5,7 @@ import math
 
 from keras import ops
 
-from keras_vit.layers.one_pass import in_one_pass, stays_in_this_process
+from keras_vit.layers.one_pass import in_one_pass, stays_in_this_process, widened
 
 
 def merged_tokens(patches, count):
@@ -153,7 +153,7 @@ def prune_tokens(tokens, attention, keep_rate, prefix_tokens):
 
 def _prune_tokens(tokens, attention, *, kept, prefix_tokens):
     patches = tokens.shape[1] - prefix_tokens
-    attention, order = ops.top_k(ops.cast(attention[:, prefix_tokens:], "float32"), patches)
+    attention, order = ops.top_k(widened(attention[:, prefix_tokens:]), patches)
     shares = attention[:, kept:] / ops.sum(attention[:, kept:], axis=1, keepdims=True)
     ranked = take_tokens(tokens, prefix_tokens + order)
     fused = ops.matmul(ops.cast(shares[:, None], tokens.dtype), ranked[:, kept:])

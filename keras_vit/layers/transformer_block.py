@@ -130,6 +130,7 @@ class TransformerBlock(CompositeLayer):
             mlp_dim, activation=activation, gated=gated_mlp, dropout=dropout, name="mlp", **options
         )
         self.window_size = self.attention.window_size
+        self.input_spec = keras.layers.InputSpec(ndim=3)
         self.attention_scale = self.mlp_scale = None
         if layer_scale is not None:
             self.attention_scale = LayerScale(layer_scale, name="attention_scale", **options)

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_vit.layers.one_pass import widened
 from keras_vit.layers.patches import as_pair
 
 
@@ -77,8 +78,7 @@ class WeightStandardizedConv(keras.layers.Layer):
 
     def standardized_kernel(self):
         """The kernel that the images meet, in float32 at least."""
-        dtype = keras.backend.result_type(self.variable_dtype, "float32")
-        kernel = ops.cast(self.kernel, dtype)
+        kernel = widened(ops.convert_to_tensor(self.kernel))
         # Not ops.moments, which on PyTorch subtracts squares and loses the variance of a far mean.
         centred = kernel - ops.mean(kernel, axis=(0, 1, 2), keepdims=True)
         variance = ops.mean(ops.square(centred), axis=(0, 1, 2), keepdims=True)
