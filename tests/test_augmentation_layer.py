@@ -102,6 +102,57 @@ def test_micro_batches_give_what_the_batch_gives():
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_images_may_come_one_by_one(backend):
+    """Of each policy, on each backend, eagerly and compiled."""
+    pytest.importorskip(backend)
+    code = """
+        import sys
+        import keras, numpy as np
+        from keras_vit.data import Augment, Augmentation, ImageSet, TrainingBatches
+
+        assert keras.backend.backend() == sys.argv[1]
+        arrays = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype="uint8")
+        images = ImageSet(arrays, np.arange(6, dtype="int32") % 2, ("a", "b"))
+        for options in (
+            {"augment": "randaugment"},
+            {"augment": "augmix"},
+            {"augment": "three"},
+            {"color_jitter": 0.4},
+        ):
+            policy = Augmentation(16, **options)
+            stream = TrainingBatches(images, batch_size=6, seed=0, augmentation=policy)
+            inputs, _ = stream[0]
+            layer = Augment(policy)
+
+            def compiled(count):
+                spec = {
+                    name: keras.Input(
+                        batch_shape=(count, *array.shape[1:]), dtype=str(array.dtype), name=name
+                    )
+                    for name, array in inputs.items()
+                }
+                return keras.Model(spec, layer(spec)).predict_on_batch
+
+            for of_six, of_one in ((layer, layer), (compiled(6), compiled(1))):
+                expected = keras.ops.convert_to_numpy(of_six(inputs))
+                assert abs(expected - arrays).max() > 9
+                for index in range(6):
+                    one = {name: array[index : index + 1] for name, array in inputs.items()}
+                    differing = abs(keras.ops.convert_to_numpy(of_one(one))[0] - expected[index])
+                    # What is rounded to whole values may fall to either side.
+                    assert np.mean(differing > 0.01) < 0.01 and differing.max() < 4, options
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), backend],
+        env={**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
 def test_partners_of_a_micro_batch_are_found_in_it():
     plain = Augmentation(16, horizontal_flip=False, resize_size=16)
     policy = Augmentation(16, horizontal_flip=False, resize_size=16, mixup=1.0)

@@ -294,12 +294,8 @@ def change_values(images, kinds, values):
         uint8 images.
     """
     if images.shape[0] == 1:
-        counted = ops.any(
-            [
-                kinds[0] == OPERATIONS.index(name)
-                for name in ("autocontrast", "equalize", "contrast")
-            ]
-        )
+        by_counts = [OPERATIONS.index(name) for name in ("autocontrast", "equalize", "contrast")]
+        counted = ops.any(ops.equal(kinds, ops.array(by_counts, dtype="int32")))
         counts = ops.cond(
             counted,
             lambda: histograms(images),
