@@ -22,6 +22,8 @@ from keras_vit.layers.resampling import resampling_matrix
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (9, 7, 3), dtype="uint8")
 GREY = PIXELS[..., 0]
+# The number of a tag.
+ORIENTATION = 274
 
 sides = st.integers(1, 900)
 model_sides = st.integers(1, 400)
@@ -80,10 +82,40 @@ def test_a_palette_becomes_rgb():
     np.testing.assert_array_equal(decode_image(encoded(image, transparency=0)), expected)
 
 
-def test_exif_orientation_is_not_applied():
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [("TIFF", {}), ("TIFF", {"compression": "tiff_deflate"}), ("JPEG", {}), ("PNG", {})],
+    ids=["TIFF", "deflated TIFF", "JPEG", "PNG"],
+)
+def test_exif_orientation_is_not_applied(tmp_path, file_format, options, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    assert decode_image(encoded(Image.fromarray(PIXELS), "JPEG", exif=exif)).shape == (9, 7, 3)
+    exif[ORIENTATION] = orientation
+    expected = decode_image(encoded(Image.fromarray(PIXELS), file_format, **options))
+    path = tmp_path / "phone"
+    path.write_bytes(encoded(Image.fromarray(PIXELS), file_format, exif=exif, **options))
+    with Image.open(path) as file:
+        assert file.getexif()[ORIENTATION] == orientation
+    np.testing.assert_array_equal(decode_image(path), expected)
+    check_images(on_disk(path))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "1", "P", "CMYK"])
+def test_a_tiff_of_any_mode_is_left_as_it_lies(mode):
+    image = Image.fromarray(GREY.astype("uint16") * 257)
+    if mode == "I;16B":
+        image = Image.frombytes(mode, image.size, (GREY.astype(">u2") * 257).tobytes())
+    elif mode != "I;16":
+        image = Image.fromarray(PIXELS).convert(mode)
+    expected = decode_image(encoded(image, "TIFF"))
+    turned = encoded(image, "TIFF", tiffinfo={ORIENTATION: 6})
+    np.testing.assert_array_equal(decode_image(turned), expected)
+
+
+def test_an_orientation_in_the_xmp_of_a_tiff_is_not_applied():
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="6"/></x:xmpmeta>'
+    turned = encoded(Image.fromarray(PIXELS), "TIFF", tiffinfo={700: xmp})
+    np.testing.assert_array_equal(decode_image(turned), PIXELS)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"])
@@ -104,6 +136,36 @@ def test_pixels_that_are_no_integers_are_refused(tmp_path):
     Image.fromarray(np.zeros((4, 4), "float32")).save(path)
     with pytest.raises(ValueError, match=r"depth\.tiff .*floating-point"):
         decode_image(path)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint32"])
+def test_integers_of_32_bits_are_refused(tmp_path, dtype):
+    path = tmp_path / "labels.tiff"
+    # 339: how samples are to be read, 1 for integers without a sign.
+    options = {"tiffinfo": {339: 1}} if dtype == "uint32" else {}
+    Image.fromarray(GREY.astype("int32")).save(path, **options)
+    with pytest.raises(ValueError, match=r"labels\.tiff .*32-bit integers.* 8 or 16 bits"):
+        decode_image(path)
+    with pytest.raises(ValueError, match=r"1 of 1 images.*\n.*labels\.tiff: .*32-bit integers"):
+        check_images(on_disk(path))
+
+
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+def test_integers_of_16_bits_keep_their_upper_8_whatever_the_file(byte_order):
+    expected = np.repeat(GREY[..., None], 3, axis=-1)
+    values = GREY.astype("uint16") * 256 + 99
+    mode = {"<": "I;16", ">": "I;16B"}[byte_order]
+    raw = values.astype(f"{byte_order}u2").tobytes()
+    image = Image.frombytes(mode, (7, 9), raw)
+    np.testing.assert_array_equal(decode_image(encoded(image, "TIFF")), expected)
+    np.testing.assert_array_equal(decode_image(encoded(Image.fromarray(values))), expected)
+    pgm = b"P5 7 9 65535\n" + values.astype(">u2").tobytes()
+    np.testing.assert_array_equal(decode_image(pgm), expected)
+    # 339: how samples are to be read, 2 for integers with a sign; below 0 is black.
+    signed = encoded(image, "TIFF", tiffinfo={339: 2})
+    with Image.open(io.BytesIO(signed)) as file:
+        assert file.mode == "I"
+    np.testing.assert_array_equal(decode_image(signed), np.where(expected < 128, expected, 0))
 
 
 def test_an_image_of_absurd_size_is_refused_unread(monkeypatch):

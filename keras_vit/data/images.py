@@ -26,7 +26,17 @@ FORMATS = {
     "WEBP": (".webp",),
 }
 # Numbers of TIFF's tags.
-TILE_WIDTH, TILE_HEIGHT = 322, 323
+BITS_PER_SAMPLE, ORIENTATION, TILE_WIDTH, TILE_HEIGHT = 258, 274, 322, 323
+# By orientation, what takes back how Pillow turns a TIFF file while it reads the pixels.
+TURNED_BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 # 16 bits each of red, green, blue and alpha, and what stands beside the pixels: some decoders keep
 # all of a file in memory.
 MOST_BYTES_PER_PIXEL = 8
@@ -39,7 +49,8 @@ def decode_image(image: str | Path | bytes) -> np.ndarray:
     BMP, GIF, JPEG, PNG, PPM, TIFF and WebP are read, whatever the name of the file ends in. Grey
     and palette images become RGB, 16-bit values keep their upper 8 bits, transparency is left out
     and an EXIF orientation is not applied, as in TensorFlow's decoders. Of an animation it is the
-    first frame, of several pages the first.
+    first frame, of several pages the first. 32-bit integers and floating-point numbers are
+    refused.
 
     Args:
         image: Path of a file, or the encoded bytes.
@@ -115,6 +126,7 @@ def _opened(image: str | Path | bytes) -> Iterator[ImageFile.ImageFile]:
                         f"{what} {width:,} x {height:,} pixels. Expected at most {most_pixels:,}; "
                         "make it smaller"
                     )
+            _check_values(opened)
             yield opened
 
 
@@ -142,15 +154,27 @@ def _factory(file):
     raise UnidentifiedImageError("cannot identify an image in it")
 
 
-def _rgb(file):
+def _check_values(file):
     if file.mode == "F":
         raise ValueError("its pixels are floating-point numbers")
+    # Pillow has the same mode for some kinds of 16 bits.
+    if file.mode == "I" and 32 in getattr(file, "tag_v2", {}).get(BITS_PER_SAMPLE, ()):
+        raise ValueError(
+            "its pixels are 32-bit integers, of which no range is known: convert it to 8 or 16 bits"
+        )
+
+
+def _rgb(file):
+    # The orientation that Pillow goes by, which it forgets once it has the pixels.
+    orientation = file.getexif().get(ORIENTATION) if file.format == "TIFF" else None
+    # NumPy may hide what goes wrong when it asks for the pixels.
+    file.load()
+    if orientation in TURNED_BACK:
+        file = file.transpose(TURNED_BACK[orientation])
     if file.mode.startswith("I"):
         # Pillow would clip 16-bit values at 255.
         grey = np.clip(np.asarray(file) >> 8, 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)
-    # NumPy may hide what goes wrong when it asks for the pixels.
-    file.load()
     # It is not blended anyway, and Pillow warns of some kinds and fails with others.
     file.info.pop("transparency", None)
     # Pillow would copy an image that is RGB already.
