@@ -814,3 +814,8 @@ def run_without_tensorflow(expression):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def test_a_large_set_is_shown_by_its_counts():
+    images = ImageSet(np.zeros((3, 4, 4, 3), "uint8"), np.array([0, 1, 1], "int32"), ("a", "b"))
+    assert repr(images) == "<ImageSet: 3 images of 2 classes, in memory>"

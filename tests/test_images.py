@@ -423,3 +423,8 @@ def test_the_imagenet_crops_are_those_of_timm(shared):
         image = decode_image(shared / "data/imagenet_samples" / str(name))
         prepared = prepare_image(image, (224, 224), preprocessing)
         assert abs(prepared - crop).mean() < 0.6
+
+
+def test_a_folder_is_no_image_and_said_to_be_one(tmp_path):
+    with pytest.raises(ValueError, match=r"is a folder\. Expected an image file; name those in it"):
+        decode_image(tmp_path)

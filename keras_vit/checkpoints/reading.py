@@ -97,10 +97,10 @@ def _file_of_folder(folder):
     for path in found:
         if path.suffix in PICKLES:
             _refuse_pickle(path, path.with_name("model.safetensors"))
-    unfinished = " (a run that is not finished)" if (folder / "recipe.json").exists() else ""
-    raise FileNotFoundError(
-        f"There is no {' and no '.join(FOLDER_FILES)} in the folder {folder}{unfinished}"
-    )
+    missing = f"There is no {' and no '.join(FOLDER_FILES)} in the folder {folder}"
+    if (folder / "recipe.json").exists():
+        missing = f"{folder} is a run that is not finished: run it again to go on. {missing}"
+    raise FileNotFoundError(missing)
 
 
 def _refuse_pickle(path, target=None):

@@ -21,7 +21,7 @@ SPLIT_OF = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
     """Labelled images.
 
@@ -41,12 +41,19 @@ class ImageSet:
     >>> image_set = ImageSet(images, np.array([0, 1, 0, 1], "int32"), ("cat", "dog"))
     >>> len(image_set), image_set.in_memory, image_set.image_size
     (4, True, (8, 8))
+    >>> image_set
+    <ImageSet: 4 images of 2 classes, in memory>
     """
 
     images: np.ndarray | tuple[Path, ...]
     labels: np.ndarray
     class_names: tuple[str, ...]
-    copy_of: Mapping[Path, Path] = field(default_factory=dict, repr=False)
+    copy_of: Mapping[Path, Path] = field(default_factory=dict)
+
+    def __repr__(self):
+        # Of a large set all paths would fill a notebook.
+        place = "in memory" if self.in_memory else "on disk"
+        return f"<ImageSet: {len(self)} images of {len(self.class_names)} classes, {place}>"
 
     def __post_init__(self):
         if self.labels.shape != (len(self.images),) or self.labels.dtype != np.int32:

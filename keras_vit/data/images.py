@@ -78,6 +78,10 @@ def decode_image(image: str | Path | bytes) -> np.ndarray:
             return _rgb(file)
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no image file {name}") from None
+    except IsADirectoryError:
+        raise ValueError(
+            f"{name} is a folder. Expected an image file; name those in it, such as *.jpg"
+        ) from None
     except Exception as error:  # Damaged bytes make decoders raise errors of any kind.
         raise ValueError(
             f"{name} cannot be decoded: {_reason(error)}. Expected a complete "
@@ -214,6 +218,10 @@ def evaluation_geometry(
     crop_mode: str,
 ) -> tuple[int, int, int, int]:
     """Where the evaluation crop of an image lies.
+
+    A central crop leaves the same number of pixels on both sides, or one less before it, as in
+    big_vision. torchvision, and timm with it, rounds half to even: of 3, 7, 11, … pixels that are
+    over it leaves one more before it.
 
     Args:
         height: Height of the image, in pixels.
