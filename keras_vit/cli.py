@@ -95,7 +95,7 @@ def compare(folders: Positional[tuple[str, ...]], output: str | None = None) -> 
     """Compares runs: what they reached, in what time, and the options by which they differ.
 
     Args:
-        folders: Folders of runs, finished or not.
+        folders: Folders of runs, finished or not, and of sweeps, whose final runs are compared.
         output: A folder for compare.html with the learning curves.
     """
     print(finetune.compare_runs(folders, output))

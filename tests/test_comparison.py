@@ -160,6 +160,22 @@ def test_other_data_is_said_and_not_compared(tmp_path):
     assert {row["data"] for row in table_of(text)} == {"digits", "letters"}
 
 
+def test_of_a_sweep_the_final_run_is_compared(tmp_path, capsys):
+    single = make_run(tmp_path, "single", strength=2.0)
+    (tmp_path / "sweep").mkdir()
+    make_run(tmp_path / "sweep", "lr-0.1", strength=3.0)
+    make_run(tmp_path / "sweep", "final-lr-0.1", strength=4.0)
+    (tmp_path / "sweep/sweep.json").write_text('{"runs": [], "final": "final-lr-0.1"}')
+    rows = table_of(compare_runs([single, tmp_path / "sweep"]))
+    assert {row["run"] for row in rows} == {"single", "final-lr-0.1"}
+    (tmp_path / "sweep/sweep.json").write_text('{"runs": [], "final": null}')
+    assert len(table_of(compare_runs([single, tmp_path / "sweep"]))) == 1
+    assert "it is a sweep that is not finished, whose runs are" in capsys.readouterr().out
+    (tmp_path / "sweep/sweep.json").write_text("{")
+    with pytest.raises(ValueError, match=r"sweep\.json is damaged"):
+        compare_runs([single, tmp_path / "sweep"])
+
+
 def test_runs_that_hold_out_other_images_are_said_to(tmp_path):
     runs = [
         make_run(tmp_path, name, strength=2.0, validation=0.8, seed=seed)

@@ -25,7 +25,7 @@ from keras_vit.finetune.predictions import read_predictions
 from keras_vit.finetune.recipe import FREE_FIELDS, Recipe, recipe_fields
 from keras_vit.finetune.repetition import plain_options
 from keras_vit.finetune.report import RunResult, read_result
-from keras_vit.finetune.state import replace_file
+from keras_vit.finetune.state import read_json, replace_file
 
 SIGNIFICANT = 0.05
 # Columns that stand in every table, before the options that differ.
@@ -79,7 +79,8 @@ def compare_runs(folders: Iterable[str | Path], output: str | Path | None = None
     their 95 % intervals overlap.
 
     Args:
-        folders: The runs' folders. What is no run is left out, with a printed note.
+        folders: The runs' folders, and sweeps', whose final runs are compared. What is no run is
+            left out, with a printed note.
         output: An .html file, or a folder for compare.html, to write as well, with PNG files of the
             curves in `figures/` beside it.
 
@@ -115,12 +116,14 @@ def compare_runs(folders: Iterable[str | Path], output: str | Path | None = None
 
 def _read_runs(folders):
     seen = set()
-    for folder in map(Path, folders):
+    for folder in map(_final_run, map(Path, folders)):
         if folder.resolve() in seen:
             continue
         seen.add(folder.resolve())
         if not (folder / "recipe.json").is_file():
             reason = "it holds no recipe.json" if folder.is_dir() else "it is no folder"
+            if (folder / "sweep.json").is_file():
+                reason = f"it is a sweep that is not finished, whose runs are {folder}/lr-*"
             print(f"{folder} is no run: {reason}. It is left out.")
             continue
         yield ComparedRun(
@@ -129,6 +132,13 @@ def _read_runs(folders):
             read_result(folder / "result.json"),
             read_log(folder / "log.csv"),
         )
+
+
+def _final_run(folder):
+    """A run's folder; of a sweep that is finished that of its final run."""
+    sweep = folder / "sweep.json"
+    final = read_json(sweep).get("final") if sweep.is_file() else None
+    return folder / final if final else folder
 
 
 def _sorted_runs(runs):
