@@ -36,7 +36,8 @@ class AttentionPooling(CompositeLayer):
         `(batch, hidden_size)`.
 
     Raises:
-        ValueError: If `num_heads` does not divide the width, or for an unknown activation.
+        ValueError: If `num_heads` does not divide the width, for an unknown activation, or for
+            tokens of other than three axes, or without patches after the `prefix_tokens`.
 
     Example:
 

@@ -36,8 +36,8 @@ class ImagePreprocessing(keras.layers.Layer):
         The same, in the compute dtype of the policy.
 
     Raises:
-        ValueError: If `std` is not positive, `crop_fraction` is outside (0, 1], or a name is
-            unknown.
+        ValueError: If `std` is not positive, `crop_fraction` is outside (0, 1], a name is unknown,
+            or the images have another number of channels than `mean`.
 
     Example:
 

@@ -67,8 +67,8 @@ class MultiHeadSelfAttention(CompositeLayer):
     Raises:
         ValueError: If `num_heads` does not divide the width of the tokens, positions or windows
             are asked for without a grid or with another number of tokens, both windows and relative
-            positions, or, when called, sizes or weights of attention in windows, or more tokens
-            than there are.
+            positions, for tokens of other than three axes, or, when called, sizes or weights of
+            attention in windows, or more tokens than there are.
 
     Example:
 

@@ -29,7 +29,8 @@ class PatchDropout(keras.layers.Layer):
         The same; in training fewer tokens.
 
     Raises:
-        ValueError: If `rate` is outside [0, 1).
+        ValueError: If `rate` is outside [0, 1), or for tokens of other than three axes, or without
+            patches after the `prefix_tokens`.
 
     Example:
 

@@ -48,8 +48,8 @@ class PatchEncoder(CompositeLayer):
         `(batch, patches + 1, hidden_size)`, with as many more as there are tokens before them.
 
     Raises:
-        ValueError: If the number of patches is unknown when the layer is built, or an argument is
-            none of its choices.
+        ValueError: If the number of patches is unknown when the layer is built, another one when it
+            is called, or not that of `grid`, or an argument is none of its choices.
 
     Example:
 

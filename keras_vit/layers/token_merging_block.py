@@ -1,10 +1,9 @@
 """A Transformer block that merges tokens that are alike."""
 
-from numbers import Integral
-
 import keras
 from keras import ops
 
+from keras_vit.layers.patches import as_count
 from keras_vit.layers.token_reduction import merge_tokens, merged_tokens
 from keras_vit.layers.transformer_block import (
     TransformerBlock,
@@ -58,19 +57,14 @@ class TokenMergingBlock(TransformerBlock):
     def __init__(self, num_heads, mlp_dim, *, token_merging, **kwargs):
         # Sizes stay exact in any dtype policy: they are not cast to it.
         super().__init__(num_heads, mlp_dim, autocast=False, **kwargs)
-        whole = isinstance(token_merging, Integral) and not isinstance(token_merging, bool)
-        if not whole or token_merging < 0:
-            raise ValueError(
-                "`token_merging` must be an int of at least 0. Received: "
-                f"token_merging={token_merging!r}"
-            )
+        token_merging = as_count(token_merging, "token_merging")
         if self.positions is not None:
             raise ValueError(
                 "Merged tokens have no place that `positions` could tell. Received: "
                 f"positions={self.positions!r}"
             )
         refuse_ignored_options(self)
-        self.token_merging = int(token_merging)
+        self.token_merging = token_merging
 
     def build(self, input_shape):
         check_token_count(input_shape[1], self.prefix_tokens)

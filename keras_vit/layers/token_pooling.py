@@ -29,7 +29,8 @@ class TokenPooling(keras.layers.Layer):
         `(batch, hidden_size)`, twice as wide for `"token+avg"`.
 
     Raises:
-        ValueError: For an unknown pooling, or one that needs a token where there is none.
+        ValueError: For an unknown pooling, one that needs a token where there is none, or the mean
+            of patches where there are none, or for tokens of other than three axes.
 
     Example:
 
